@@ -1,0 +1,55 @@
+# make demo    set up, draw a synthetic cohort, run the whole pipeline on it
+# make test    set up, run the tests
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+SNAKEMAKE := $(BIN)/snakemake
+
+.PHONY: setup demo test lint format generated lock clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "error: Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/it" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+data/demo/slides.tsv: $(VENV)/ready
+	@test -e $@ || $(BIN)/wsi-pipeline demo-cohort data/demo
+
+demo: setup data/demo/slides.tsv
+	$(SNAKEMAKE) --configfile config/demo.yaml --quiet rules
+	@$(BIN)/wsi-pipeline summary results/demo/evaluation/inception_v3/metrics.json results/demo/report.html
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check workflow
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt workflow
+
+# The files that are made from the config's models.
+generated: setup
+	$(BIN)/wsi-pipeline config --defaults config/defaults.yaml --schema workflow/schemas/config.schema.json
+
+# New versions of everything: installs pyproject.toml's ranges into a fresh environment and writes them down.
+lock:
+	rm -rf $(VENV).lock && $(PYTHON) -m venv $(VENV).lock
+	$(VENV).lock/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV).lock/bin/python -m pip install --quiet '.[slurm,dev]'
+	{ sed -n '/^#/p' requirements.lock; $(VENV).lock/bin/python -m pip freeze --exclude pip --exclude setuptools \
+		--exclude wsi-pipeline | sed 's/^torch==\([0-9.]*\).*/torch==\1/'; } > requirements.new
+	mv requirements.new requirements.lock && rm -rf $(VENV).lock
+
+clean:
+	rm -rf results logs data/demo .snakemake

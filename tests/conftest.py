@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+from numpy.typing import NDArray
+
+from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import convert
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("WSI_PIPELINE_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+needs_data = pytest.mark.skipif(
+    not (DATA / "slides").is_dir(),
+    reason=f"no real slides at {DATA}; set WSI_PIPELINE_TEST_DATA",
+)
+
+
+def write_tiff(path: Path, rgb: NDArray[np.uint8], mpp: float | None = 0.5, compression: str = "jpeg") -> Path:
+    """A pyramidal tiled TIFF that OpenSlide opens."""
+    height, width, _ = rgb.shape
+    image = pyvips.Image.new_from_memory(np.ascontiguousarray(rgb).tobytes(), width, height, 3, "uchar")
+    scale = {} if mpp is None else {"xres": 1000 / mpp, "yres": 1000 / mpp}
+    image.copy(interpretation="srgb").tiffsave(
+        str(path), compression=compression, Q=90, tile=True, tile_width=256, tile_height=256, pyramid=True, **scale
+    )
+    return path
+
+
+def write_asap(path: Path, rings: list[tuple[str, list[tuple[float, float]]]]) -> Path:
+    """ASAP XML with (group, vertices) annotations."""
+    annotations = "".join(
+        f'<Annotation Name="a{k}" Type="Polygon" PartOfGroup="{group}"><Coordinates>'
+        + "".join(f'<Coordinate Order="{n}" X="{x}" Y="{y}"/>' for n, (x, y) in enumerate(ring))
+        + "</Coordinates></Annotation>"
+        for k, (group, ring) in enumerate(rings)
+    )
+    path.write_text(f"<ASAP_Annotations><Annotations>{annotations}</Annotations></ASAP_Annotations>")
+    return path
+
+
+def square(x: float, y: float, edge: float) -> list[tuple[float, float]]:
+    return [(x, y), (x + edge, y), (x + edge, y + edge), (x, y + edge)]
+
+
+def tissue_picture(width: int = 1600, height: int = 1200) -> NDArray[np.uint8]:
+    """White glass with a pink rectangle of noisy tissue from (200, 200) to 200 px from the far edges."""
+    rng = np.random.default_rng(0)
+    rgb = np.full((height, width, 3), 244, np.uint8)
+    tissue = rng.normal((200, 120, 180), 12, (height - 400, width - 400, 3))
+    rgb[200 : height - 200, 200 : width - 200] = np.clip(tissue, 0, 255)
+    return rgb
+
+
+def converted(folder: Path, source: Path, slide: str = "s1", mpp: float | None = None) -> Path:
+    """Convert a slide and return the folder that holds pyramid.ome.zarr and pyramid.json."""
+    target = folder / slide
+    options = PyramidOptions(chunk_px=256, shard_px=1024)
+    convert.run(slide, source, target / "pyramid.ome.zarr", target / "pyramid.json", options, mpp)
+    return target
+
+
+@pytest.fixture(scope="session")
+def tissue_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a converted slide with `tissue_picture` at 0.5 um per pixel."""
+    folder = tmp_path_factory.mktemp("slide")
+    return converted(folder, write_tiff(folder / "s1.tif", tissue_picture()))
+
+
+@pytest.fixture(scope="session")
+def tissue_pyramid(tissue_slide: Path) -> Pyramid:
+    return Pyramid(tissue_slide / "pyramid.ome.zarr")

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from wsi_pipeline.config import (
+    STAGE_OPTIONS,
+    STEP_VERSIONS,
+    Config,
+    TissueOptions,
+    defaults_yaml,
+    load_config,
+    options_json,
+    parse_options,
+    schema_json,
+)
+from wsi_pipeline.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "generated"),
+    [("config/defaults.yaml", defaults_yaml), ("workflow/schemas/config.schema.json", schema_json)],
+)
+def test_generated_files_are_up_to_date(name: str, generated: Any) -> None:
+    found, wanted = (ROOT / name).read_text(), generated()
+    diff = "\n".join(difflib.unified_diff(found.splitlines(), wanted.splitlines(), name, "models", lineterm=""))
+    assert found == wanted, f"run `make generated`\n{diff}"
+
+
+def test_defaults_file_is_the_default_config() -> None:
+    assert load_config(yaml.safe_load(defaults_yaml())) == Config()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path: Any) -> None:
+    load_config(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tisue": {}}, "unknown key tisue (did you mean tissue?)"),
+        ({"tissue": {"metod": 1}}, "unknown key tissue.metod (did you mean method?)"),
+        ({"evaluation": {"operating_point": {"treshold": 1}}}, "operating_point.treshold (did you mean threshold?)"),
+        ({"tissue": {"zzz": 1}}, "known keys: mpp, method"),
+        ({"tissue": {"mpp": 1000}}, "tissue.mpp: Input should be less than or equal to 50 (given: 1000)"),
+        ({"pyramid": {"shard_px": 1000}}, "shard_px 1000 is no multiple of chunk_px 512"),
+        ({"training": {"model": "../x"}}, "training.model"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(values)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", STEP_VERSIONS)
+def test_options_survive_the_command_line(stage: str) -> None:
+    options = Config(seed=7).stage_options(stage)
+    text = options_json(stage, options)
+    assert json.loads(text)["step_version"] == STEP_VERSIONS[stage]
+    assert parse_options(stage, STAGE_OPTIONS[stage], text) == options
+
+
+def test_options_of_another_step_version_are_refused() -> None:
+    with pytest.raises(ConfigError, match="step_version 99"):
+        parse_options("tissue", TissueOptions, '{"step_version": 99}')
+
+
+def test_every_field_says_what_it_is() -> None:
+    def check(schema: dict[str, Any], where: str) -> None:
+        for name, field in schema.get("properties", {}).items():
+            assert field.get("description"), f"{where}.{name} has no description"
+
+    schema = json.loads(schema_json())
+    check(schema, "Config")
+    for name, section in schema["$defs"].items():
+        check(section, name)
+
+
+def test_where_weights_lie_does_not_change_the_options_of_training() -> None:
+    here = load_config({"training": {"weights_file": "a.pth"}}).stage_options("train")
+    assert here == Config().stage_options("train")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_pipeline.geometry import Box, Grid, Size, is_plausible_mpp, tiles
+
+sizes = st.builds(Size, st.integers(1, 5000), st.integers(1, 5000))
+
+
+@given(sizes, st.integers(1, 700))
+def test_tiles_cover_an_image_once(size: Size, step: int) -> None:
+    step = max(step, size.width // 40 + 1, size.height // 40 + 1)
+    boxes = tiles(size, step)
+    assert sum(b.width * b.height for b in boxes) == size.width * size.height
+    assert len({(b.x, b.y) for b in boxes}) == len(boxes)
+    assert max(b.right for b in boxes) == size.width
+    assert max(b.bottom for b in boxes) == size.height
+
+
+def test_clipping_a_box_outside_leaves_nothing() -> None:
+    assert Box(-5, 2, 8, 3).clipped(Size(10, 4)) == Box(0, 2, 3, 2)
+    gone = Box(20, 0, 5, 5).clipped(Size(10, 10))
+    assert gone.width == 0
+
+
+@given(sizes, st.floats(10, 600), st.floats(0.1, 2))
+def test_a_grid_covers_the_slide_and_wastes_no_patch(size: Size, patch: float, share: float) -> None:
+    stride = min(patch * share, patch)
+    grid = Grid.over(size, patch, stride)
+    for positions, length in ((grid.x(), size.width), (grid.y(), size.height)):
+        assert positions[0] == 0
+        assert positions[-1] + patch >= length - 1
+        if len(positions) > 1:
+            assert positions[-2] + patch < length + 1
+
+
+@pytest.mark.parametrize(("mpp", "plausible"), [(0.25, True), (50, True), (1000, False), (0, False), (None, False)])
+def test_plausible_scales(mpp: float | None, plausible: bool) -> None:
+    assert is_plausible_mpp(mpp) is plausible

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wsi_pipeline.config import TissueOptions
+from wsi_pipeline.errors import ConfigError, SheetError
+from wsi_pipeline.sheet import load_sheet
+
+HEAD = "slide\tpath\tsplit\tlabel\tannotation\texhaustive\tpatient\tmpp\n"
+
+
+def sheet_of(folder: Path, text: str, *files: str) -> Path:
+    for name in ("a.tif", "b.tif", "a.xml", *files):
+        (folder / name).touch()
+    path = folder / "slides.tsv"
+    path.write_text(text.replace("@", f"{folder}/"))
+    return path
+
+
+def test_three_columns_are_enough_for_a_test_slide(tmp_path: Path) -> None:
+    sheet = load_sheet(sheet_of(tmp_path, "slide\tpath\tsplit\n007\t@a.tif\ttest\n"))
+    assert list(sheet) == ["007"]
+    assert sheet["007"].label is None
+
+
+def test_an_annotation_means_tumor_and_overrides_reach_the_options(tmp_path: Path) -> None:
+    text = "slide\tpath\tsplit\tannotation\texhaustive\ttissue_threshold\nx\t@a.tif\ttrain\t@a.xml\tno\t30\n"
+    row = load_sheet(sheet_of(tmp_path, f"# comment\n\n{text}"))["x"]
+    assert (row.label, row.exhaustive) == ("tumor", False)
+    assert row.tissue_options(TissueOptions()).threshold == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD + "x\t@a.tif\ttest\nx\t@b.tif\ttest\n", "row 3 (x): the slide id occurs twice"),
+        (HEAD + "a b\t@a.tif\ttest\n", "row 2 (a b): 'a b' cannot be a slide id"),
+        (HEAD + "../x\t@a.tif\ttest\n", "cannot be a slide id"),
+        (HEAD + "x\t@none.tif\ttest\n", "row 2 (x): path"),
+        (HEAD + "x\t@a.tif\ttest\ttumor\t@none.xml\n", "annotation"),
+        (HEAD + "x\t@\ttest\n", "is a folder, not a file"),
+        (HEAD + "x\t@a.tif\ttrain\ttumor\n", "a tumour training slide without annotation"),
+        (HEAD + "x\t@a.tif\ttrain\n", "a training slide without label and annotation"),
+        (HEAD + "x\t@a.tif\ttrain\tnormal\t\t\tp1\ny\t@b.tif\ttest\t\t\t\tp1\n", "row 3 (y): patient p1"),
+        (HEAD + "x\t@a.tif\ttesting\n", "split 'testing' is none of train, validation, test"),
+        (HEAD + "x\t@a.tif\ttest\t\t\t\t\t1000\n", "mpp '1000' is no number from 0.05 to 50"),
+        (HEAD + "x\t@a.tif\ttest\t\t\t\t\tabc\n", "mpp 'abc'"),
+        (HEAD + "x\t@a.tif\ttest\t\t\t\t\t\t\t\t\n", "cells, but 8 columns"),
+        ("slide\tpath\tsplit\tlable\n", "unknown column 'lable' (did you mean label?)"),
+        ("slide,path,split\n", "no column slide, path, split"),
+        (HEAD, "the sheet has no slides"),
+        ("# only a comment\n", "the sheet is empty"),
+    ],
+)
+def test_mistakes_name_the_row(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SheetError) as caught:
+        load_sheet(sheet_of(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def test_a_missing_sheet_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SheetError, match=r"nowhere\.tsv"):
+        load_sheet(tmp_path / "nowhere.tsv")
+
+
+def test_excluded_slides_are_left_out_and_a_wrong_name_is_refused(tmp_path: Path) -> None:
+    path = sheet_of(tmp_path, HEAD + "x1\t@a.tif\ttest\nx2\t@b.tif\ttest\n")
+    assert list(load_sheet(path, exclude=("x1",))) == ["x2"]
+    with pytest.raises(ConfigError, match="no slide x3"):
+        load_sheet(path, exclude=("x3",))
+
+
+def test_the_digest_follows_every_cell(tmp_path: Path) -> None:
+    one = load_sheet(sheet_of(tmp_path, HEAD + "x\t@a.tif\ttest\n")).digest()
+    two = load_sheet(sheet_of(tmp_path, HEAD + "x\t@a.tif\ttest\tnormal\n")).digest()
+    assert one != two

@@ -1,0 +1,306 @@
+"""The command line: one subcommand a stage.
+
+A `PipelineError` becomes one line and exit code 2; anything else is a bug and keeps its traceback.
+Heavy libraries are imported by the stages, inside the commands.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_pipeline.errors import ConfigError, PipelineError
+
+app = typer.Typer(
+    name="wsi-pipeline",
+    help="Train and evaluate tumour classifiers on whole-slide images, stage by stage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Slide = Annotated[str, typer.Option(help="Slide id.")]
+Options = Annotated[str, typer.Option(metavar="JSON", help="Options of the stage; left out ones are defaults.")]
+Threads = Annotated[int, typer.Option(min=1, help="Worker threads.")]
+Store = Annotated[Path, typer.Option(help="OME-Zarr store to write.")]
+Receipt = Annotated[Path, typer.Option(help="Receipt (JSON) to write.")]
+Picture = Annotated[Path, typer.Option(help="Picture (PNG) to write.")]
+PyramidArg = Annotated[Path, typer.Option("--pyramid", help="The slide's pyramid.ome.zarr.")]
+TissueArg = Annotated[Path, typer.Option("--tissue", help="The slide's tissue.ome.zarr.")]
+TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.zarr.")]
+HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap store.")]
+HeatmapReceipt = Annotated[Path, typer.Option(help="The heatmap's receipt.")]
+Synthetic = Annotated[bool, typer.Option(help="Say on pictures that the slide is synthetic.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The slide file.")],
+    slide: Slide,
+    store: Store,
+    receipt: Receipt,
+    mpp: Annotated[float | None, typer.Option(help="Scale in um per pixel, instead of the slide's own.")] = None,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Convert a slide to an OME-Zarr pyramid."""
+    from wsi_pipeline.config import PyramidOptions, parse_options
+    from wsi_pipeline.stages import convert as stage
+
+    stage.run(slide, source, store, receipt, parse_options("convert", PyramidOptions, options), mpp, threads)
+
+
+@app.command()
+def tissue(
+    pyramid: PyramidArg,
+    slide: Slide,
+    store: Store,
+    receipt: Receipt,
+    picture: Picture,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Find the tissue on a slide."""
+    from wsi_pipeline.config import TissueOptions, parse_options
+    from wsi_pipeline.stages import tissue as stage
+
+    stage.run(slide, pyramid, store, receipt, picture, parse_options("tissue", TissueOptions, options), threads)
+
+
+@app.command()
+def truth(
+    pyramid: PyramidArg,
+    slide: Slide,
+    store: Store,
+    receipt: Receipt,
+    picture: Picture,
+    annotation: Annotated[Path | None, typer.Option(help="ASAP XML.")] = None,
+    label: Annotated[str | None, typer.Option(help="normal or tumor.")] = None,
+    exhaustive: Annotated[bool, typer.Option(help="Whether all tumour is annotated.")] = True,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Draw what the annotations say: normal, tumour, ignore."""
+    from wsi_pipeline.config import TruthOptions, parse_options
+    from wsi_pipeline.stages import truth as stage
+
+    stage.run(
+        slide, pyramid, store, receipt, picture, parse_options("truth", TruthOptions, options),
+        annotation=annotation, label=label, exhaustive=exhaustive, threads=threads,
+    )  # fmt: skip
+
+
+@app.command()
+def patches(
+    pyramid: PyramidArg,
+    tissue: TissueArg,
+    truth: TruthArg,
+    slide: Slide,
+    store: Annotated[Path, typer.Option(help="Zarr store of patches to write.")],
+    index: Annotated[Path, typer.Option(help="Parquet index to write.")],
+    receipt: Receipt,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Draw training patches from a slide."""
+    from wsi_pipeline.config import PatchDraw, parse_options
+    from wsi_pipeline.stages import patches as stage
+
+    parsed = parse_options("patches", PatchDraw, options)
+    stage.run(slide, pyramid, tissue, truth, store, index, receipt, parsed, threads)
+
+
+@app.command()
+def train(
+    weights: Annotated[Path, typer.Option(help="weights.safetensors to write.")],
+    receipt: Annotated[Path, typer.Option(help="model.json to write.")],
+    training: Annotated[
+        list[Path] | None, typer.Option(help="Patch receipts (patches.json) of the training slides.")
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="Patch receipts (patches.json) of the validation slides.")
+    ] = None,
+    history: Annotated[Path | None, typer.Option(help="history.csv to write.")] = None,
+    curves: Annotated[Path | None, typer.Option(help="Picture of the training curves to write.")] = None,
+    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("checkpoints"),
+    imagenet: Annotated[Path | None, typer.Option(help="inception_v3_google-0cc3c7bd.pth.")] = None,
+    take: Annotated[Path | None, typer.Option(help="Take these trained weights instead of training.")] = None,
+    size_px: Annotated[int, typer.Option(help="Patch size of taken weights without model.json.")] = 299,
+    mpp: Annotated[float, typer.Option(help="Scale of taken weights without model.json.")] = 0.25,
+    memory_gib: Annotated[float, typer.Option(help="Patches kept in memory, GiB; more are read as needed.")] = 4.0,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10.0,
+    options: Options = "{}",
+) -> None:
+    """Train Inception-v3, or take trained weights."""
+    from wsi_pipeline.config import TrainingRun, parse_options
+    from wsi_pipeline.stages import train as stage
+
+    if take is not None:
+        stage.take(take, weights, receipt, size_px=size_px, mpp=mpp)
+        return
+    if not training or history is None or curves is None:
+        raise ConfigError("training needs --training, --history and --curves")
+    stage.run(
+        stage.PatchSet.of(training), stage.PatchSet.of(validation or []), weights, receipt, history, curves,
+        checkpoints, parse_options("train", TrainingRun, options),
+        imagenet=imagenet, memory_gib=memory_gib, checkpoint_minutes=checkpoint_minutes,
+    )  # fmt: skip
+
+
+@app.command()
+def heatmap(
+    pyramid: PyramidArg,
+    tissue: TissueArg,
+    weights: Annotated[Path, typer.Option(help="weights.safetensors of the model.")],
+    model: Annotated[Path, typer.Option(help="model.json of the model.")],
+    slide: Slide,
+    store: Store,
+    receipt: Receipt,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Predict the tumour probability of every patch of a slide."""
+    from wsi_pipeline.config import HeatmapOptions, parse_options
+    from wsi_pipeline.stages import heatmap as stage
+
+    parsed = parse_options("heatmap", HeatmapOptions, options)
+    stage.run(slide, pyramid, tissue, weights, model, store, receipt, parsed, threads)
+
+
+@app.command()
+def confusion(
+    pyramid: PyramidArg,
+    truth: TruthArg,
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceipt,
+    slide: Slide,
+    store: Store,
+    receipt: Receipt,
+    scores: Annotated[Path, typer.Option(help="Table of score counts (Parquet) to write.")],
+    picture: Picture,
+    options: Options = "{}",
+    synthetic: Synthetic = False,
+) -> None:
+    """Compare a heatmap with the truth."""
+    from wsi_pipeline.config import ConfusionOptions, parse_options
+    from wsi_pipeline.stages import confusion as stage
+
+    parsed = parse_options("confusion", ConfusionOptions, options)
+    stage.run(
+        slide, pyramid, truth, heatmap, heatmap_receipt, store, receipt, scores, picture, parsed, synthetic=synthetic
+    )  # fmt: skip
+
+
+@app.command()
+def detect(
+    truth: TruthArg,
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceipt,
+    slide: Slide,
+    detections: Annotated[Path, typer.Option(help="CSV of confidence,x,y to write.")],
+    geojson: Annotated[Path, typer.Option(help="QuPath GeoJSON to write.")],
+    receipt: Receipt,
+    options: Options = "{}",
+) -> None:
+    """Find detections on a heatmap and the lesions that they hit."""
+    from wsi_pipeline.config import LesionLevelOptions, parse_options
+    from wsi_pipeline.stages import detect as stage
+
+    parsed = parse_options("detect", LesionLevelOptions, options)
+    stage.run(slide, truth, heatmap, heatmap_receipt, detections, geojson, receipt, parsed)
+
+
+@app.command()
+def evaluate(
+    sheet: Annotated[Path, typer.Option(help="The slide sheet.")],
+    confusion: Annotated[Path, typer.Option(help="Folder that the stage confusion wrote into.")],
+    detections: Annotated[Path, typer.Option(help="Folder that the stage detect wrote into.")],
+    output: Annotated[Path, typer.Option(help="Folder to write metrics, tables and figures into.")],
+    exclude: Annotated[list[str] | None, typer.Option(help="Slides of the sheet to leave out.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Digest of the sheet's rows that is expected.")] = None,
+    allow_missing: Annotated[bool, typer.Option(help="Evaluate the slides that are there.")] = False,
+    options: Options = "{}",
+) -> None:
+    """Compute all figures over the test slides."""
+    from wsi_pipeline.config import EvaluateOptions, parse_options
+    from wsi_pipeline.sheet import load_sheet
+    from wsi_pipeline.stages import evaluate as stage
+
+    left_out = tuple(exclude or ())
+    loaded = load_sheet(sheet, exclude=left_out, check_files=False)
+    if rows is not None and loaded.digest() != rows:
+        raise ConfigError(f"{sheet}: the slide sheet has changed since the run began", remedy="Start it again")
+    parsed = parse_options("evaluate", EvaluateOptions, options)
+    stage.run(loaded, left_out, confusion, detections, output, parsed, allow_missing=allow_missing)
+
+
+@app.command()
+def report(
+    slides: Annotated[Path, typer.Option(help="Folder of the slides.")],
+    heatmaps: Annotated[Path, typer.Option(help="Folder of the model's heatmaps.")],
+    confusion: Annotated[Path, typer.Option(help="Folder of the model's confusion images.")],
+    evaluation: Annotated[Path, typer.Option(help="Folder of the model's evaluation.")],
+    output: Annotated[Path, typer.Option(help="HTML page to write.")],
+    options: Options = "{}",
+) -> None:
+    """Write the report page."""
+    from wsi_pipeline.config import ReportRun, parse_options
+    from wsi_pipeline.stages import report as stage
+
+    stage.run(slides, heatmaps, confusion, evaluation, output, parse_options("report", ReportRun, options))
+
+
+@app.command()
+def summary(
+    metrics: Annotated[Path, typer.Argument(help="metrics.json of an evaluation.")],
+    report: Annotated[Path, typer.Argument(help="Its report.html.")],
+) -> None:
+    """Print the main figures of an evaluation and where its report is."""
+    from wsi_pipeline.summary import summary_text
+
+    print(summary_text(metrics, report))
+
+
+@app.command("imagenet-weights")
+def imagenet_weights(
+    output: Annotated[Path, typer.Argument(help="Where to put inception_v3_google-0cc3c7bd.pth.")],
+    url: Annotated[str | None, typer.Option(help="Another place to get it from.")] = None,
+) -> None:
+    """Download torchvision's ImageNet weights and check their SHA-256."""
+    from wsi_pipeline.model.download import download_imagenet
+
+    download_imagenet(output, url)
+
+
+@app.command("demo-cohort")
+def demo_cohort(folder: Annotated[Path, typer.Argument(help="Folder to write into.")]) -> None:
+    """Draw a small cohort of synthetic slides."""
+    from wsi_pipeline.demo import write_cohort
+
+    sheet = write_cohort(folder)
+    logging.info("12 synthetic slides, sheet %s", sheet)
+
+
+@app.command("config")
+def config_files(
+    defaults: Annotated[Path, typer.Option(help="YAML file of all keys to write.")],
+    schema: Annotated[Path, typer.Option(help="JSON schema to write.")],
+) -> None:
+    """Write the files that are generated from the config's models."""
+    from wsi_pipeline.config import write_config_files
+
+    write_config_files(defaults, schema)

@@ -1,0 +1,449 @@
+"""The config: one model for each section, each field with its default, unit and meaning.
+
+`config/defaults.yaml` and `workflow/schemas/config.schema.json` are generated from these models
+(`wsi-pipeline config`). Lengths are micrometres, scales um per pixel; threads, memory and partitions
+are not config but belong to rules and profiles. The one exception is `cpu_threads`: how many threads
+share a sum decides its last bits, so a result that is to be the same anywhere has to fix it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wsi_pipeline.errors import ConfigError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+# Raised by one where a stage's results change: everything that it made is then made again.
+STEP_VERSIONS = {
+    "convert": 1,
+    "tissue": 1,
+    "truth": 1,
+    "patches": 1,
+    "train": 1,
+    "heatmap": 1,
+    "confusion": 1,
+    "detect": 1,
+    "evaluate": 1,
+    "report": 1,
+}
+
+Mpp = Annotated[float, Field(ge=0.05, le=50)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class Section(BaseModel):
+    """Frozen options that refuse unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class CohortOptions(Section):
+    """Which slides."""
+
+    name: str = Field("cohort", description="Name of the cohort, for the report.")
+    slides: str = Field("config/slides.tsv", description="The slide sheet, a TSV file.")
+    synthetic: bool = Field(
+        False, description="Whether the slides are drawn by a program; said wherever results are shown."
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="Slides of the sheet that are left out; every evaluation names them."
+    )
+
+
+class PyramidOptions(Section):
+    """How slides are stored (convert)."""
+
+    chunk_px: Annotated[int, Field(ge=64, le=4096)] = Field(
+        512, description="Edge of a chunk, the smallest part that is read, in pixels."
+    )
+    shard_px: Annotated[int, Field(ge=64, le=16384)] = Field(
+        4096, description="Edge of a shard, one file, in pixels; a multiple of chunk_px."
+    )
+    zstd_level: Annotated[int, Field(ge=1, le=19)] = Field(
+        3, description="Zstandard level of the lossless compression."
+    )
+
+    @model_validator(mode="after")
+    def _shards_hold_whole_chunks(self) -> Self:
+        if self.shard_px % self.chunk_px:
+            raise ValueError(f"shard_px {self.shard_px} is no multiple of chunk_px {self.chunk_px}")
+        return self
+
+
+class TissueOptions(Section):
+    """Where tissue is (tissue)."""
+
+    mpp: Mpp = Field(8.0, description="Scale of the mask, um per pixel.")
+    method: Literal["otsu_saturation", "otsu_gray", "gray_threshold"] = Field(
+        "otsu_saturation",
+        description="Saturation or grey value above or below Otsu's threshold of the whole slide, "
+        "or grey below a fixed threshold.",
+    )
+    threshold: Annotated[float, Field(ge=0, le=255)] | None = Field(
+        None,
+        description="Fixed threshold, 0 to 255, instead of the one found; "
+        "gray_threshold takes 150 where it is null. The sheet's column tissue_threshold sets it for one slide.",
+    )
+    remove_pen: bool = Field(True, description="Whether blue, green and black ink is taken out.")
+    closing_um: NotNegative = Field(40.0, description="Gaps up to this width are closed, um.")
+    min_hole_um2: NotNegative = Field(40_000.0, description="Smaller holes are filled, um².")
+    min_area_um2: NotNegative = Field(20_000.0, description="Smaller pieces are left out, um².")
+
+
+class TruthOptions(Section):
+    """What annotations mean (truth)."""
+
+    mpp: Mpp = Field(8.0, description="Scale of the truth image, um per pixel.")
+    tumor_groups: tuple[str, ...] = Field(
+        ("_0", "_1", "Tumor", "metastases"), description="Annotation groups that are tumour."
+    )
+    cutout_groups: tuple[str, ...] = Field(
+        ("_2", "Exclusion", "normal"), description="Groups that are cut out of tumour and are normal tissue."
+    )
+    ignore_groups: tuple[str, ...] = Field((), description="Groups that are neither: not trained on, not scored.")
+
+
+class PatchesOptions(Section):
+    """Which patches train the network (patches)."""
+
+    mpp: Mpp = Field(0.25, description="Scale of a patch, um per pixel.")
+    size_px: Annotated[int, Field(ge=75, le=2048)] = Field(299, description="Edge of a patch, pixels.")
+    stride_um: Positive | None = Field(None, description="Distance of neighbouring positions, um; null is one patch.")
+    min_tissue: Fraction = Field(0.75, description="Least share of a patch that is tissue.")
+    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.75, description="Least share of a tumour patch that is tumour; a normal patch has none."
+    )
+    max_tumor: Count = Field(1000, description="Most tumour patches of a slide.")
+    max_normal: Count = Field(1000, description="Most normal patches of a slide.")
+
+
+class AugmentationOptions(Section):
+    """Random changes of training patches."""
+
+    orientations: bool = Field(True, description="Flips and quarter turns, all 8 equally likely.")
+    brightness: Fraction = Field(0.25, description="Largest shift of brightness, share of full scale.")
+    contrast: Fraction = Field(0.25, description="Largest relative change of contrast.")
+    saturation: Fraction = Field(0.25, description="Largest relative change of saturation.")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.04, description="Largest turn of hue, share of a circle.")
+
+
+class TrainingOptions(Section):
+    """How the network is trained (train)."""
+
+    model: Name = Field("inception_v3", description="Name of the model, a folder below <results>/model.")
+    weights: str | None = Field(
+        None,
+        description="A trained model's weights.safetensors (model.json beside it, if any): "
+        "patches and training are skipped and it is used as it is. null trains.",
+    )
+    start: str = Field(
+        "imagenet",
+        description="Weights to start from: imagenet, random, or the path of another model's weights.safetensors.",
+    )
+    weights_file: str | None = Field(
+        None,
+        description="Local copy of torchvision's inception_v3_google-0cc3c7bd.pth for start: imagenet; "
+        "null downloads it.",
+    )
+    optimizer: Literal["rmsprop"] = Field("rmsprop", description="RMSProp, as the example.")
+    learning_rate: Positive = Field(1e-4, description="Learning rate.")
+    squared_gradient_decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.99, description="Decay of RMSProp's mean of squared gradients."
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Momentum of RMSProp.")
+    epsilon: Positive = Field(1e-8, description="Added to RMSProp's denominator.")
+    weight_decay: NotNegative = Field(1e-4, description="L2 penalty.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Patches of a step.")
+    epochs: Positive = Field(
+        1.0, description="Passes over as many patches as the training slides have; sets the number of steps."
+    )
+    max_steps: Count | None = Field(None, description="Stop after this many steps.")
+    validate_every: Count = Field(250, description="Steps between validations; one more comes at the end.")
+    validation_patches: Count = Field(
+        20_000, description="Most validation patches that are scored, evenly spread over the slides."
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="Keep the weights with the lowest validation loss, or the last ones."
+    )
+    cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
+    augmentation: AugmentationOptions = Field(
+        default_factory=AugmentationOptions, description="Random changes of training patches."
+    )
+
+
+class HeatmapOptions(Section):
+    """How slides are predicted (heatmap). Scale and patch size are the model's."""
+
+    stride_um: Positive | None = Field(None, description="Distance of neighbouring patches, um; null is one patch.")
+    min_tissue: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Patches with more than this share of tissue are predicted."
+    )
+    batch_size: Count = Field(128, description="Patches of one forward pass.")
+    cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
+
+
+class OperatingPointOptions(Section):
+    """Where probability becomes a decision."""
+
+    rule: Literal["fixed"] = Field("fixed", description="How the threshold is chosen; fixed is the given one.")
+    threshold: Fraction = Field(0.8, description="A patch is called tumour at or above this probability.")
+
+
+class PatchLevelOptions(Section):
+    """Which patches are tumour when predictions are judged."""
+
+    label_rule: Literal["centre_nearest", "centre_region", "area_fraction"] = Field(
+        "centre_nearest",
+        description="Truth of a patch: the truth pixel nearest to its centre, any tumour in its central region, "
+        "or at least min_tumor of its area.",
+    )
+    region_um: Positive = Field(32.0, description="Edge of the central region of centre_region, um.")
+    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="Least share of tumour for area_fraction.")
+
+
+class LesionLevelOptions(Section):
+    """Detections and the lesions that they are matched with (detect)."""
+
+    radius_um: Positive = Field(192.0, description="Radius of non-maximum suppression, um.")
+    min_score: Fraction = Field(0.5, description="Detections below this probability are not made.")
+    merge_um: NotNegative = Field(75.0, description="Foci up to this far apart are one lesion, um.")
+    itc_um: NotNegative = Field(
+        275.0, description="Lesions whose major axis is shorter are isolated tumour cells and not scored, um."
+    )
+
+
+class IntervalOptions(Section):
+    """Confidence intervals: bootstrap over slides."""
+
+    resamples: Annotated[int, Field(ge=100)] = Field(2000, description="Bootstrap resamples.")
+    level: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of the intervals.")
+
+
+class EvaluationOptions(Section):
+    """How predictions are judged (confusion, detect, evaluate)."""
+
+    operating_point: OperatingPointOptions = Field(
+        default_factory=OperatingPointOptions, description="Where probability becomes a decision."
+    )
+    patch_level: PatchLevelOptions = Field(default_factory=PatchLevelOptions, description="Truth of a patch.")
+    lesion_level: LesionLevelOptions = Field(default_factory=LesionLevelOptions, description="Detections and lesions.")
+    interval: IntervalOptions = Field(default_factory=IntervalOptions, description="Confidence intervals.")
+
+
+class ReportOptions(Section):
+    """The report page."""
+
+    title: str = Field("Tumour classification on whole-slide images", description="Title of the page.")
+    thumbnail_px: Annotated[int, Field(ge=128, le=2048)] = Field(
+        640, description="Longer edge of a slide's picture, pixels."
+    )
+
+
+class PatchDraw(PatchesOptions):
+    """Options of the stage patches."""
+
+    seed: int = 1
+
+
+class TrainingRun(TrainingOptions):
+    """Options of the stage train."""
+
+    seed: int = 1
+
+
+class ConfusionOptions(Section):
+    """Options of the stage confusion."""
+
+    operating_point: OperatingPointOptions = OperatingPointOptions()
+    patch_level: PatchLevelOptions = PatchLevelOptions()
+
+
+class EvaluateOptions(Section):
+    """Options of the stage evaluate."""
+
+    interval: IntervalOptions = IntervalOptions()
+    seed: int = 1
+    cohort_name: str = "cohort"
+    synthetic: bool = False
+
+
+class ReportRun(ReportOptions):
+    """Options of the stage report."""
+
+    synthetic: bool = False
+
+
+STAGE_OPTIONS: dict[str, type[Section]] = {
+    "convert": PyramidOptions,
+    "tissue": TissueOptions,
+    "truth": TruthOptions,
+    "patches": PatchDraw,
+    "train": TrainingRun,
+    "heatmap": HeatmapOptions,
+    "confusion": ConfusionOptions,
+    "detect": LesionLevelOptions,
+    "evaluate": EvaluateOptions,
+    "report": ReportRun,
+}
+
+
+class Config(Section):
+    """The whole config."""
+
+    results: str = Field("results/cohort", description="Folder of all outputs.")
+    seed: int = Field(1, ge=0, description="Seed of every random draw.")
+    cohort: CohortOptions = Field(default_factory=CohortOptions, description="Which slides.")
+    pyramid: PyramidOptions = Field(default_factory=PyramidOptions, description="How slides are stored.")
+    tissue: TissueOptions = Field(default_factory=TissueOptions, description="Where tissue is.")
+    truth: TruthOptions = Field(default_factory=TruthOptions, description="What annotations mean.")
+    patches: PatchesOptions = Field(default_factory=PatchesOptions, description="Which patches train the network.")
+    training: TrainingOptions = Field(default_factory=TrainingOptions, description="How the network is trained.")
+    heatmap: HeatmapOptions = Field(default_factory=HeatmapOptions, description="How slides are predicted.")
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="How predictions are judged.")
+    report: ReportOptions = Field(default_factory=ReportOptions, description="The report page.")
+
+    def stage_options(self, stage: str) -> Section:
+        """Just the options that can change what `stage` writes."""
+        evaluation = self.evaluation
+        parts: dict[str, dict[str, Any]] = {
+            "convert": dict(self.pyramid),
+            "tissue": dict(self.tissue),
+            "truth": dict(self.truth),
+            "patches": {**dict(self.patches), "seed": self.seed},
+            # Where weights lie is an input of the rule, not a property of the result.
+            "train": {
+                **dict(self.training),
+                "weights": None,
+                "weights_file": None,
+                "seed": self.seed,
+            },
+            "heatmap": dict(self.heatmap),
+            "confusion": {
+                "operating_point": evaluation.operating_point,
+                "patch_level": evaluation.patch_level,
+            },
+            "detect": dict(evaluation.lesion_level),
+            "evaluate": {
+                "interval": evaluation.interval,
+                "seed": self.seed,
+                "cohort_name": self.cohort.name,
+                "synthetic": self.cohort.synthetic,
+            },
+            "report": {**dict(self.report), "synthetic": self.cohort.synthetic},
+        }
+        return STAGE_OPTIONS[stage](**parts[stage])
+
+
+def load_config(values: dict[str, Any]) -> Config:
+    """Validate a config; `ConfigError` names the key, and the nearest known one of a misspelt key."""
+    return validated(Config, values, "config")
+
+
+def options_json(stage: str, options: Section) -> str:
+    """One line of JSON for the command line of `stage`, its `step_version` included."""
+    values = {"step_version": STEP_VERSIONS[stage], **options.model_dump(mode="json")}
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
+def parse_options(stage: str, model: type[S], text: str) -> S:
+    """The inverse of `options_json`; refuses options of another `step_version`."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"options of {stage}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"options of {stage}: not a JSON object")
+    version = values.pop("step_version", STEP_VERSIONS[stage])
+    if version != STEP_VERSIONS[stage]:
+        raise ConfigError(
+            f"options of {stage}: step_version {version}, but the installed package has {STEP_VERSIONS[stage]}",
+            remedy="Install the package of this checkout (make setup)",
+        )
+    return validated(model, values, f"options of {stage}")
+
+
+def validated(model: type[S], values: Any, where: str) -> S:
+    """`values` as a `model`, or a `ConfigError` that says what is wrong in one line."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())) from error
+
+
+def _explain(model: type[Section], error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "(top)"
+    if error["type"] == "extra_forbidden":
+        known = list(_fields_at(model, location[:-1]))
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key} ({hint})"
+    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _fields_at(model: type[Section], location: list[str]) -> dict[str, Any]:
+    for part in location:
+        field = model.model_fields.get(part)
+        inner = _section_type(field.annotation) if field else None
+        if inner is None:
+            return {}
+        model = inner
+    return dict(model.model_fields)
+
+
+def _section_type(annotation: Any) -> type[Section] | None:
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+
+
+def schema_json() -> str:
+    """JSON schema of the config, for Snakemake's `validate` and for editors."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def defaults_yaml() -> str:
+    """Every key with its default and its description as a comment."""
+    head = [
+        "# Every key, its default and its meaning. Generated by `wsi-pipeline config`: do not edit,",
+        "# copy the lines that you want to change into your own config.",
+        "",
+    ]
+    return "\n".join(head + _yaml_lines(Config(), 0)) + "\n"
+
+
+def _yaml_lines(section: Section, depth: int) -> list[str]:
+    pad = "  " * depth
+    lines: list[str] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            if depth == 0:
+                lines.append("")
+            lines += [f"{pad}# {field.description}", f"{pad}{name}:", *_yaml_lines(value, depth + 1)]
+        else:
+            plain = list(value) if isinstance(value, tuple) else value
+            lines += [f"{pad}# {field.description}", f"{pad}{name}: {json.dumps(plain, ensure_ascii=False)}"]
+    return lines
+
+
+def write_config_files(defaults: Path, schema: Path) -> None:
+    """Write the two files that are generated from the models."""
+    defaults.write_text(defaults_yaml(), encoding="utf-8")
+    schema.write_text(schema_json(), encoding="utf-8")

@@ -1,0 +1,85 @@
+"""Writing files so that a half-written one cannot look finished, and digests of what was written."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def publish(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `target`; it takes the target's place when the block succeeds.
+
+    The block may make a file or a folder there. On any exception it is removed and the target is
+    left as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays at the end because writers choose the format by it.
+    partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
+    for leftover in target.parent.glob(f".partial-*-{glob.escape(target.name)}"):
+        remove(leftover)
+    try:
+        yield partial
+        if target.is_dir():
+            remove(target)
+        partial.replace(target)
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with publish(target) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def canonical_json(value: Any) -> str:
+    """Stable JSON text: sorted keys, no NaN, a newline at the end."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def digest_bytes(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`."""
+    return digest_bytes(canonical_json(value).encode())
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_tree(folder: Path) -> str:
+    """SHA-256 over the relative names and contents of all files below `folder`, in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        # Snakemake puts its own marker into folders that it tracks.
+        if path.name == ".snakemake_timestamp":
+            continue
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}\n".encode())
+    return digest.hexdigest()

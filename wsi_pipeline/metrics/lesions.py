@@ -1,0 +1,135 @@
+"""Lesions, detections and FROC by the protocol of Camelyon16.
+
+Source: the challenge's evaluation rules (Ehteshami Bejnordi et al., JAMA 318, 2017, supplement) and
+its public evaluation script, as restated in `docs/metrics.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.measure import regionprops
+
+FALSE_POSITIVES_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+MISS = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lesions:
+    """Labels (h, w) int32, 0 outside, and the labels that are isolated tumour cells."""
+
+    labels: NDArray[np.int32]
+    isolated: frozenset[int]
+
+    @property
+    def counted(self) -> list[int]:
+        """Labels that count as lesions, ascending."""
+        return [k for k in range(1, int(self.labels.max(initial=0)) + 1) if k not in self.isolated]
+
+
+def find_lesions(tumor: NDArray[np.bool_], mpp: float, *, merge_um: float, itc_um: float) -> Lesions:
+    """Lesions of a tumour mask: foci up to `merge_um` apart are one, holes are part of it.
+
+    A lesion whose major axis is shorter than `itc_um` holds isolated tumour cells.
+    """
+    if not tumor.any():
+        return Lesions(np.zeros(tumor.shape, np.int32), frozenset())
+    near = ndimage.distance_transform_edt(~tumor) < merge_um / (2 * mpp)
+    filled = ndimage.binary_fill_holes(near | tumor)
+    labels, _ = ndimage.label(filled, structure=np.ones((3, 3), bool))
+    regions = regionprops(labels)
+    isolated = frozenset(int(r.label) for r in regions if r.axis_major_length < itc_um / mpp)
+    return Lesions(labels.astype(np.int32), isolated)
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A point that is called tumour; x and y are level-0 pixels."""
+
+    confidence: float
+    x: float
+    y: float
+
+
+def suppress(heat: NDArray[np.float32], radius: float, min_score: float) -> list[tuple[float, int, int]]:
+    """Non-maximum suppression (Liu et al., arXiv:1703.02442): (score, column, row), highest first.
+
+    The highest value is taken and everything within `radius` pixels of it is removed, until nothing
+    reaches `min_score`. Ties go to the first in reading order.
+    """
+    left = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
+    reach = int(radius)
+    found = []
+    while left.size:
+        row, column = divmod(int(left.argmax()), left.shape[1])
+        score = float(left[row, column])
+        if score < min_score:
+            break
+        found.append((score, column, row))
+        top, first = max(0, row - reach), max(0, column - reach)
+        window = left[top : row + reach + 1, first : column + reach + 1]
+        y, x = np.ogrid[top : top + window.shape[0], first : first + window.shape[1]]
+        window[(y - row) ** 2 + (x - column) ** 2 <= radius**2] = -1.0
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class SlideHits:
+    """What the detections of one slide hit.
+
+    `lesions` holds the highest confidence on each lesion, 0 for a miss; `false_positives` the
+    confidences of detections outside all lesions. Hits on isolated tumour cells are in neither.
+    """
+
+    lesions: tuple[float, ...]
+    false_positives: tuple[float, ...]
+
+
+def match(detections: Sequence[Detection], lesions: Lesions, mask_px: float) -> SlideHits:
+    """Match detections with lesions; a mask pixel is `mask_px` level-0 pixels wide."""
+    best = dict.fromkeys(lesions.counted, 0.0)
+    false_positives = []
+    height, width = lesions.labels.shape
+    for d in detections:
+        row, column = int(d.y / mask_px), int(d.x / mask_px)
+        inside = 0 <= row < height and 0 <= column < width
+        label = int(lesions.labels[row, column]) if inside else MISS
+        if label == MISS:
+            false_positives.append(d.confidence)
+        elif label in best:
+            best[label] = max(best[label], d.confidence)
+    return SlideHits(tuple(best.values()), tuple(false_positives))
+
+
+@dataclass(frozen=True, slots=True)
+class Froc:
+    """Points by rising threshold, the last at zero, and both scores."""
+
+    threshold: NDArray[np.float64]
+    false_positives: NDArray[np.float64]
+    sensitivity: NDArray[np.float64]
+    step_score: float
+    interpolated_score: float
+
+
+def froc(slides: Sequence[SlideHits]) -> Froc | None:
+    """FROC over slides; None where there is no lesion."""
+    hits = np.array([c for slide in slides for c in slide.lesions], np.float64)
+    misses = np.array([c for slide in slides for c in slide.false_positives], np.float64)
+    if not len(hits):
+        return None
+    # The lowest confidence is left out, as in the official script; a missed lesion counts as 0.
+    thresholds = np.unique(np.concatenate([hits, misses]))[1:]
+    per_slide = (len(misses) - np.searchsorted(np.sort(misses), thresholds)) / len(slides)
+    sensitivity = (len(hits) - np.searchsorted(np.sort(hits), thresholds)) / len(hits)
+    per_slide, sensitivity = np.append(per_slide, 0.0), np.append(sensitivity, 0.0)
+    at = np.array(FALSE_POSITIVES_PER_SLIDE)
+    reached = [sensitivity[per_slide <= limit].max() for limit in at]
+    interpolated = np.interp(at, per_slide[::-1], sensitivity[::-1])
+    return Froc(
+        np.append(thresholds, np.inf), per_slide, sensitivity, float(np.mean(reached)), float(np.mean(interpolated))
+    )

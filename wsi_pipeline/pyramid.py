@@ -1,0 +1,157 @@
+"""Reading slide pyramids (`pyramid.ome.zarr`)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.geometry import Box, Grid, PatchSpec, Size
+from wsi_pipeline.store import array_of, open_group, transformations
+
+BACKGROUND = 255
+# A level this near to the scale asked for is used as it is: resampling would cost more than it mends.
+MPP_TOLERANCE = 0.05
+# Rounding in scales must not add a column of pixels that covers next to nothing of the slide.
+_SLIVER = 1e-3
+
+
+class Pyramid:
+    """A slide's levels, from the finest; safe to share between threads and to send to processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        group = open_group(path)
+        self._scales = [(scale[1], scale[2]) for scale, _ in transformations(group, path)]
+        self._arrays: list[zarr.Array[Any]] = [array_of(group, str(k)) for k in range(len(self._scales))]
+        self.sizes = [Size(a.shape[2], a.shape[1]) for a in self._arrays]
+        self.mpps = [(y + x) / 2 for y, x in self._scales]
+
+    def __reduce__(self) -> tuple[type[Pyramid], tuple[Path]]:
+        return type(self), (self.path,)
+
+    @property
+    def size(self) -> Size:
+        """Size of level 0."""
+        return self.sizes[0]
+
+    @property
+    def mpp(self) -> float:
+        """Scale of level 0, um per pixel."""
+        return self.mpps[0]
+
+    def read(self, box: Box, level: int) -> NDArray[np.uint8]:
+        """Pixels of `box`, in pixels of `level`, as (height, width, 3) uint8; white outside the slide."""
+        inside = box.clipped(self.sizes[level])
+        if inside == box:
+            return self._decode(box, level)
+        out = np.full((box.height, box.width, 3), BACKGROUND, np.uint8)
+        if inside.width and inside.height:
+            top, left = inside.y - box.y, inside.x - box.x
+            out[top : top + inside.height, left : left + inside.width] = self._decode(inside, level)
+        return out
+
+    def _decode(self, box: Box, level: int) -> NDArray[np.uint8]:
+        planes = np.asarray(self._arrays[level][:, box.y : box.bottom, box.x : box.right])
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+    def level_for(self, mpp: float) -> int:
+        """The coarsest level that is not coarser than `mpp` (within the tolerance), else level 0."""
+        fine_enough = [k for k, m in enumerate(self.mpps) if m <= mpp * (1 + MPP_TOLERANCE)]
+        return fine_enough[-1] if fine_enough else 0
+
+    def patch_spec(self, size_px: int, mpp: float, *, allow_upsampling: bool = False) -> PatchSpec:
+        """How patches of `size_px` pixels at `mpp` are read here; `StoreError` where that is too fine."""
+        level = self.level_for(mpp)
+        own = self.mpps[level]
+        if own > mpp * (1 + MPP_TOLERANCE) and not allow_upsampling:
+            raise StoreError(
+                f"{self.path}: the slide has {own:.4g} um per pixel, coarser than the {mpp:.4g} asked for",
+                remedy="Use a model and patches of a coarser mpp, or take the slide out of the sheet",
+            )
+        native = abs(own - mpp) <= MPP_TOLERANCE * mpp
+        real = own if native else mpp
+        return PatchSpec(
+            size_px=size_px,
+            mpp=real,
+            level=level,
+            read_px=size_px if native else max(1, round(size_px * mpp / own)),
+            level0_px=size_px * real / self.mpp,
+            um=size_px * real,
+        )
+
+    def grid(self, spec: PatchSpec, stride_um: float | None) -> Grid:
+        """Patch positions over the whole slide; `stride_um` None is one patch."""
+        stride_px = spec.level0_px if stride_um is None else stride_um / self.mpp
+        return Grid.over(self.size, spec.level0_px, stride_px)
+
+    def read_patch(self, x: int, y: int, spec: PatchSpec) -> NDArray[np.uint8]:
+        """The patch whose top left corner is at level-0 pixel (x, y), as (size_px, size_px, 3) uint8."""
+        scale_y, scale_x = self._scales[spec.level]
+        box = Box(round(x * self.mpp / scale_x), round(y * self.mpp / scale_y), spec.read_px, spec.read_px)
+        pixels = self.read(box, spec.level)
+        if spec.read_px == spec.size_px:
+            return pixels
+        return resized(pixels, Size(spec.size_px, spec.size_px))
+
+    def read_scaled(self, box: Box, mpp: float) -> NDArray[np.uint8]:
+        """Pixels of `box`, in pixels of a virtual image at `mpp` that starts at the slide's corner.
+
+        Each pixel is the mean over its area (the nearest pixel where the slide is coarser than
+        `mpp`), so that the result does not depend on how the slide is cut into boxes; white outside
+        the slide.
+        """
+        level = self.level_for(mpp)
+        ratio_y, ratio_x = (mpp / scale for scale in self._scales[level])
+        if min(ratio_y, ratio_x) < 1:
+            return self._read_nearest(box, level, ratio_y, ratio_x)
+        rows = _edges(box.y, box.bottom, ratio_y)
+        columns = _edges(box.x, box.right, ratio_x)
+        source = Box(columns[0], rows[0], columns[-1] - columns[0], rows[-1] - rows[0])
+        pixels = self.read(source, level)
+        sums = np.add.reduceat(pixels.astype(np.uint32), rows[:-1] - rows[0], axis=0)
+        sums = np.add.reduceat(sums, columns[:-1] - columns[0], axis=1)
+        counts = np.diff(rows)[:, None, None] * np.diff(columns)[None, :, None]
+        means: NDArray[np.uint8] = ((sums + counts // 2) // counts).astype(np.uint8)
+        return means
+
+    def _read_nearest(self, box: Box, level: int, ratio_y: float, ratio_x: float) -> NDArray[np.uint8]:
+        rows = ((np.arange(box.y, box.bottom) + 0.5) * ratio_y).astype(np.int64)
+        columns = ((np.arange(box.x, box.right) + 0.5) * ratio_x).astype(np.int64)
+        source = Box(columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+        pixels = self.read(source, level)
+        return pixels[(rows - rows[0])[:, None], (columns - columns[0])[None, :]]
+
+    def size_at(self, mpp: float) -> Size:
+        """Size of the virtual image at `mpp` that covers the slide."""
+        return Size(
+            width=max(1, math.ceil(self.size.width * self.mpp / mpp - _SLIVER)),
+            height=max(1, math.ceil(self.size.height * self.mpp / mpp - _SLIVER)),
+        )
+
+    def thumbnail(self, longest_px: int) -> tuple[NDArray[np.uint8], float]:
+        """The whole slide in at most `longest_px` pixels, and its scale in um per pixel."""
+        extent = max(self.size.width, self.size.height) * self.mpp
+        mpp = max(extent / longest_px, self.mpps[0])
+        size = self.size_at(mpp)
+        band = 256
+        rows = [
+            self.read_scaled(Box(0, y, size.width, min(band, size.height - y)), mpp)
+            for y in range(0, size.height, band)
+        ]
+        return np.concatenate(rows), mpp
+
+
+def _edges(start: int, stop: int, ratio: float) -> NDArray[np.int64]:
+    return np.rint(np.arange(start, stop + 1) * ratio).astype(np.int64)
+
+
+def resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8 resampled to `size`, anti-aliased."""
+    return np.asarray(Pillow.fromarray(pixels).resize((size.width, size.height), Pillow.Resampling.BICUBIC))

@@ -1,0 +1,219 @@
+"""The slide sheet: a TSV file with a row for each slide.
+
+Required columns: `slide, path, split`. Optional: `label, annotation, exhaustive, patient, centre,
+mpp, tissue_method, tissue_threshold`. Empty cells and columns that are left out mean "not said".
+Lines that start with `#` are comments. Paths are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.config import NAME_PATTERN, TissueOptions, validated
+from wsi_pipeline.errors import ConfigError, SheetError
+from wsi_pipeline.files import digest_json
+from wsi_pipeline.geometry import MPP_RANGE
+
+SPLITS = ("train", "validation", "test")
+LABELS = ("normal", "tumor")
+REQUIRED = ("slide", "path", "split")
+COLUMNS = (
+    *REQUIRED,
+    "label",
+    "annotation",
+    "exhaustive",
+    "patient",
+    "centre",
+    "mpp",
+    "tissue_method",
+    "tissue_threshold",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRow:
+    """One slide of the sheet. `label` is None where neither label nor annotation tells it."""
+
+    slide: str
+    path: str
+    split: str
+    label: str | None = None
+    annotation: str | None = None
+    exhaustive: bool = True
+    patient: str | None = None
+    centre: str | None = None
+    mpp: float | None = None
+    tissue_method: str | None = None
+    tissue_threshold: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The row as plain values for JSON."""
+        return asdict(self)
+
+    def tissue_options(self, options: TissueOptions) -> TissueOptions:
+        """The config's tissue options with this row's overrides."""
+        overrides = {"method": self.tissue_method, "threshold": self.tissue_threshold}
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return validated(TissueOptions, {**options.model_dump(), **given}, f"slide {self.slide}")
+
+
+class Sheet(dict[str, SlideRow]):
+    """The rows of a sheet by slide id, in the sheet's order."""
+
+    def of_split(self, *splits: str) -> list[str]:
+        """Ids of the slides of these splits, in the sheet's order."""
+        return [row.slide for row in self.values() if row.split in splits]
+
+    def digest(self) -> str:
+        """SHA-256 of all rows."""
+        return digest_json([row.facts() for row in self.values()])
+
+
+def load_sheet(path: Path, *, exclude: tuple[str, ...] = (), check_files: bool = True) -> Sheet:
+    """Read and check a sheet; `SheetError` names the row of the first mistake.
+
+    Slides of `exclude` are checked like the others and then left out. With `check_files` each slide
+    and annotation has to exist.
+    """
+    sheet = Sheet()
+    patients: dict[str, SlideRow] = {}
+    for number, cells in _rows(path):
+        where = f"{path}, row {number} ({cells['slide'] or 'no slide id'})"
+        row = _parse(cells, where)
+        if row.slide in sheet:
+            raise SheetError(f"{where}: the slide id occurs twice", remedy="Give each slide its own id")
+        other = patients.setdefault(row.patient, row) if row.patient else row
+        if other.split != row.split:
+            raise SheetError(
+                f"{where}: patient {row.patient} is in the splits {other.split} (slide {other.slide}) and {row.split}",
+                remedy="Keep all slides of a patient in one split",
+            )
+        if check_files:
+            _check_files(row, where)
+        sheet[row.slide] = row
+    if not sheet:
+        raise SheetError(
+            f"{path}: the sheet has no slides",
+            remedy="Add a row for each slide; config/README.md describes the columns",
+        )
+    for slide in exclude:
+        if slide not in sheet:
+            near = difflib.get_close_matches(slide, sheet, n=1)
+            hint = f"did you mean {near[0]}?" if near else "it is not in the sheet"
+            raise ConfigError(f"cohort.exclude: no slide {slide} in {path} ({hint})")
+        del sheet[slide]
+    return sheet
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SheetError(
+            f"{path}: the slide sheet cannot be read ({error})", remedy="Set cohort.slides in the config"
+        ) from error
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip() and not line.startswith("#")
+    ]
+    if not lines:
+        raise SheetError(f"{path}: the sheet is empty", remedy=f"It starts with the columns {', '.join(REQUIRED)}")
+    reader = csv.reader((line for _, line in lines), delimiter="\t")
+    header = [name.strip() for name in next(reader)]
+    _check_header(path, header)
+    for (number, _), values in zip(lines[1:], reader, strict=True):
+        if len(values) > len(header):
+            raise SheetError(f"{path}, row {number}: {len(values)} cells, but {len(header)} columns")
+        cells = dict.fromkeys(COLUMNS, "")
+        cells.update({name: value.strip() for name, value in zip(header, values, strict=False)})
+        yield number, cells
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        raise SheetError(
+            f"{path}: no column {', '.join(missing)}",
+            remedy="Columns are separated by tabs and named in the first row",
+        )
+    for name in header:
+        if name not in COLUMNS:
+            near = difflib.get_close_matches(name, COLUMNS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COLUMNS)}"
+            raise SheetError(f"{path}: unknown column {name!r} ({hint})")
+    if len(set(header)) != len(header):
+        raise SheetError(f"{path}: a column occurs twice")
+
+
+def _parse(cells: dict[str, str], where: str) -> SlideRow:
+    def one_of(column: str, allowed: tuple[str, ...]) -> str | None:
+        value = cells[column]
+        if value and value not in allowed:
+            raise SheetError(f"{where}: {column} {value!r} is none of {', '.join(allowed)}")
+        return value or None
+
+    def number(column: str, low: float, high: float) -> float | None:
+        value = cells[column]
+        if not value:
+            return None
+        try:
+            parsed = float(value)
+        except ValueError:
+            parsed = float("nan")
+        if not low <= parsed <= high:
+            raise SheetError(f"{where}: {column} {value!r} is no number from {low:g} to {high:g}")
+        return parsed
+
+    if not re.fullmatch(NAME_PATTERN, cells["slide"]):
+        raise SheetError(
+            f"{where}: {cells['slide']!r} cannot be a slide id",
+            remedy="Use letters, digits, '.', '_' and '-', starting with a letter or digit",
+        )
+    if not cells["path"]:
+        raise SheetError(f"{where}: the path is empty")
+    split = one_of("split", SPLITS)
+    if split is None:
+        raise SheetError(f"{where}: the split is empty", remedy=f"Use one of {', '.join(SPLITS)}")
+    label = one_of("label", LABELS)
+    annotation = cells["annotation"] or None
+    if label is None and annotation:
+        label = "tumor"
+    if split == "train" and label is None:
+        raise SheetError(
+            f"{where}: a training slide without label and annotation", remedy="Give its label, normal or tumor"
+        )
+    if split == "train" and label == "tumor" and annotation is None:
+        raise SheetError(
+            f"{where}: a tumour training slide without annotation",
+            remedy="Give the annotation file, or move the slide to another split",
+        )
+    return SlideRow(
+        slide=cells["slide"],
+        path=cells["path"],
+        split=split,
+        label=label,
+        annotation=annotation,
+        exhaustive=one_of("exhaustive", ("yes", "no")) != "no",
+        patient=cells["patient"] or None,
+        centre=cells["centre"] or None,
+        mpp=number("mpp", *MPP_RANGE),
+        tissue_method=one_of("tissue_method", ("otsu_saturation", "otsu_gray", "gray_threshold")),
+        tissue_threshold=number("tissue_threshold", 0, 255),
+    )
+
+
+def _check_files(row: SlideRow, where: str) -> None:
+    for column, value in (("path", row.path), ("annotation", row.annotation)):
+        if value is not None and not Path(value).is_file():
+            problem = "is a folder, not a file" if Path(value).is_dir() else "does not exist"
+            raise SheetError(
+                f"{where}: {column} {value} {problem}",
+                remedy=f"Correct the {column}; it is relative to the folder where the workflow is started",
+            )

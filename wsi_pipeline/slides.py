@@ -1,0 +1,109 @@
+"""Slides as the scanner wrote them, read through OpenSlide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.geometry import MPP_RANGE, Box, Size, is_plausible_mpp
+
+WHITE = (255, 255, 255)
+# Scanners round the two spacings on their own; a larger difference means that one is wrong.
+_ANISOTROPY = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class SlideFacts:
+    """What is carried over from the source: technical properties only, no names, dates or free text."""
+
+    vendor: str
+    objective_power: str | None
+    background: tuple[int, int, int]
+    mpp: float
+    mpp_source: str
+    levels: tuple[Size, ...]
+
+
+class SourceSlide:
+    """One open slide file; `read` may be called from several threads."""
+
+    def __init__(self, slide: str, path: Path, mpp: float | None = None) -> None:
+        """Open the slide `path`; `mpp` is the sheet's override. Raises `SlideError`."""
+        self.slide, self.path = slide, path
+        if not path.is_file():
+            raise self._error("no such file", "Correct the sheet's column path")
+        try:
+            self._handle = openslide.OpenSlide(path)
+        except openslide.OpenSlideError as error:
+            raise self._error(
+                f"not a slide that OpenSlide can read ({error})", "Check the file or take the slide out of the sheet"
+            ) from error
+        self.facts = self._read_facts(mpp)
+
+    def close(self) -> None:
+        self._handle.close()
+
+    def read(self, box: Box, level: int) -> NDArray[np.uint8]:
+        """Pixels of `box`, in pixels of `level`, as (height, width, 3) uint8.
+
+        Transparent pixels, which some formats have between scanned areas, take the background colour.
+        """
+        size, base = self.facts.levels[level], self.facts.levels[0]
+        corner = (round(box.x * base.width / size.width), round(box.y * base.height / size.height))
+        try:
+            region = np.asarray(self._handle.read_region(corner, level, (box.width, box.height)))
+        except (openslide.OpenSlideError, OSError) as error:
+            raise self._error(
+                f"damaged at level {level}, x {box.x}, y {box.y} ({error})",
+                "The file may be truncated: compare its checksum with the source's and copy it again",
+            ) from error
+        rgb, alpha = region[..., :3], region[..., 3:]
+        if alpha.min() == 255:
+            return np.ascontiguousarray(rgb)
+        # OpenSlide returns straight alpha: blend on the background in integers.
+        opaque = alpha.astype(np.uint16)
+        blended = rgb * opaque + np.array(self.facts.background, np.uint16) * (255 - opaque)
+        return ((blended + 127) // 255).astype(np.uint8)
+
+    def _read_facts(self, override: float | None) -> SlideFacts:
+        properties = self._handle.properties
+        mpp, mpp_source = (override, "sheet") if override is not None else (self._own_mpp(), "slide")
+        color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
+        background = tuple(bytes.fromhex(color)) if color else WHITE
+        return SlideFacts(
+            vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
+            objective_power=properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
+            background=(background[0], background[1], background[2]),
+            mpp=mpp,
+            mpp_source=mpp_source,
+            levels=tuple(Size(width, height) for width, height in self._handle.level_dimensions),
+        )
+
+    def _own_mpp(self) -> float:
+        properties = self._handle.properties
+        try:
+            x = float(properties[openslide.PROPERTY_NAME_MPP_X])
+            y = float(properties[openslide.PROPERTY_NAME_MPP_Y])
+        except (KeyError, ValueError):
+            raise self._error(
+                "the slide does not say its scale (um per pixel)", "Set the sheet's column mpp for it"
+            ) from None
+        if not is_plausible_mpp(x) or not is_plausible_mpp(y):
+            low, high = MPP_RANGE
+            raise self._error(
+                f"the slide's scale, {x:g} x {y:g} um per pixel, is not within {low:g} to {high:g}",
+                "Set the sheet's column mpp for it",
+            )
+        if abs(x - y) > _ANISOTROPY * x:
+            raise self._error(
+                f"the slide's pixels are not square ({x:g} x {y:g} um)", "Set the sheet's column mpp for it"
+            )
+        return (x + y) / 2
+
+    def _error(self, problem: str, remedy: str) -> SlideError:
+        return SlideError(self.slide, self.path, problem, remedy=remedy)

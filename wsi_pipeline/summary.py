@@ -1,0 +1,66 @@
+"""The main figures of an evaluation, for a terminal and for the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.errors import StoreError
+
+SYNTHETIC = "Synthetic slides, drawn by a program: not tissue"
+
+Figures = dict[str, Any]
+
+
+def read_metrics(path: Path) -> Figures:
+    """A `metrics.json`; `StoreError` where there is none."""
+    try:
+        metrics: Figures = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: no metrics ({error})", remedy="Run the stage evaluate first") from error
+    return metrics
+
+
+def said(figures: Figures, key: str) -> str:
+    """A figure with its interval, or why there is none."""
+    if figures[key] is None:
+        return f"not computed ({figures.get('reason') or 'nothing to divide by'})"
+    interval = figures.get(f"{key}_interval")
+    tail = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{figures[key]:.4f}{tail}"
+
+
+def headline(metrics: Figures) -> list[tuple[str, str, str]]:
+    """Name, value and n of each main figure."""
+    patch, slide, lesion, confusion = (metrics[k] for k in ("patch", "slide", "lesion", "confusion"))
+    threshold = (metrics["operating_point"] or {}).get("threshold")
+    patches = f"{patch['n_tumor']:,} tumour, {patch['n_normal']:,} normal patches of {patch['n_slides']} slides"
+    ratios = [
+        (label, said(confusion, key), f"patches at threshold {threshold}")
+        for label, key in (
+            ("Sensitivity", "sensitivity"),
+            ("Specificity", "specificity"),
+            ("Precision", "precision"),
+            ("F1", "f1"),
+        )
+    ]
+    return [
+        ("Patch AUC", said(patch, "auc"), patches),
+        ("Slide AUC", said(slide, "auc"), f"{slide['n_tumor']} tumour, {slide['n_normal']} normal slides"),
+        ("FROC score", said(lesion, "froc"), f"{lesion['n_lesions']} lesions on {lesion['n_slides']} slides"),
+        *ratios,
+    ]
+
+
+def summary_text(metrics_path: Path, report: Path) -> str:
+    """A few lines: figures, warnings, where the report is."""
+    metrics = read_metrics(metrics_path)
+    cohort = metrics["cohort"]
+    lines = [f"{cohort['name']}: {len(cohort['test_slides'])} test slides"]
+    if cohort["synthetic"]:
+        lines.append(SYNTHETIC)
+    if cohort["missing"]:
+        lines.append(f"incomplete, without {', '.join(cohort['missing'])}")
+    lines += [f"  {name:<12} {value:<28} {n}" for name, value, n in headline(metrics)]
+    return "\n".join([*lines, f"report: {report}"])
