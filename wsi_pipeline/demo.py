@@ -41,6 +41,8 @@ GLASS = 243.0
 NORMAL_RADIUS_UM, TUMOR_RADIUS_UM = 3.1, 5.6
 NUCLEAR_SHARE = 0.15
 
+_BAND_PX = 128
+
 Gray = NDArray[np.float32]
 
 
@@ -176,18 +178,24 @@ def draw_slide(rng: np.random.Generator, plan: Plan, tissue: Gray, tumor: BaseGe
         x, y = centres[inside].astype(int).T
         on_tissue = tissue[y, x] > 0.9
         stamp(rng, nuclei, x[on_tissue], y[on_tissue], is_tumor)
-    fibres = 1 + 0.22 * _noise(rng, size, 12) + 0.12 * _noise(rng, size, 48)
+    fibres = np.clip(1 + 0.22 * _noise(rng, size, 12) + 0.12 * _noise(rng, size, 48), 0.2, 2)
     strength = rng.uniform(0.9, 1.1) * (1.0 if plan.centre == "north" else 0.85)
-    haematoxylin = strength * (1.15 * nuclei + 0.1 * tissue)
-    eosin = strength * 0.38 * tissue * np.clip(fibres, 0.2, 2) * (1 - 0.5 * nuclei)
-    rgb = np.empty((size.height, size.width, 3), np.float32)
-    for channel in range(3):
-        density = haematoxylin * HAEMATOXYLIN[channel] + eosin * EOSIN[channel]
-        rgb[..., channel] = GLASS * np.exp(-density)
-    rgb += rng.standard_normal(tissue.shape, np.float32)[..., None] * 2
+    rgb = np.empty((size.height, size.width, 3), np.uint8)
+    for top in range(0, size.height, _BAND_PX):
+        band = slice(top, top + _BAND_PX)
+        rgb[band] = stained(rng, strength, nuclei[band], tissue[band], fibres[band])
     if plan.pen:
         draw_pen(rgb)
-    return np.clip(rgb + 0.5, 0, 255).astype(np.uint8)
+    return rgb
+
+
+def stained(rng: np.random.Generator, strength: float, nuclei: Gray, tissue: Gray, fibres: Gray) -> NDArray[np.uint8]:
+    """Light through haematoxylin in the nuclei and eosin in the tissue, with the camera's noise, as uint8."""
+    haematoxylin = strength * (1.15 * nuclei + 0.1 * tissue)
+    eosin = strength * 0.38 * tissue * fibres * (1 - 0.5 * nuclei)
+    density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * EOSIN
+    light = GLASS * np.exp(-density) + 2 * rng.standard_normal(tissue.shape, np.float32)[..., None]
+    return np.clip(light + 0.5, 0, 255).astype(np.uint8)
 
 
 def nuclear_centres(rng: np.random.Generator, size: Size, is_tumor: bool) -> NDArray[np.float64]:
@@ -199,14 +207,15 @@ def nuclear_centres(rng: np.random.Generator, size: Size, is_tumor: bool) -> NDA
     crowding = 1.5 if is_tumor else 1.0
     spacing = np.sqrt(np.pi * radius_px**2 / (NUCLEAR_SHARE * crowding))
     x, y = np.meshgrid(np.arange(0, size.width, spacing), np.arange(0, size.height, spacing))
-    centres = np.stack([x.ravel(), y.ravel()], axis=1)
+    centres: NDArray[np.float64] = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float64)
     centres += rng.uniform(-0.33, 0.33, centres.shape) * spacing
     centres = centres[((centres >= 0) & (centres < [size.width - 1, size.height - 1])).all(axis=1)]
     if not is_tumor:
         return centres
     field = _noise(rng, size, round(45 / MPP))
     at = field[centres[:, 1].astype(int), centres[:, 0].astype(int)]
-    return centres[at > np.quantile(field[::8, ::8], 1 - 1 / crowding)]
+    nests: NDArray[np.float64] = centres[at > np.quantile(field[::8, ::8], 1 - 1 / crowding)]
+    return nests
 
 
 def stamp(rng: np.random.Generator, canvas: Gray, x: NDArray[np.int64], y: NDArray[np.int64], is_tumor: bool) -> None:
@@ -228,11 +237,12 @@ def _nucleus(rng: np.random.Generator, is_tumor: bool) -> Gray:
     radius = mean / MPP * np.clip(rng.normal(1, spread), 0.6, 1.4)
     u = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(ratio)
     v = (y * np.cos(angle) - x * np.sin(angle)) * np.sqrt(ratio)
-    sprite: Gray = np.clip(radius - np.hypot(u, v) + 0.5, 0, 1).astype(np.float32)
-    return ndimage.gaussian_filter(sprite, 0.6)
+    sharp = np.clip(radius - np.hypot(u, v) + 0.5, 0, 1).astype(np.float32)
+    sprite: Gray = ndimage.gaussian_filter(sharp, 0.6)
+    return sprite
 
 
-def draw_pen(rgb: NDArray[np.float32]) -> None:
+def draw_pen(rgb: NDArray[np.uint8]) -> None:
     """A stroke of blue ink from the glass onto the tissue."""
     height, width, _ = rgb.shape
     t = np.linspace(0, 1, 200)
@@ -241,7 +251,8 @@ def draw_pen(rgb: NDArray[np.float32]) -> None:
     left, top, right, bottom = (int(v) for v in line.bounds)
     yy, xx = np.mgrid[top : bottom + 1, left : right + 1]
     inside = shapely.contains_xy(line, xx, yy)
-    rgb[top : bottom + 1, left : right + 1][inside] *= np.array([0.15, 0.35, 0.75], np.float32)
+    stroke = rgb[top : bottom + 1, left : right + 1]
+    stroke[inside] = (stroke[inside] * np.array([0.15, 0.35, 0.75])).astype(np.uint8)
 
 
 def save_pyramid(path: Path, rgb: NDArray[np.uint8], mpp: float | None) -> None:
@@ -250,9 +261,8 @@ def save_pyramid(path: Path, rgb: NDArray[np.uint8], mpp: float | None) -> None:
     image = pyvips.Image.new_from_memory(rgb.tobytes(), width, height, 3, "uchar").copy(interpretation="srgb")
     resolution = {} if mpp is None else {"xres": 1000 / mpp, "yres": 1000 / mpp, "resunit": "cm"}
     with publish(path) as partial:
-        image.tiffsave(
-            str(partial), compression="jpeg", Q=85, tile=True, tile_width=256, tile_height=256, pyramid=True, **resolution
-        )  # fmt: skip
+        tiles = {"tile": True, "tile_width": 256, "tile_height": 256, "pyramid": True}
+        image.tiffsave(str(partial), compression="jpeg", Q=85, **tiles, **resolution)
 
 
 def write_asap(path: Path, tumor: Sequence[BaseGeometry], cut_out: Sequence[BaseGeometry]) -> None:

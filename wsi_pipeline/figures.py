@@ -85,7 +85,7 @@ def slide_panels(
 
 def layer_on_picture(image: Image, picture: Picture, mpp: float) -> NDArray[Any]:
     """A heatmap or confusion image at the pixels of a picture; each patch fills its stride around its centre."""
-    shift = int(round((image.first_centre_um - image.mpp / 2) / mpp))
+    shift = round((image.first_centre_um - image.mpp / 2) / mpp)
     canvas = np.zeros((max(1, picture.shape[0] - shift), max(1, picture.shape[1] - shift), 1), np.uint8)
     there = on_picture(image.data, image.mpp, canvas, mpp)
     return np.pad(there, ((shift, 0), (shift, 0)), mode="edge")[: picture.shape[0], : picture.shape[1]]

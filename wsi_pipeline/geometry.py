@@ -103,13 +103,18 @@ class Grid:
 
     def x(self) -> NDArray[np.int64]:
         """Left edge of each column, level-0 pixels."""
-        return np.rint(np.arange(self.columns) * self.stride_px).astype(np.int64)
+        return _starts(self.columns, self.stride_px)
 
     def y(self) -> NDArray[np.int64]:
         """Top edge of each row, level-0 pixels."""
-        return np.rint(np.arange(self.rows) * self.stride_px).astype(np.int64)
+        return _starts(self.rows, self.stride_px)
 
 
 def _positions(length: int, patch_px: float, stride_px: float) -> int:
     # A last patch is added only where it covers at least one whole pixel that the others leave.
     return 1 + max(0, math.ceil((length - patch_px - 0.5) / stride_px))
+
+
+def _starts(count: int, stride_px: float) -> NDArray[np.int64]:
+    starts: NDArray[np.int64] = np.rint(np.arange(count) * stride_px).astype(np.int64)
+    return starts

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.store import Image, LabelValue
 
+Floats = NDArray[np.floating[Any]]
+
 NORMAL, TUMOR, IGNORE = 0, 1, 2
 TISSUE_LABELS = (LabelValue(1, "tissue", (0, 114, 178, 96)),)
 TRUTH_LABELS = (
@@ -31,7 +33,7 @@ class AreaShares:
         np.cumsum(self._table[1:, 1:], axis=1, out=self._table[1:, 1:])
         self._mpp = mpp
 
-    def of(self, x_um: NDArray[np.float64], y_um: NDArray[np.float64], edge_um: float) -> NDArray[np.float64]:
+    def of(self, x_um: Floats, y_um: Floats, edge_um: float) -> Floats:
         """Share of each square of `edge_um` with its top left corner at (x_um, y_um), as len(y) x len(x)."""
         top, bottom = self._rows(y_um), self._rows(y_um + edge_um)
         left, right = self._columns(x_um), self._columns(x_um + edge_um)
@@ -39,13 +41,15 @@ class AreaShares:
         total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
         return np.clip(total / area, 0.0, 1.0)
 
-    def _rows(self, um: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.clip(um / self._mpp, 0, self._table.shape[0] - 1)
+    def _rows(self, um: Floats) -> Floats:
+        rows: Floats = np.clip(um / self._mpp, 0, self._table.shape[0] - 1)
+        return rows
 
-    def _columns(self, um: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.clip(um / self._mpp, 0, self._table.shape[1] - 1)
+    def _columns(self, um: Floats) -> Floats:
+        columns: Floats = np.clip(um / self._mpp, 0, self._table.shape[1] - 1)
+        return columns
 
-    def _at(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _at(self, y: Floats, x: Floats) -> Floats:
         # Within a mask pixel the integral is bilinear, so interpolating the table is exact.
         y0 = np.minimum(y.astype(np.int64), self._table.shape[0] - 2)
         x0 = np.minimum(x.astype(np.int64), self._table.shape[1] - 2)
@@ -53,11 +57,11 @@ class AreaShares:
         t = self._table
         upper = t[y0[:, None], x0] * (1 - fx) + t[y0[:, None], x0 + 1] * fx
         lower = t[y0[:, None] + 1, x0] * (1 - fx) + t[y0[:, None] + 1, x0 + 1] * fx
-        result: NDArray[np.float64] = upper * (1 - fy) + lower * fy
+        result: Floats = upper * (1 - fy) + lower * fy
         return result
 
 
-def grid_shares(mask: NDArray[np.bool_], mask_mpp: float, grid: Grid, slide_mpp: float) -> NDArray[np.float64]:
+def grid_shares(mask: NDArray[np.bool_], mask_mpp: float, grid: Grid, slide_mpp: float) -> Floats:
     """Share of `mask` in each patch of a grid, (rows, columns) float64."""
     shares = AreaShares(mask, mask_mpp)
     return shares.of(grid.x() * slide_mpp, grid.y() * slide_mpp, grid.patch_px * slide_mpp)
@@ -87,5 +91,5 @@ def grid_truth(
     return np.where(is_tumor, TUMOR, np.where(ignored > 0, IGNORE, NORMAL)).astype(np.uint8)
 
 
-def _nearest(um: NDArray[np.float64], mpp: float, length: int) -> NDArray[Any]:
+def _nearest(um: Floats, mpp: float, length: int) -> NDArray[Any]:
     return np.clip((um / mpp).astype(np.int64), 0, length - 1)

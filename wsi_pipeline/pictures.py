@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +17,7 @@ from wsi_pipeline.pyramid import Pyramid
 
 Picture = NDArray[np.uint8]
 Alpha = NDArray[np.float32]
+T = TypeVar("T", bound=np.generic)
 
 QC_PX = 1024
 TISSUE_COLOR = (0, 114, 178)
@@ -31,11 +33,12 @@ def save_picture(path: Path, picture: Picture) -> None:
         Pillow.fromarray(picture).save(partial, format="PNG")
 
 
-def on_picture(mask: NDArray[np.generic], mask_mpp: float, picture: Picture, mpp: float) -> NDArray[np.generic]:
+def on_picture(mask: NDArray[T], mask_mpp: float, picture: Picture, mpp: float) -> NDArray[T]:
     """`mask` at the pixels of a picture of scale `mpp`, by the nearest mask pixel."""
     rows = np.clip(((np.arange(picture.shape[0]) + 0.5) * mpp / mask_mpp).astype(int), 0, mask.shape[0] - 1)
     columns = np.clip(((np.arange(picture.shape[1]) + 0.5) * mpp / mask_mpp).astype(int), 0, mask.shape[1] - 1)
-    return mask[rows[:, None], columns[None, :]]
+    picked: NDArray[T] = mask[rows[:, None], columns[None, :]]
+    return picked
 
 
 def draw_outline(picture: Picture, mask: NDArray[np.bool_], color: tuple[int, int, int], width_px: int = 3) -> None:

@@ -126,7 +126,8 @@ class Pyramid:
         columns = ((np.arange(box.x, box.right) + 0.5) * ratio_x).astype(np.int64)
         source = Box(columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
         pixels = self.read(source, level)
-        return pixels[(rows - rows[0])[:, None], (columns - columns[0])[None, :]]
+        picked: NDArray[np.uint8] = pixels[(rows - rows[0])[:, None], (columns - columns[0])[None, :]]
+        return picked
 
     def size_at(self, mpp: float) -> Size:
         """Size of the virtual image at `mpp` that covers the slide."""
@@ -149,7 +150,8 @@ class Pyramid:
 
 
 def _edges(start: int, stop: int, ratio: float) -> NDArray[np.int64]:
-    return np.rint(np.arange(start, stop + 1) * ratio).astype(np.int64)
+    edges: NDArray[np.int64] = np.rint(np.arange(start, stop + 1) * ratio).astype(np.int64)
+    return edges
 
 
 def resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:

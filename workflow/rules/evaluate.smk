@@ -21,14 +21,6 @@ rule evaluate:
             category="Evaluation",
             labels=lambda wildcards, output=None: {"model": wildcards.model},
         ),
-    params:
-        options=options("evaluate"),
-        sheet=CONFIG.cohort.slides,
-        rows=SHEET.digest(),
-        exclude=EXCLUDE,
-        confusion=RESULTS + "/confusion/{model}",
-        detections=RESULTS + "/detections/{model}",
-        folder=RESULTS + "/evaluation/{model}",
     log:
         "logs/" + RESULTS + "/evaluate/{model}.log",
     benchmark:
@@ -37,6 +29,14 @@ rule evaluate:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        options=options("evaluate"),
+        sheet=CONFIG.cohort.slides,
+        rows=SHEET.digest(),
+        exclude=EXCLUDE,
+        confusion=RESULTS + "/confusion/{model}",
+        detections=RESULTS + "/detections/{model}",
+        folder=RESULTS + "/evaluation/{model}",
     shell:
         "{WSI} evaluate --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
         " --confusion {params.confusion:q} --detections {params.detections:q} --output {params.folder:q}"
@@ -44,10 +44,14 @@ rule evaluate:
 
 
 PARTIAL_EVALUATION = (
-    f"{WSI} evaluate --allow-missing --sheet {quote(CONFIG.cohort.slides)} {' '.join(map(quote, EXCLUDE))}"
-    f" --confusion {quote(f'{RESULTS}/confusion/{MODEL}')} --detections {quote(f'{RESULTS}/detections/{MODEL}')}"
-    f" --output {quote(f'{RESULTS}/evaluation/{MODEL}/partial')} --options {quote(options('evaluate'))}"
-).replace("{", "{{").replace("}", "}}")
+    (
+        f"{WSI} evaluate --allow-missing --sheet {quote(CONFIG.cohort.slides)} {' '.join(map(quote, EXCLUDE))}"
+        f" --confusion {quote(f'{RESULTS}/confusion/{MODEL}')} --detections {quote(f'{RESULTS}/detections/{MODEL}')}"
+        f" --output {quote(f'{RESULTS}/evaluation/{MODEL}/partial')} --options {quote(options('evaluate'))}"
+    )
+    .replace("{", "{{")
+    .replace("}", "}}")
+)
 
 
 rule report:
@@ -56,12 +60,6 @@ rule report:
         metrics=f"{RESULTS}/evaluation/{MODEL}/metrics.json",
     output:
         RESULTS + "/report.html",
-    params:
-        options=options("report"),
-        slides=RESULTS + "/slides",
-        heatmaps=f"{RESULTS}/heatmaps/{MODEL}",
-        confusion=f"{RESULTS}/confusion/{MODEL}",
-        evaluation=f"{RESULTS}/evaluation/{MODEL}",
     log:
         "logs/" + RESULTS + "/report.log",
     benchmark:
@@ -70,6 +68,12 @@ rule report:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        options=options("report"),
+        slides=RESULTS + "/slides",
+        heatmaps=f"{RESULTS}/heatmaps/{MODEL}",
+        confusion=f"{RESULTS}/confusion/{MODEL}",
+        evaluation=f"{RESULTS}/evaluation/{MODEL}",
     shell:
         "{WSI} report --slides {params.slides:q} --heatmaps {params.heatmaps:q} --confusion {params.confusion:q}"
         " --evaluation {params.evaluation:q} --output {output:q} --options {params.options:q} > {log:q} 2>&1"

@@ -12,8 +12,6 @@ rule heatmap:
     output:
         store=directory(RESULTS + "/heatmaps/{model}/{slide}.ome.zarr"),
         receipt=RESULTS + "/heatmaps/{model}/{slide}.json",
-    params:
-        options=options("heatmap"),
     log:
         "logs/" + RESULTS + "/heatmap/{model}/{slide}.log",
     benchmark:
@@ -23,6 +21,8 @@ rule heatmap:
         mem_mb=4000,
         runtime=240,
         gpu=1,
+    params:
+        options=options("heatmap"),
     shell:
         "{WSI} heatmap --pyramid {input.pyramid:q} --tissue {input.tissue:q} --weights {input.weights:q}"
         " --model {input.model:q} --slide {wildcards.slide:q} --store {output.store:q}"
@@ -47,9 +47,6 @@ rule confusion:
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "truth, heatmap and errors"},
         ),
-    params:
-        options=options("confusion"),
-        synthetic="--synthetic" if CONFIG.cohort.synthetic else "--no-synthetic",
     log:
         "logs/" + RESULTS + "/confusion/{model}/{slide}.log",
     benchmark:
@@ -58,6 +55,9 @@ rule confusion:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        options=options("confusion"),
+        synthetic="--synthetic" if CONFIG.cohort.synthetic else "--no-synthetic",
     shell:
         "{WSI} confusion --pyramid {input.pyramid:q} --truth {input.truth:q} --heatmap {input.heatmap:q}"
         " --heatmap-receipt {input.heatmap_receipt:q} --slide {wildcards.slide:q} --store {output.store:q}"
@@ -75,8 +75,6 @@ rule detect:
         detections=RESULTS + "/detections/{model}/{slide}.csv",
         geojson=RESULTS + "/detections/{model}/{slide}.geojson",
         receipt=RESULTS + "/detections/{model}/{slide}.json",
-    params:
-        options=options("detect"),
     log:
         "logs/" + RESULTS + "/detect/{model}/{slide}.log",
     benchmark:
@@ -85,6 +83,8 @@ rule detect:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        options=options("detect"),
     shell:
         "{WSI} detect --truth {input.truth:q} --heatmap {input.heatmap:q}"
         " --heatmap-receipt {input.heatmap_receipt:q} --slide {wildcards.slide:q}"

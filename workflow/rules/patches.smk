@@ -13,8 +13,6 @@ rule patches:
         store=directory(RESULTS + "/slides/{slide}/patches.zarr"),
         index=RESULTS + "/slides/{slide}/patches.parquet",
         receipt=RESULTS + "/slides/{slide}/patches.json",
-    params:
-        options=options("patches"),
     log:
         "logs/" + RESULTS + "/patches/{slide}.log",
     benchmark:
@@ -23,6 +21,8 @@ rule patches:
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        options=options("patches"),
     shell:
         "{WSI} patches --pyramid {input.pyramid:q} --tissue {input.tissue:q} --truth {input.truth:q}"
         " --slide {wildcards.slide:q} --store {output.store:q} --index {output.index:q}"

@@ -7,9 +7,6 @@ rule convert:
     output:
         store=directory(RESULTS + "/slides/{slide}/pyramid.ome.zarr"),
         receipt=RESULTS + "/slides/{slide}/pyramid.json",
-    params:
-        options=options("convert"),
-        mpp=lambda wildcards: [f"--mpp={SHEET[wildcards.slide].mpp}"] if SHEET[wildcards.slide].mpp else [],
     log:
         "logs/" + RESULTS + "/convert/{slide}.log",
     benchmark:
@@ -18,6 +15,9 @@ rule convert:
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        options=options("convert"),
+        mpp=lambda wildcards: [f"--mpp={SHEET[wildcards.slide].mpp}"] if SHEET[wildcards.slide].mpp else [],
     shell:
         "{WSI} convert {input:q} --slide {wildcards.slide:q} {params.mpp:q} --store {output.store:q}"
         " --receipt {output.receipt:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"
@@ -36,8 +36,6 @@ rule tissue:
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "tissue"},
         ),
-    params:
-        options=tissue_options,
     log:
         "logs/" + RESULTS + "/tissue/{slide}.log",
     benchmark:
@@ -46,6 +44,8 @@ rule tissue:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        options=tissue_options,
     shell:
         "{WSI} tissue --pyramid {input.pyramid:q} --slide {wildcards.slide:q} --store {output.store:q}"
         " --receipt {output.receipt:q} --picture {output.picture:q} --options {params.options:q}"
@@ -81,9 +81,6 @@ rule truth:
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "truth"},
         ),
-    params:
-        options=options("truth"),
-        row=truth_flags,
     log:
         "logs/" + RESULTS + "/truth/{slide}.log",
     benchmark:
@@ -92,6 +89,9 @@ rule truth:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        options=options("truth"),
+        row=truth_flags,
     shell:
         "{WSI} truth --pyramid {input.pyramid:q} --slide {wildcards.slide:q} {params.row:q}"
         " --store {output.store:q} --receipt {output.receipt:q} --picture {output.picture:q}"

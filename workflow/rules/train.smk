@@ -13,9 +13,6 @@ if CONFIG.training.weights:
         output:
             weights=RESULTS + "/model/{model}/weights.safetensors",
             receipt=RESULTS + "/model/{model}/model.json",
-        params:
-            size_px=CONFIG.patches.size_px,
-            mpp=CONFIG.patches.mpp,
         log:
             "logs/" + RESULTS + "/train/{model}.log",
         benchmark:
@@ -24,6 +21,9 @@ if CONFIG.training.weights:
         resources:
             mem_mb=2000,
             runtime=10,
+        params:
+            size_px=CONFIG.patches.size_px,
+            mpp=CONFIG.patches.mpp,
         shell:
             "{WSI} train --take {input.weights:q} --size-px {params.size_px} --mpp {params.mpp}"
             " --weights {output.weights:q} --receipt {output.receipt:q} > {log:q} 2>&1"
@@ -50,14 +50,6 @@ else:
                 category="Training",
                 labels={"model": "{model}", "figure": "curves"},
             ),
-        params:
-            options=options("train"),
-            checkpoints=RESULTS + "/checkpoints/{model}",
-            sets=lambda wildcards, input: [
-                *(f"--training={path}" for path in input.training),
-                *(f"--validation={path}" for path in input.validation),
-                *(f"--imagenet={path}" for path in input.start if CONFIG.training.start == "imagenet"),
-            ],
         log:
             "logs/" + RESULTS + "/train/{model}.log",
         benchmark:
@@ -67,6 +59,14 @@ else:
             mem_mb=12000,
             runtime=1440,
             gpu=1,
+        params:
+            options=options("train"),
+            checkpoints=RESULTS + "/checkpoints/{model}",
+            sets=lambda wildcards, input: [
+                *(f"--training={path}" for path in input.training),
+                *(f"--validation={path}" for path in input.validation),
+                *(f"--imagenet={path}" for path in input.start if CONFIG.training.start == "imagenet"),
+            ],
         shell:
             "{WSI} train {params.sets:q} --weights {output.weights:q} --receipt {output.receipt:q}"
             " --history {output.history:q} --curves {output.curves:q} --checkpoints {params.checkpoints:q}"

@@ -44,9 +44,7 @@ def pair_wins(normal: NDArray[np.int64], tumor: NDArray[np.int64]) -> NDArray[np
     return wins
 
 
-def weighted_auc(
-    wins: NDArray[np.float64], normals: NDArray[np.int64], tumors: NDArray[np.int64], w: Weights
-) -> float | None:
+def weighted_auc(wins: NDArray[np.float64], normals: Weights, tumors: Weights, w: Weights) -> float | None:
     """Pooled AUC with slide `i` counted `w[i]` times; None where a class is missing."""
     pairs = float(w @ normals) * float(w @ tumors)
     return float(w @ wins @ w) / (2 * pairs) if pairs else None

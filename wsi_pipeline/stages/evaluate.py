@@ -8,10 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,13 +74,14 @@ def run(
     are missing are named in `metrics.json` and `cohort.complete` is false.
     """
     wanted = sheet.of_split("test")
-    missing = [s for s in wanted if not _files_of(s, confusion_folder, detections_folder)]
+    files = {s: _files_of(s, confusion_folder, detections_folder) for s in wanted}
+    missing = [s for s in wanted if not all(path.is_file() for path in files[s])]
     if missing and not allow_missing:
         raise IncompleteError(
             f"{len(missing)} of {len(wanted)} test slides have no results: {', '.join(missing[:20])}",
             remedy="Run their stages, or take them out by name with cohort.exclude",
         )
-    slides = [_load(sheet[s], confusion_folder, detections_folder) for s in wanted if s not in missing]
+    slides = [_load(sheet[s], *files[s]) for s in wanted if s not in missing]
     model = _common_model(slides)
     if missing:
         log.warning("without results: %s", ", ".join(missing))
@@ -122,7 +122,7 @@ class Evaluation:
             "matlab_parity": self._matlab_parity(),
         }
 
-    def _interval(self, figure: str, slides: int, statistic: Any) -> list[float] | None:
+    def _interval(self, figure: str, slides: int, statistic: Callable[[Weights], float | None]) -> list[float] | None:
         if slides < 2:
             return None
         weights = slide_weights(slides, self._options.interval.resamples, self._options.seed, figure)
@@ -215,14 +215,12 @@ class Evaluation:
             **self._method(),
         }
         for name, ratio in RATIOS.items():
+
+            def statistic(w: Weights, ratio: Callable[[Counts], float | None] = ratio) -> float | None:
+                return ratio(Counts(*(w @ per_slide).tolist()))
+
             out[name] = ratio(self.counts)
-            out[f"{name}_interval"] = (
-                None
-                if out[name] is None
-                else self._interval(
-                    name, len(self.slides), lambda w, ratio=ratio: ratio(Counts(*(w @ per_slide).tolist()))
-                )
-            )
+            out[f"{name}_interval"] = self._interval(name, len(self.slides), statistic)
         return out
 
     def _matlab_parity(self) -> Figures:
@@ -240,7 +238,7 @@ class Evaluation:
         }
 
 
-RATIOS = {
+RATIOS: dict[str, Callable[[Counts], float | None]] = {
     "sensitivity": lambda c: _ratio(c.tp, c.tp + c.fn),
     "specificity": lambda c: _ratio(c.tn, c.tn + c.fp),
     "precision": lambda c: _ratio(c.tp, c.tp + c.fp),
@@ -257,19 +255,11 @@ def _reason(normals: int, tumors: int, what: str) -> str | None:
     return f"there are no {' and no '.join(absent)} {what}" if absent else None
 
 
-def _files_of(slide: str, confusion: Path, detections: Path) -> tuple[Path, Path, Path] | None:
-    files = (
-        confusion / f"{slide}.json",
-        confusion / f"{slide}.scores.parquet",
-        detections / f"{slide}.json",
-    )
-    return files if all(path.is_file() for path in files) else None
+def _files_of(slide: str, confusion: Path, detections: Path) -> tuple[Path, Path, Path]:
+    return confusion / f"{slide}.json", confusion / f"{slide}.scores.parquet", detections / f"{slide}.json"
 
 
-def _load(row: SlideRow, confusion: Path, detections: Path) -> Scored:
-    files = _files_of(row.slide, confusion, detections)
-    assert files is not None
-    counted, scores, detected = files
+def _load(row: SlideRow, counted: Path, scores: Path, detected: Path) -> Scored:
     return Scored(row, read_receipt(counted, "confusion"), read_receipt(detected, "detect"), *read_scores(scores))
 
 

@@ -147,8 +147,8 @@ def _write_pixels(store: Path, pyramid: Pyramid, spec: PatchSpec, drawn: Candida
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(drawn.x), _SHARD):
             part = slice(start, start + _SHARD)
-            corners = zip(drawn.x[part].tolist(), drawn.y[part].tolist(), strict=True)
-            array[part] = np.stack(list(pool.map(lambda corner: pyramid.read_patch(*corner, spec), corners)))
+            read = pool.map(lambda x, y: pyramid.read_patch(x, y, spec), drawn.x[part].tolist(), drawn.y[part].tolist())
+            array[part] = np.stack(list(read))
 
 
 def _table(slide: str, spec: PatchSpec, drawn: Candidates) -> pa.Table:

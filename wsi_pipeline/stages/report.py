@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,8 @@ from typing import Any
 import numpy as np
 from bokeh.embed import file_html
 from bokeh.layouts import column, row
-from bokeh.models import (
-    ColumnDataSource,
-    CustomJS,
-    DataTable,
-    Div,
-    HoverTool,
-    NumberFormatter,
-    RadioButtonGroup,
-    Range1d,
-    Select,
-    TableColumn,
-    UIElement,
-)
+from bokeh.models import ColumnDataSource, CustomJS, HoverTool, Range1d
+from bokeh.models.widgets import DataTable, Div, NumberFormatter, RadioButtonGroup, Select, TableColumn
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from numpy.typing import NDArray
@@ -37,12 +26,22 @@ from wsi_pipeline.files import write_text
 from wsi_pipeline.pictures import Picture, blend, color_heat, paint_labels, truth_outline
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.store import read_image
-from wsi_pipeline.summary import SYNTHETIC, headline, read_metrics
+from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics
 
 log = logging.getLogger(__name__)
 
+# Bokeh's own type hints are skipped, see pyproject.toml.
+Element = Any
+
 _PLOT_PX = 380
 _SLIDE_PX = 620
+# Count, predicted class and true class of each cell of the confusion chart.
+_CELLS = (
+    ("tn", "normal", "normal"),
+    ("fp", "tumour", "normal"),
+    ("fn", "normal", "tumour"),
+    ("tp", "tumour", "tumour"),
+)
 
 
 def run(
@@ -56,7 +55,7 @@ def run(
     """Write the page. Folders are those that the earlier stages wrote into, for one model."""
     metrics = read_metrics(evaluation_folder / "metrics.json")
     slides = metrics["cohort"]["test_slides"]
-    parts: list[UIElement] = [Div(text=_headline(metrics, options), sizing_mode="stretch_width")]
+    parts: list[Element] = [Div(text=_headline(metrics, options), sizing_mode="stretch_width")]
     parts.append(
         row(
             _curve(evaluation_folder / "roc.csv", "ROC of patches", "false positive rate", "true positive rate", BLUE),
@@ -77,7 +76,7 @@ def run(
     log.info("report of %d test slides, %.1f MB", len(slides), len(page) / 1e6)
 
 
-def _headline(metrics: dict[str, Any], options: ReportRun) -> str:
+def _headline(metrics: Figures, options: ReportRun) -> str:
     cohort, patch = metrics["cohort"], metrics["patch"]
     warning = f"<p style='color:{ORANGE};font-weight:bold'>{SYNTHETIC}.</p>" if options.synthetic else ""
     if not cohort["complete"]:
@@ -85,22 +84,22 @@ def _headline(metrics: dict[str, Any], options: ReportRun) -> str:
         warning += f"<p style='color:{ORANGE};font-weight:bold'>Incomplete: no results of {names}.</p>"
     if cohort["excluded"]:
         warning += f"<p>Excluded by the config: {escape(', '.join(cohort['excluded']))}.</p>"
-    cells = "".join(f"<tr><th style='text-align:left;padding-right:2em'>{a}</th><td style='padding-right:2em'>{escape(b)}</td><td>{escape(c)}</td></tr>" for a, b, c in headline(metrics))  # fmt: skip
     return (
         f"<h1>{escape(options.title)}</h1>{warning}<p>Cohort {escape(cohort['name'])}: "
         f"{len(cohort['test_slides'])} test slides. Intervals: {escape(patch['interval_method'])}, "
-        f"{100 * patch['interval_level']:.0f} %.</p><table>{cells}</table>"
+        f"{100 * patch['interval_level']:.0f} %.</p>{_table(headline(metrics))}"
     )
 
 
-def _curve(path: Path, title: str, x: str, y: str, color: str) -> UIElement:
+def _curve(path: Path, title: str, x: str, y: str, color: str) -> Element:
     points = np.atleast_2d(np.genfromtxt(path, delimiter=",", skip_header=1))
+    known = points.size >= 3
     plot = figure(
-        width=_PLOT_PX, height=_PLOT_PX, title=title, x_axis_label=x, y_axis_label=y, toolbar_location="above"
-    )
-    plot.y_range = Range1d(-0.02, 1.02)
-    if points.size < 3:
-        plot.title.text = f"{title}: not computed"
+        width=_PLOT_PX, height=_PLOT_PX, title=title if known else f"{title}: not computed",
+        x_axis_label=x, y_axis_label=y, toolbar_location="above",
+    )  # fmt: skip
+    plot.y_range = Range1d(start=-0.02, end=1.02)
+    if not known:
         return plot
     source = ColumnDataSource({"threshold": points[:, 0], "x": points[:, 1], "y": points[:, 2]})
     line = plot.line("x", "y", source=source, color=color, line_width=2)
@@ -109,7 +108,7 @@ def _curve(path: Path, title: str, x: str, y: str, color: str) -> UIElement:
     return plot
 
 
-def _confusion_chart(metrics: dict[str, Any]) -> UIElement:
+def _confusion_chart(metrics: Figures) -> Element:
     counts, shares = metrics["confusion"]["counts"], metrics["confusion"]["share_of_total"]
     threshold = (metrics["operating_point"] or {}).get("threshold")
     plot = figure(
@@ -117,7 +116,7 @@ def _confusion_chart(metrics: dict[str, Any]) -> UIElement:
         x_range=["normal", "tumour"], y_range=["tumour", "normal"], x_axis_label="predicted", y_axis_label="true",
         toolbar_location=None, tools="",
     )  # fmt: skip
-    for key, x, y in (("tn", "normal", "normal"), ("fp", "tumour", "normal"), ("fn", "normal", "tumour"), ("tp", "tumour", "tumour")):  # fmt: skip
+    for key, x, y in _CELLS:
         share = shares[key] or 0.0
         plot.rect([x], [y], width=1, height=1, fill_color=BLUE, fill_alpha=0.05 + 0.9 * share, line_color="white")
         ink = "white" if share > 0.5 else "black"
@@ -151,14 +150,14 @@ def data_uri(picture: Picture) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]]) -> UIElement:
+def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]]) -> Element:
     """Two linked panels: truth on the left, heatmap or errors on the right."""
     first = views[0]
     shown = ColumnDataSource(
         {"left": [first["truth"]], "right": [first["heatmap"]], "width": [first["width"]], "height": [first["height"]]}
     )
     extent = max(first["width"], first["height"])
-    x_range, y_range = Range1d(0, extent), Range1d(extent, 0)
+    x_range, y_range = Range1d(start=0, end=extent), Range1d(start=extent, end=0)
     panels = []
     for key, title in (("left", "Truth: tumour red, normal inside tumour green"), ("right", "Tumour probability")):
         panel = figure(
@@ -192,20 +191,26 @@ def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]]) -> UIE
     return column(row(select, layer), row(*panels))
 
 
-def _slide_table(path: Path) -> UIElement:
+def _slide_table(path: Path) -> Element:
     columns: NDArray[Any] = np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
     data = {name: np.atleast_1d(columns[name]).tolist() for name in columns.dtype.names or ()}
     numbers = NumberFormatter(format="0.0000", nan_format="-")
-    shown = [
-        TableColumn(field=name, title=name, **({"formatter": numbers} if name in ("score", "auc") else {}))
-        for name in data
-    ]
+    decimals = {"score": {"formatter": numbers}, "auc": {"formatter": numbers}}
+    shown = [TableColumn(field=name, title=name, **decimals.get(name, {})) for name in data]
     height = min(500, 40 + 26 * len(next(iter(data.values()))))
-    return DataTable(
-        source=ColumnDataSource(data), columns=shown, width=2 * _SLIDE_PX, height=height, index_position=None
-    )
+    source = ColumnDataSource(data)
+    return DataTable(source=source, columns=shown, width=2 * _SLIDE_PX, height=height, index_position=None)
 
 
-def _provenance(metrics: dict[str, Any]) -> str:
-    rows = "".join(f"<tr><th style='text-align:left;padding-right:2em'>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in metrics["provenance"].items())  # fmt: skip
-    return f"<h2>Provenance</h2><table>{rows}</table>"
+def _provenance(metrics: Figures) -> str:
+    return f"<h2>Provenance</h2>{_table([(k, str(v)) for k, v in metrics['provenance'].items()])}"
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows of text as an HTML table, the first cell of each as its head."""
+    pad = "style='text-align:left;padding-right:2em'"
+    lines = [
+        f"<tr><th {pad}>{escape(head)}</th>" + "".join(f"<td {pad}>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for head, *cells in rows
+    ]
+    return f"<table>{''.join(lines)}</table>"

@@ -13,6 +13,7 @@ from pathlib import Path
 import dask
 import dask.array as da
 import numpy as np
+from dask.delayed import delayed
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
@@ -88,10 +89,11 @@ def read_features(
     def block(box: Box) -> NDArray[np.uint8]:
         return np.stack(features(pyramid.read_scaled(box, options.mpp), options))
 
+    starts = range(0, size.width, block_px)
     rows = [
-        da.concatenate([_lazy(block, Box(x, y, *_extent(x, y, size, block_px))) for x in range(0, size.width, block_px)], axis=2)
+        da.concatenate([_lazy(block, Box(x, y, *_extent(x, y, size, block_px))) for x in starts], axis=2)
         for y in range(0, size.height, block_px)
-    ]  # fmt: skip
+    ]
     with dask.config.set(scheduler="threads", num_workers=threads):
         feature, ink = da.concatenate(rows, axis=1).compute()
     return feature, ink.astype(bool)
@@ -102,7 +104,8 @@ def _extent(x: int, y: int, size: Size, block_px: int) -> tuple[int, int]:
 
 
 def _lazy(block: object, box: Box) -> da.Array:
-    return da.from_delayed(dask.delayed(block)(box), shape=(2, box.height, box.width), dtype=np.uint8)
+    lazy: da.Array = da.from_delayed(delayed(block)(box), shape=(2, box.height, box.width), dtype=np.uint8)
+    return lazy
 
 
 def features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import dask
 import dask.array as da
 import numpy as np
+from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from wsi_pipeline.annotations import NOTHING, Regions, read_asap
@@ -98,7 +99,7 @@ def draw(regions: Regions, size: Size, pixel_px: float, unjudged: int, threads: 
     bands = []
     for row in range(0, size.height, _BAND_PX):
         rows = min(_BAND_PX, size.height - row)
-        bands.append(da.from_delayed(dask.delayed(band)(row, rows), shape=(rows, size.width), dtype=np.uint8))
+        bands.append(da.from_delayed(delayed(band)(row, rows), shape=(rows, size.width), dtype=np.uint8))
     with dask.config.set(scheduler="threads", num_workers=threads):
         truth: NDArray[np.uint8] = da.concatenate(bands).compute()
     return truth

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from conftest import square, write_asap
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_pipeline.config import PatchDraw, TissueOptions, TruthOptions
+from wsi_pipeline.masks import AreaShares
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import patches, tissue, truth
+from wsi_pipeline.stages.patches import draw
+
+
+@pytest.fixture(scope="module")
+def prepared(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tissue and truth of the slide: tumour in the left half of the tissue, an ignored square in the right."""
+    out = tmp_path_factory.mktemp("prepared")
+    xml = write_asap(out / "a.xml", [("_0", square(200, 200, 600)), ("Ignore", square(1000, 400, 200))])
+    pyramid = tissue_slide / "pyramid.ome.zarr"
+    tissue.run("s1", pyramid, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
+    options = TruthOptions(ignore_groups=("Ignore",))
+    truth.run(
+        "s1", pyramid, out / "truth.ome.zarr", out / "truth.json", out / "u.png", options, annotation=xml, label="tumor"
+    )  # fmt: skip
+    return out
+
+
+def run(prepared: Path, slide: Path, out: Path, **options: object) -> tuple[dict[str, object], list[dict[str, object]]]:
+    patches.run(
+        "s1", slide / "pyramid.ome.zarr", prepared / "tissue.ome.zarr", prepared / "truth.ome.zarr",
+        out / "patches.zarr", out / "patches.parquet", out / "patches.json",
+        PatchDraw(**{"mpp": 0.5, "size_px": 96, **options}), 2,
+    )  # fmt: skip
+    return json.loads((out / "patches.json").read_text()), pq.read_table(out / "patches.parquet").to_pylist()
+
+
+def test_patches_are_what_their_labels_say(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=24)
+    assert facts["drawn"] == facts["candidates"]
+    pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
+    spec = pyramid.patch_spec(96, 0.5)
+    pixels = zarr.open_array(tmp_path / "patches.zarr", mode="r")
+    assert pixels.shape == (len(rows), 96, 96, 3)
+    for k, row in enumerate(rows):
+        x, y = row["x"], row["y"]
+        in_tumor = max(0, min(x + 96, 800) - max(x, 200)) * max(0, min(y + 96, 800) - max(y, 200)) / 96**2
+        ignored = x + 96 > 1000 + 16 and x < 1200 - 16 and y + 96 > 400 + 16 and y < 600 - 16
+        assert not ignored
+        assert row["tumor_fraction"] == pytest.approx(in_tumor, abs=0.1)
+        assert (row["label"] == 1) == (row["tumor_fraction"] >= 0.75)
+        assert row["tissue_fraction"] >= 0.75
+        if k % 17 == 0:
+            np.testing.assert_array_equal(pixels[k], pyramid.read_patch(x, y, spec))
+    assert {row["label"] for row in rows} == {0, 1}
+
+
+def test_caps_hold_for_each_class(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=24, max_tumor=7, max_normal=3)
+    assert facts["drawn"] == {"normal": 3, "tumor": 7}
+    assert [(r["y"], r["x"]) for r in rows] == sorted((r["y"], r["x"]) for r in rows)
+
+
+def test_a_slide_without_candidates_gives_an_empty_store(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    facts, rows = run(prepared, tissue_slide, tmp_path, size_px=1500)
+    assert rows == []
+    assert facts["drawn"] == {"normal": 0, "tumor": 0}
+    assert zarr.open_array(tmp_path / "patches.zarr", mode="r").shape == (0, 1500, 1500, 3)
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(1, 50), st.integers(0, 50))
+@settings(max_examples=60)
+def test_a_higher_cap_only_adds(normals: int, tumors: int, cap: int, more: int) -> None:
+    labels = np.array([0] * normals + [1] * tumors, np.int8)
+    few = draw(labels, "s", PatchDraw(max_normal=cap, max_tumor=cap))
+    many = draw(labels, "s", PatchDraw(max_normal=cap + more, max_tumor=cap + more))
+    assert set(few) <= set(many)
+    assert len(few) == min(cap, normals) + min(cap, tumors)
+
+
+def test_draws_differ_between_slides_and_seeds_and_repeat() -> None:
+    labels = np.zeros(1000, np.int8)
+    options = PatchDraw(max_normal=20)
+    one = draw(labels, "a", options).tolist()
+    assert one == draw(labels, "a", options).tolist()
+    assert one != draw(labels, "b", options).tolist()
+    assert one != draw(labels, "a", options.model_copy(update={"seed": 2})).tolist()
+
+
+@given(st.floats(-30, 120), st.floats(-30, 120), st.floats(1, 80))
+@settings(max_examples=80)
+def test_shares_are_exact_areas(x: float, y: float, edge: float) -> None:
+    # A mask of 8 um pixels with a rectangle from (16, 24) to (56, 72) um.
+    mask = np.zeros((12, 11), bool)
+    mask[3:9, 2:7] = True
+    inside = max(0.0, min(x + edge, 56) - max(x, 16)) * max(0.0, min(y + edge, 72) - max(y, 24))
+    share = AreaShares(mask, 8.0).of(np.array([x]), np.array([y]), edge)
+    assert share[0, 0] == pytest.approx(inside / edge**2, abs=1e-9)

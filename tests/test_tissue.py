@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
+
+from wsi_pipeline.annotations import read_asap
+from wsi_pipeline.config import TissueOptions, TruthOptions
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.masks import TUMOR
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import tissue, truth
+from wsi_pipeline.stages.tissue import clean, read_features
+from wsi_pipeline.store import read_image
+
+NO_CLEANING = {"closing_um": 0, "min_hole_um2": 0, "min_area_um2": 0}
+
+
+def run(folder: Path, out: Path, **options: object) -> np.ndarray:
+    store = out / "tissue.ome.zarr"
+    tissue.run(
+        "s1", folder / "pyramid.ome.zarr", store, out / "tissue.json", out / "tissue.png",
+        TissueOptions(**options), 2,
+    )  # fmt: skip
+    return read_image(store, Pyramid(folder / "pyramid.ome.zarr").mpp).data.astype(bool)
+
+
+@pytest.mark.parametrize("method", ["otsu_saturation", "otsu_gray", "gray_threshold"])
+def test_each_method_finds_the_rectangle(tissue_slide: Path, tmp_path: Path, method: str) -> None:
+    options = {"threshold": 190} if method == "gray_threshold" else {}
+    mask = run(tissue_slide, tmp_path, mpp=8, method=method, **options)
+    # 1600 x 1200 px at 0.5 um, tissue from 100 to 700 um and from 100 to 500 um.
+    wanted = np.zeros((75, 100), bool)
+    wanted[13:62, 13:87] = True
+    assert mask.shape == wanted.shape
+    assert (mask ^ wanted).sum() <= 2 * (49 + 74)
+    facts = json.loads((tmp_path / "tissue.json").read_text())
+    assert facts["tissue_mm2"] == pytest.approx(0.24, rel=0.06)
+    assert (tmp_path / "tissue.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("block_px", [17, 64, 1000])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_blocks_and_workers_leave_no_trace(tissue_pyramid: Pyramid, block_px: int, threads: int) -> None:
+    options = TissueOptions(mpp=3)
+    feature, ink = read_features(tissue_pyramid, options, threads, block_px)
+    whole, whole_ink = read_features(tissue_pyramid, options, 1, 4096)
+    np.testing.assert_array_equal(feature, whole)
+    np.testing.assert_array_equal(ink, whole_ink)
+
+
+@pytest.mark.parametrize("ink", [(30, 70, 180), (20, 140, 60), (25, 25, 30)], ids=["blue", "green", "black"])
+def test_pen_is_taken_out_and_reported(tmp_path: Path, ink: tuple[int, int, int]) -> None:
+    rgb = tissue_picture()
+    rgb[40:120, 100:1500] = ink
+    folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))
+    mask = run(folder, tmp_path, mpp=8)
+    assert not mask[:9].any()
+    assert mask[20:50, 20:80].all()
+    # 40 x 700 um are 437 pixels of 8 um; the rim, where ink and glass mix, may count or not.
+    assert json.loads((tmp_path / "tissue.json").read_text())["pen_pixels"] == pytest.approx(437, abs=100)
+    with_pen = run(folder, tmp_path, mpp=8, remove_pen=False)
+    assert with_pen[:9].any() == (ink[2] > 50)
+
+
+def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:
+    mask = np.zeros((60, 80), bool)
+    mask[10:50, 10:40] = True
+    mask[10:50, 24:26] = False  # a gap of 2 pixels, 20 um
+    mask[20:24, 14:18] = False  # a hole of 16 pixels, 1,600 um²
+    mask[30:42, 30:38] = False  # a hole of 96 pixels, 9,600 um²
+    mask[3:5, 60:62] = True  # a speck of 4 pixels, 400 um²
+    options = TissueOptions(mpp=10, closing_um=40, min_hole_um2=5000, min_area_um2=1000)
+    cleaned = clean(mask, options)
+    assert cleaned[12:48, 24:26].all()
+    assert cleaned[20:24, 14:18].all()
+    assert not cleaned[34:38, 33:35].any()
+    assert not cleaned[3:5, 60:62].any()
+    untouched = TissueOptions(mpp=10, **NO_CLEANING)
+    np.testing.assert_array_equal(clean(mask, untouched), mask)
+
+
+def test_glass_alone_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+    rgb = np.full((600, 700, 3), 244, np.uint8)
+    folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))
+    with pytest.raises(StoreError, match=r"slide s1.*no tissue found by otsu_saturation.*tissue_threshold"):
+        run(folder, tmp_path, mpp=8)
+    assert not (tmp_path / "tissue.ome.zarr").exists()
+    assert not (tmp_path / "tissue.json").exists()
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["tumor_072", "tumor_102"])
+def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, name: str) -> None:
+    source, xml = (DATA / "camelyon16-level7" / f"{name}_level7.{kind}" for kind in ("tif", "xml"))
+    folder = converted(tmp_path, source)
+    pyramid = Pyramid(folder / "pyramid.ome.zarr")
+    mask = run(folder, tmp_path, mpp=8)
+    truth.run(
+        name, pyramid.path, tmp_path / "truth.ome.zarr", tmp_path / "truth.json", tmp_path / "truth.png",
+        TruthOptions(), annotation=xml, label="tumor",
+    )  # fmt: skip
+    tumor = read_image(tmp_path / "truth.ome.zarr", pyramid.mpp).data == TUMOR
+    assert mask[tumor].mean() >= 0.98
+    exact = read_asap(name, xml, TruthOptions(), pyramid.size).tumor.area * pyramid.mpp**2
+    assert tumor.sum() * 64 == pytest.approx(exact, rel=0.01)
