@@ -25,7 +25,7 @@ demo: setup data/demo/slides.tsv
 	@$(BIN)/wsi-pipeline summary results/demo/evaluation/inception_v3/metrics.json results/demo/report.html
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

@@ -77,7 +77,7 @@ def test_transparent_pixels_take_the_background(monkeypatch: pytest.MonkeyPatch,
     slide = SourceSlide("s", write_tiff(tmp_path / "s.tif", tissue_picture()))
     half = Image.new("RGBA", (2, 1), (100, 0, 0, 255))
     half.putpixel((1, 0), (0, 0, 0, 0))
-    monkeypatch.setattr(slide._handle, "read_region", lambda *a: half)
+    monkeypatch.setattr(slide._handle, "read_region", lambda *_: half)
     assert slide.read(Box(0, 0, 2, 1), 0).tolist() == [[[100, 0, 0], [255, 255, 255]]]
 
 

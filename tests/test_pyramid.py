@@ -49,7 +49,7 @@ def test_patches_come_from_the_nearest_level_that_is_fine_enough(
 
 
 def test_patches_finer_than_the_slide_are_refused(tissue_pyramid: Pyramid) -> None:
-    with pytest.raises(StoreError, match="coarser than the 0.25 asked for"):
+    with pytest.raises(StoreError, match=r"coarser than the 0\.25 asked for"):
         tissue_pyramid.patch_spec(96, 0.25)
 
 

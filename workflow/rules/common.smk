@@ -1,6 +1,9 @@
 # Config and sheet, checked before any job starts, and what the rules take from them.
 import sys
 from pathlib import Path
+from shlex import join, quote
+
+from snakemake.utils import validate
 
 from wsi_pipeline.config import load_config, options_json
 from wsi_pipeline.errors import PipelineError
@@ -11,14 +14,23 @@ try:
     SHEET = load_sheet(Path(CONFIG.cohort.slides), exclude=CONFIG.cohort.exclude)
 except PipelineError as error:
     raise WorkflowError(str(error))
+validate(config, "../schemas/config.schema.json", set_default=False)
+
+# Stages run in the environment that runs Snakemake, whatever the PATH of the shell or of a cluster's node says.
+shell.prefix(f"set -euo pipefail; export PATH={quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 RESULTS = CONFIG.results
 MODEL = CONFIG.training.model
 TRAINING = SHEET.of_split("train")
 VALIDATION = SHEET.of_split("validation")
 TEST = SHEET.of_split("test")
-# The interpreter that runs Snakemake runs the stages too, whatever the PATH says.
-WSI = f"{sys.executable} -m wsi_pipeline"
+EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
+IMAGENET = CONFIG.training.weights_file or "resources/inception_v3_google-0cc3c7bd.pth"
+
+
+pathvars:
+    results=RESULTS,
+    logs=f"logs/{RESULTS}",
 
 
 wildcard_constraints:
@@ -32,3 +44,50 @@ def options(stage):
 
 def tissue_options(wildcards):
     return options_json("tissue", SHEET[wildcards.slide].tissue_options(CONFIG.tissue))
+
+
+def annotation(wildcards):
+    path = SHEET[wildcards.slide].annotation
+    return [path] if path else []
+
+
+def truth_flags(wildcards):
+    row = SHEET[wildcards.slide]
+    flags = ["--exhaustive" if row.exhaustive else "--no-exhaustive"]
+    if row.label:
+        flags.append(f"--label={row.label}")
+    if row.annotation:
+        flags.append(f"--annotation={row.annotation}")
+    return flags
+
+
+def start_files(wildcards):
+    start = CONFIG.training.start
+    return {"random": [], "imagenet": [IMAGENET]}.get(start, [start])
+
+
+def taken_model_json(wildcards):
+    beside = Path(CONFIG.training.weights).with_name("model.json")
+    return [str(beside)] if beside.is_file() else []
+
+
+def folder_of(files):
+    return str(Path(files[0]).parent) if files else "."
+
+
+def of_test_slides(pattern):
+    return expand(pattern, slide=TEST, allow_missing=True)
+
+
+def partial_evaluation():
+    """What could be finished is evaluated all the same, apart from the results and marked incomplete."""
+    folder = f"{RESULTS}/evaluation/{MODEL}/partial"
+    command = ["wsi-pipeline", "evaluate", "--allow-missing", *EXCLUDE]
+    command += ["--sheet", CONFIG.cohort.slides, "--output", folder, "--options", options("evaluate")]
+    command += [
+        "--confusion",
+        f"{RESULTS}/confusion/{MODEL}",
+        "--detections",
+        f"{RESULTS}/detections/{MODEL}",
+    ]
+    shell(join(command).replace("{", "{{").replace("}", "}}"))

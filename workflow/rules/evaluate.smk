@@ -1,30 +1,23 @@
 # Figures over all test slides, and the report.
-from shlex import quote
-
-EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
-
-
-def of_test_slides(pattern):
-    return expand(RESULTS + pattern, slide=TEST, allow_missing=True)
 
 
 rule evaluate:
     input:
-        of_test_slides("/confusion/{model}/{slide}.json"),
-        of_test_slides("/detections/{model}/{slide}.json"),
-        ancient(of_test_slides("/confusion/{model}/{slide}.scores.parquet")),
+        ancient(of_test_slides("<results>/confusion/{model}/{slide}.scores.parquet")),
+        confusion=of_test_slides("<results>/confusion/{model}/{slide}.json"),
+        detections=of_test_slides("<results>/detections/{model}/{slide}.json"),
     output:
-        RESULTS + "/evaluation/{model}/metrics.json",
-        multiext(RESULTS + "/evaluation/{model}/", "roc.csv", "pr.csv", "froc.csv", "slides.csv"),
+        multiext("<results>/evaluation/{model}/", "roc.csv", "pr.csv", "froc.csv", "slides.csv"),
         report(
-            multiext(RESULTS + "/evaluation/{model}/", "roc.png", "pr.png", "froc.png", "confusion.png"),
+            multiext("<results>/evaluation/{model}/", "roc.png", "pr.png", "froc.png", "confusion.png"),
             category="Evaluation",
-            labels=lambda wildcards, output=None: {"model": wildcards.model},
+            labels=lambda wildcards: {"model": wildcards.model},
         ),
+        metrics="<results>/evaluation/{model}/metrics.json",
     log:
-        "logs/" + RESULTS + "/evaluate/{model}.log",
+        "<logs>/evaluate/{model}.log",
     benchmark:
-        "logs/" + RESULTS + "/evaluate/{model}.tsv"
+        "<logs>/evaluate/{model}.tsv"
     threads: 1
     resources:
         mem_mb=4000,
@@ -34,46 +27,40 @@ rule evaluate:
         sheet=CONFIG.cohort.slides,
         rows=SHEET.digest(),
         exclude=EXCLUDE,
-        confusion=RESULTS + "/confusion/{model}",
-        detections=RESULTS + "/detections/{model}",
-        folder=RESULTS + "/evaluation/{model}",
+        confusion=lambda wildcards, input: folder_of(input.confusion),
+        detections=lambda wildcards, input: folder_of(input.detections),
+        folder=lambda wildcards, output: folder_of([output.metrics]),
     shell:
-        "{WSI} evaluate --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
+        "wsi-pipeline evaluate --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
         " --confusion {params.confusion:q} --detections {params.detections:q} --output {params.folder:q}"
         " --options {params.options:q} > {log:q} 2>&1"
 
 
-PARTIAL_EVALUATION = (
-    (
-        f"{WSI} evaluate --allow-missing --sheet {quote(CONFIG.cohort.slides)} {' '.join(map(quote, EXCLUDE))}"
-        f" --confusion {quote(f'{RESULTS}/confusion/{MODEL}')} --detections {quote(f'{RESULTS}/detections/{MODEL}')}"
-        f" --output {quote(f'{RESULTS}/evaluation/{MODEL}/partial')} --options {quote(options('evaluate'))}"
-    )
-    .replace("{", "{{")
-    .replace("}", "}}")
-)
-
-
 rule report:
     input:
-        of_test_slides("/confusion/" + MODEL + "/{slide}.json"),
-        metrics=f"{RESULTS}/evaluation/{MODEL}/metrics.json",
+        ancient(of_test_slides("<results>/slides/{slide}/pyramid.ome.zarr")),
+        ancient(of_test_slides("<results>/slides/{slide}/truth.ome.zarr")),
+        receipts=of_test_slides("<results>/slides/{slide}/truth.json"),
+        heatmaps=ancient(expand("<results>/heatmaps/{model}/{slide}.ome.zarr", model=MODEL, slide=TEST)),
+        stores=ancient(expand("<results>/confusion/{model}/{slide}.ome.zarr", model=MODEL, slide=TEST)),
+        confusion=expand("<results>/confusion/{model}/{slide}.json", model=MODEL, slide=TEST),
+        metrics=f"<results>/evaluation/{MODEL}/metrics.json",
     output:
-        RESULTS + "/report.html",
+        "<results>/report.html",
     log:
-        "logs/" + RESULTS + "/report.log",
+        "<logs>/report.log",
     benchmark:
-        "logs/" + RESULTS + "/report.tsv"
+        "<logs>/report.tsv"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
     params:
         options=options("report"),
-        slides=RESULTS + "/slides",
-        heatmaps=f"{RESULTS}/heatmaps/{MODEL}",
-        confusion=f"{RESULTS}/confusion/{MODEL}",
-        evaluation=f"{RESULTS}/evaluation/{MODEL}",
+        slides=lambda wildcards, input: str(Path(folder_of(input.receipts)).parent),
+        heatmaps=lambda wildcards, input: folder_of(input.heatmaps),
+        confusion=lambda wildcards, input: folder_of(input.confusion),
+        evaluation=lambda wildcards, input: folder_of([input.metrics]),
     shell:
-        "{WSI} report --slides {params.slides:q} --heatmaps {params.heatmaps:q} --confusion {params.confusion:q}"
+        "wsi-pipeline report --slides {params.slides:q} --heatmaps {params.heatmaps:q} --confusion {params.confusion:q}"
         " --evaluation {params.evaluation:q} --output {output:q} --options {params.options:q} > {log:q} 2>&1"

@@ -3,20 +3,20 @@
 
 rule patches:
     input:
-        RESULTS + "/slides/{slide}/pyramid.json",
-        RESULTS + "/slides/{slide}/tissue.json",
-        RESULTS + "/slides/{slide}/truth.json",
-        pyramid=ancient(RESULTS + "/slides/{slide}/pyramid.ome.zarr"),
-        tissue=ancient(RESULTS + "/slides/{slide}/tissue.ome.zarr"),
-        truth=ancient(RESULTS + "/slides/{slide}/truth.ome.zarr"),
+        "<results>/slides/{slide}/pyramid.json",
+        "<results>/slides/{slide}/tissue.json",
+        "<results>/slides/{slide}/truth.json",
+        pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
+        tissue=ancient("<results>/slides/{slide}/tissue.ome.zarr"),
+        truth=ancient("<results>/slides/{slide}/truth.ome.zarr"),
     output:
-        store=directory(RESULTS + "/slides/{slide}/patches.zarr"),
-        index=RESULTS + "/slides/{slide}/patches.parquet",
-        receipt=RESULTS + "/slides/{slide}/patches.json",
+        store=directory("<results>/slides/{slide}/patches.zarr"),
+        index="<results>/slides/{slide}/patches.parquet",
+        receipt="<results>/slides/{slide}/patches.json",
     log:
-        "logs/" + RESULTS + "/patches/{slide}.log",
+        "<logs>/patches/{slide}.log",
     benchmark:
-        "logs/" + RESULTS + "/patches/{slide}.tsv"
+        "<logs>/patches/{slide}.tsv"
     threads: 2
     resources:
         mem_mb=2000,
@@ -24,6 +24,6 @@ rule patches:
     params:
         options=options("patches"),
     shell:
-        "{WSI} patches --pyramid {input.pyramid:q} --tissue {input.tissue:q} --truth {input.truth:q}"
+        "wsi-pipeline patches --pyramid {input.pyramid:q} --tissue {input.tissue:q} --truth {input.truth:q}"
         " --slide {wildcards.slide:q} --store {output.store:q} --index {output.index:q}"
         " --receipt {output.receipt:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"

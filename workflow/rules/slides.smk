@@ -5,12 +5,12 @@ rule convert:
     input:
         lambda wildcards: SHEET[wildcards.slide].path,
     output:
-        store=directory(RESULTS + "/slides/{slide}/pyramid.ome.zarr"),
-        receipt=RESULTS + "/slides/{slide}/pyramid.json",
+        store=directory("<results>/slides/{slide}/pyramid.ome.zarr"),
+        receipt="<results>/slides/{slide}/pyramid.json",
     log:
-        "logs/" + RESULTS + "/convert/{slide}.log",
+        "<logs>/convert/{slide}.log",
     benchmark:
-        "logs/" + RESULTS + "/convert/{slide}.tsv"
+        "<logs>/convert/{slide}.tsv"
     threads: 2
     resources:
         mem_mb=2000,
@@ -19,27 +19,27 @@ rule convert:
         options=options("convert"),
         mpp=lambda wildcards: [f"--mpp={SHEET[wildcards.slide].mpp}"] if SHEET[wildcards.slide].mpp else [],
     shell:
-        "{WSI} convert {input:q} --slide {wildcards.slide:q} {params.mpp:q} --store {output.store:q}"
+        "wsi-pipeline convert {input:q} --slide {wildcards.slide:q} {params.mpp:q} --store {output.store:q}"
         " --receipt {output.receipt:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule tissue:
     input:
-        RESULTS + "/slides/{slide}/pyramid.json",
-        pyramid=ancient(RESULTS + "/slides/{slide}/pyramid.ome.zarr"),
+        "<results>/slides/{slide}/pyramid.json",
+        pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
     output:
-        store=directory(RESULTS + "/slides/{slide}/tissue.ome.zarr"),
-        receipt=RESULTS + "/slides/{slide}/tissue.json",
+        store=directory("<results>/slides/{slide}/tissue.ome.zarr"),
+        receipt="<results>/slides/{slide}/tissue.json",
         picture=report(
-            RESULTS + "/slides/{slide}/tissue.png",
+            "<results>/slides/{slide}/tissue.png",
             category="Slides",
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "tissue"},
         ),
     log:
-        "logs/" + RESULTS + "/tissue/{slide}.log",
+        "<logs>/tissue/{slide}.log",
     benchmark:
-        "logs/" + RESULTS + "/tissue/{slide}.tsv"
+        "<logs>/tissue/{slide}.tsv"
     threads: 2
     resources:
         mem_mb=2000,
@@ -47,44 +47,29 @@ rule tissue:
     params:
         options=tissue_options,
     shell:
-        "{WSI} tissue --pyramid {input.pyramid:q} --slide {wildcards.slide:q} --store {output.store:q}"
+        "wsi-pipeline tissue --pyramid {input.pyramid:q} --slide {wildcards.slide:q} --store {output.store:q}"
         " --receipt {output.receipt:q} --picture {output.picture:q} --options {params.options:q}"
         " --threads {threads} > {log:q} 2>&1"
 
 
-def annotation(wildcards):
-    path = SHEET[wildcards.slide].annotation
-    return [path] if path else []
-
-
-def truth_flags(wildcards):
-    row = SHEET[wildcards.slide]
-    flags = ["--exhaustive" if row.exhaustive else "--no-exhaustive"]
-    if row.label:
-        flags.append(f"--label={row.label}")
-    if row.annotation:
-        flags.append(f"--annotation={row.annotation}")
-    return flags
-
-
 rule truth:
     input:
-        RESULTS + "/slides/{slide}/pyramid.json",
+        "<results>/slides/{slide}/pyramid.json",
         annotation,
-        pyramid=ancient(RESULTS + "/slides/{slide}/pyramid.ome.zarr"),
+        pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
     output:
-        store=directory(RESULTS + "/slides/{slide}/truth.ome.zarr"),
-        receipt=RESULTS + "/slides/{slide}/truth.json",
+        store=directory("<results>/slides/{slide}/truth.ome.zarr"),
+        receipt="<results>/slides/{slide}/truth.json",
         picture=report(
-            RESULTS + "/slides/{slide}/truth.png",
+            "<results>/slides/{slide}/truth.png",
             category="Slides",
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "truth"},
         ),
     log:
-        "logs/" + RESULTS + "/truth/{slide}.log",
+        "<logs>/truth/{slide}.log",
     benchmark:
-        "logs/" + RESULTS + "/truth/{slide}.tsv"
+        "<logs>/truth/{slide}.tsv"
     threads: 2
     resources:
         mem_mb=2000,
@@ -93,6 +78,6 @@ rule truth:
         options=options("truth"),
         row=truth_flags,
     shell:
-        "{WSI} truth --pyramid {input.pyramid:q} --slide {wildcards.slide:q} {params.row:q}"
+        "wsi-pipeline truth --pyramid {input.pyramid:q} --slide {wildcards.slide:q} {params.row:q}"
         " --store {output.store:q} --receipt {output.receipt:q} --picture {output.picture:q}"
         " --options {params.options:q} --threads {threads} > {log:q} 2>&1"

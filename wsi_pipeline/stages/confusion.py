@@ -19,11 +19,11 @@ from wsi_pipeline.config import ConfusionOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.figures import slide_panels
 from wsi_pipeline.files import publish
+from wsi_pipeline.heatmaps import STEPS, grid_of
 from wsi_pipeline.masks import IGNORE, TUMOR, grid_truth
 from wsi_pipeline.metrics.curves import Counts, Histogram, counts_at
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import read_receipt, write_receipt
-from wsi_pipeline.stages.heatmap import STEPS, grid_of
 from wsi_pipeline.store import Image, LabelValue, read_image, write_image
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import numpy as np
 
 from wsi_pipeline.config import LesionLevelOptions
 from wsi_pipeline.files import digest_file, write_text
+from wsi_pipeline.heatmaps import grid_of
 from wsi_pipeline.masks import IGNORE, TUMOR
 from wsi_pipeline.metrics.lesions import Detection, find_lesions, match, suppress
 from wsi_pipeline.receipts import read_receipt, write_receipt
-from wsi_pipeline.stages.heatmap import grid_of
 from wsi_pipeline.store import read_image
 
 log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from wsi_pipeline.config import STEP_VERSIONS, EvaluateOptions
 from wsi_pipeline.errors import IncompleteError, StoreError
 from wsi_pipeline.figures import confusion_chart, froc_figure, pr_figure, roc_figure
 from wsi_pipeline.files import canonical_json, digest_json, publish, write_text
+from wsi_pipeline.heatmaps import STEPS
 from wsi_pipeline.metrics.curves import (
     Counts,
     Curve,
@@ -36,7 +37,6 @@ from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, SlideHits, f
 from wsi_pipeline.receipts import Facts, read_receipt
 from wsi_pipeline.sheet import Sheet, SlideRow
 from wsi_pipeline.stages.confusion import counts_of, read_scores
-from wsi_pipeline.stages.heatmap import STEPS
 from wsi_pipeline.summary import Figures, said
 
 log = logging.getLogger(__name__)

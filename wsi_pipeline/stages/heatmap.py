@@ -1,8 +1,7 @@
 """Stage heatmap: tumour probability of every patch position with tissue.
 
 Patches lie on a grid of the model's size and scale. Reading and predicting overlap; memory is
-bounded by the batches in flight. Probabilities are stored as multiples of 1/65535, so that a
-histogram of 65,536 bins holds them exactly.
+bounded by the batches in flight.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from wsi_pipeline.config import HeatmapOptions
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.files import digest_bytes, digest_file
 from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.heatmaps import STEPS
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.device import Device, pick_device
@@ -33,7 +33,6 @@ from wsi_pipeline.store import Image, read_image, write_image
 
 log = logging.getLogger(__name__)
 
-STEPS = 65535
 _LOG_SECONDS = 30.0
 _READ_AHEAD = 2
 
@@ -92,11 +91,6 @@ def run(
         options,
     )
     log.info("%s: %d positions, highest probability %.3f", slide, wanted.sum(), np.nanmax(heat, initial=0))
-
-
-def grid_of(receipt: dict[str, object]) -> Grid:
-    """The grid that a heatmap's receipt describes."""
-    return Grid(**receipt["grid"])  # type: ignore[arg-type]
 
 
 def predict(

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tissue_picture, write_tiff
+
+from wsi_pipeline.cli import app
+from wsi_pipeline.config import STEP_VERSIONS
+
+
+def wsi(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "wsi_pipeline", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_each_stage_is_a_command() -> None:
+    names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    assert set(STEP_VERSIONS) <= names
+
+
+def test_a_command_says_what_it_found(tmp_path: Path) -> None:
+    slide = write_tiff(tmp_path / "s.tif", tissue_picture(500, 400))
+    result = wsi("convert", slide, "--slide", "x", "--store", tmp_path / "x.zarr", "--receipt", tmp_path / "x.json")
+    assert (result.returncode, result.stderr) == (0, "x: 500 x 400 px at 0.5 um per pixel, 2 levels (generic-tiff)\n")
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.tif"
+    bad.write_text("nothing")
+    result = wsi("convert", bad, "--slide", "x", "--store", tmp_path / "x.zarr", "--receipt", tmp_path / "x.json")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: slide x: {bad}: not a slide that OpenSlide can read (Unsupported or missing image file). "
+        "Check the file or take the slide out of the sheet\n"
+    )
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+@pytest.mark.parametrize("options", ['{"mp": 8}', "not json", "[1]"])
+def test_wrong_options_are_refused(tmp_path: Path, options: str) -> None:
+    paths = [f"--{name}={tmp_path / name}" for name in ("pyramid", "store", "receipt", "picture")]
+    result = wsi("tissue", *paths, "--slide=x", f"--options={options}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: options of tissue: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from wsi_pipeline.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'zarr', 'numpy', 'openslide', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("stage", sorted(STEP_VERSIONS.keys() - {"train", "heatmap"}))
+def test_only_training_and_prediction_import_torch(stage: str) -> None:
+    code = f"import sys, wsi_pipeline.stages.{stage}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

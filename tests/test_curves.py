@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from wsi_pipeline.metrics.curves import (
+    Counts,
+    Histogram,
+    auc,
+    average_precision,
+    counts_at,
+    pr_curve,
+    roc_curve,
+    thinned,
+)
+from wsi_pipeline.metrics.intervals import pair_wins, percentile_interval, slide_weights, weighted_auc
+
+scored = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_size=80).filter(
+    lambda rows: len({truth for _, truth in rows}) == 2
+)
+
+
+@given(scored)
+@settings(max_examples=200, deadline=None)
+def test_areas_are_scikit_learns_with_ties(rows: list[tuple[int, bool]]) -> None:
+    scores, truth = (np.array(column) for column in zip(*rows, strict=True))
+    histogram = Histogram.of(scores / 12, truth)
+    assert auc(histogram) == pytest.approx(metrics.roc_auc_score(truth, scores / 12), abs=1e-12)
+    assert average_precision(histogram) == pytest.approx(metrics.average_precision_score(truth, scores / 12), abs=1e-12)
+    curve = roc_curve(histogram)
+    fpr, tpr, _ = metrics.roc_curve(truth, scores / 12, drop_intermediate=False)
+    np.testing.assert_allclose(curve.x, fpr, atol=1e-12)
+    np.testing.assert_allclose(curve.y, tpr, atol=1e-12)
+    precision, recall, _ = metrics.precision_recall_curve(truth, scores / 12)
+    pr = pr_curve(histogram)
+    np.testing.assert_allclose(pr.x, recall[-2::-1], atol=1e-12)
+    np.testing.assert_allclose(pr.y, precision[-2::-1], atol=1e-12)
+
+
+def test_a_missing_class_gives_no_figure() -> None:
+    only_normal = Histogram.of(np.array([0.1, 0.2]), np.array([False, False]))
+    assert auc(only_normal) is None
+    assert average_precision(only_normal) is None
+
+
+def test_counts_include_the_threshold_itself() -> None:
+    histogram = Histogram.of(np.array([0.2, 0.8, 0.8, 0.9]), np.array([True, False, True, True]))
+    assert counts_at(histogram, 0.8) == Counts(tp=2, fp=1, fn=1, tn=0)
+    assert counts_at(histogram, 0.81) == Counts(tp=1, fp=0, fn=2, tn=1)
+
+
+@given(st.lists(scored, min_size=2, max_size=4), st.lists(st.integers(0, 3), min_size=4, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_the_quadratic_form_is_the_auc_of_repeated_slides(slides: list, weights: list[int]) -> None:
+    normal, tumor = np.zeros((2, len(slides), 13), np.int64)
+    for k, rows in enumerate(slides):
+        for score, truth in rows:
+            (tumor if truth else normal)[k, score] += 1
+    w = np.array(weights[: len(slides)])
+    repeated = [row for rows, times in zip(slides, w, strict=True) for row in rows * times]
+    value = weighted_auc(pair_wins(normal, tumor), normal.sum(axis=1), tumor.sum(axis=1), w)
+    if not repeated:
+        assert value is None
+    else:
+        scores, truth = (np.array(column) for column in zip(*repeated, strict=True))
+        assert value == pytest.approx(metrics.roc_auc_score(truth, scores), abs=1e-12)
+
+
+def test_the_interval_covers_a_mean_as_theory_says() -> None:
+    values = np.random.default_rng(0).normal(5, 2, 100)
+    weights = slide_weights(100, 2000, 1, "mean")
+    assert (weights.sum(axis=1) == 100).all()
+    low, high = percentile_interval(lambda w: float(w @ values) / 100, weights, 0.95)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 10, rel=0.1)
+    assert percentile_interval(lambda _: None, weights, 0.95) is None
+    assert (slide_weights(100, 50, 1, "mean") == weights[:50]).all()
+
+
+def test_a_thinned_curve_keeps_its_shape() -> None:
+    rng = np.random.default_rng(0)
+    histogram = Histogram.of(rng.normal(0, 1, 40000) + np.arange(40000) % 2, np.arange(40000) % 2 == 1)
+    full, thin = roc_curve(histogram), thinned(roc_curve(histogram), 500)
+    assert len(thin.x) <= 502
+    assert (thin.x[0], thin.x[-1]) == (full.x[0], full.x[-1])
+    assert np.trapezoid(thin.y, thin.x) == pytest.approx(np.trapezoid(full.y, full.x), abs=1e-4)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wsi_pipeline.metrics.lesions import Detection, SlideHits, find_lesions, froc, match, suppress
+
+NAN = np.nan
+
+
+def disk(shape: tuple[int, int], y: float, x: float, radius: float) -> np.ndarray:
+    yy, xx = np.ogrid[: shape[0], : shape[1]]
+    return (yy - y) ** 2 + (xx - x) ** 2 <= radius**2
+
+
+def lesions_of(mask: np.ndarray, mpp: float = 10.0):
+    return find_lesions(mask, mpp, merge_um=75, itc_um=275)
+
+
+def test_suppression_takes_the_highest_and_clears_its_circle() -> None:
+    heat = np.full((9, 9), 0.1, np.float32)
+    heat[2, 2], heat[2, 4], heat[2, 5], heat[8, 8] = 0.9, 0.8, 0.7, 0.6
+    heat[0, 0] = NAN
+    # 0.8 lies 2 pixels from 0.9 and goes; 0.7 lies 3 pixels away and stays.
+    found = suppress(heat, radius=2, min_score=0.5)
+    assert [(round(s, 3), x, y) for s, x, y in found] == [(0.9, 2, 2), (0.7, 5, 2), (0.6, 8, 8)]
+    assert suppress(heat, 2, 0.95) == []
+    assert suppress(np.full((3, 3), NAN, np.float32), 2, 0.5) == []
+
+
+def test_foci_closer_than_75_um_are_one_lesion() -> None:
+    # Two squares of 400 um. The distance transform counts from pixel centres: with a gap of 6 pixels of
+    # 10 um the middle pixels are 30 um from the nearest tumour pixel, less than 37.5, and all join; with a
+    # gap of 8 pixels the middle ones are 40 um away and stay outside.
+    for gap, number in ((6, 1), (8, 2)):
+        mask = np.zeros((60, 120), bool)
+        mask[10:50, 5:45] = True
+        mask[10:50, 45 + gap : 85 + gap] = True
+        assert lesions_of(mask).labels.max() == number
+
+
+def test_holes_belong_to_the_lesion() -> None:
+    mask = disk((100, 100), 50, 50, 40) & ~disk((100, 100), 50, 50, 20)
+    assert lesions_of(mask).labels[50, 50] == 1
+
+
+def test_isolated_tumour_cells_are_below_275_um() -> None:
+    # The major axis of a disk of radius r pixels is about 2r. Dilation by less than 37.5 um adds 3 pixels all
+    # round at 10 um: r = 10 gives about 26 pixels = 260 um, r = 11.5 about 29 pixels = 290 um.
+    assert lesions_of(disk((60, 60), 30, 30, 10)).isolated == {1}
+    assert lesions_of(disk((60, 60), 30, 30, 11.5)).isolated == frozenset()
+
+
+def test_hits_count_once_and_isolated_cells_not_at_all() -> None:
+    mask = disk((100, 200), 50, 40, 20) | disk((100, 200), 50, 150, 6)
+    lesions = lesions_of(mask)
+    assert len(lesions.counted) == 1
+    # A mask pixel is 4 level-0 pixels wide.
+    points = [
+        Detection(0.7, 40 * 4, 50 * 4),
+        Detection(0.9, 45 * 4, 52 * 4),  # the same lesion again
+        Detection(0.8, 150 * 4, 50 * 4),  # isolated cells
+        Detection(0.6, 100 * 4, 90 * 4),  # nothing
+        Detection(0.5, 9999, 9999),  # off the slide
+    ]
+    hits = match(points, lesions, 4.0)
+    assert hits == SlideHits(lesions=(0.9,), false_positives=(0.6, 0.5))
+
+
+def test_froc_by_hand() -> None:
+    # Two tumour slides with 4 lesions (one missed) and two normal slides; 3 false positives on 4 slides.
+    slides = [
+        SlideHits((0.9, 0.7), (0.8,)),
+        SlideHits((0.6, 0.0), ()),
+        SlideHits((), (0.65, 0.3)),
+        SlideHits((), ()),
+    ]
+    # Thresholds without the lowest (0): 0.3 0.6 0.65 0.7 0.8 0.9, then the zero point.
+    # False positives at or above: 3 2 2 1 1 0, 0 -> per slide .75 .5 .5 .25 .25 0, 0
+    # Lesions at or above:         3 3 2 2 1 1, 0 -> sensitivity .75 .75 .5 .5 .25 .25, 0
+    result = froc(slides)
+    assert result is not None
+    assert result.false_positives.tolist() == [0.75, 0.5, 0.5, 0.25, 0.25, 0, 0]
+    assert result.sensitivity.tolist() == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0]
+    # Step rule at 1/4 1/2 1 2 4 8: .5 .75 .75 .75 .75 .75.
+    assert result.step_score == pytest.approx((0.5 + 5 * 0.75) / 6)
+    # numpy.interp over rising false positives 0 0 .25 .25 .5 .5 .75 takes the last of equal points.
+    assert result.interpolated_score == pytest.approx((0.5 + 5 * 0.75) / 6)
+
+
+def test_froc_leaves_out_the_lowest_confidence() -> None:
+    # One lesion, hit; nothing else. The only threshold is the lowest and is left out: score 0, as officially.
+    result = froc([SlideHits((0.9,), ())])
+    assert result is not None
+    assert (result.step_score, result.interpolated_score) == (0, 0)
+    assert froc([SlideHits((), (0.5,))]) is None

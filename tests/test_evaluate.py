@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from wsi_pipeline.config import ConfusionOptions, EvaluateOptions, LesionLevelOptions, PatchLevelOptions
+from wsi_pipeline.errors import IncompleteError, StoreError
+from wsi_pipeline.files import canonical_json
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR, grid_truth
+from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.stages import confusion, detect, evaluate
+from wsi_pipeline.store import Image, read_image, write_image
+
+STRIDE = 100.0
+MODEL = "a" * 64
+
+
+def write_slide(
+    root: Path, pyramid: Path, slide: str, heat: np.ndarray, truth: np.ndarray, *, model: str = MODEL
+) -> None:
+    """A heatmap and a truth image (one truth pixel a patch), and what confusion and detect make of them."""
+    heat = (np.rint(heat.astype(np.float32) * 65535) / 65535).astype(np.float32)
+    image = Image(heat, STRIDE, STRIDE / 2)
+    write_image(root / "heatmaps" / f"{slide}.ome.zarr", image, name="p", slide_mpp=0.5, fill=float("nan"))
+    write_image(root / f"{slide}.truth.ome.zarr", Image.from_corner(truth, STRIDE), name="t", slide_mpp=0.5)
+    grid = {"columns": heat.shape[1], "rows": heat.shape[0], "stride_px": STRIDE / 0.5, "patch_px": STRIDE / 0.5}
+    facts = {"stage": "heatmap", "slide": slide, "model_sha256": model, "slide_mpp": 0.5, "grid": grid}
+    facts["maximum"] = None if np.isnan(heat).all() else float(np.nanmax(heat))
+    receipt = root / "heatmaps" / f"{slide}.json"
+    receipt.write_text(canonical_json(facts))
+    folder = root / "confusion"
+    confusion.run(
+        slide, pyramid, root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt,
+        folder / f"{slide}.ome.zarr", folder / f"{slide}.json", folder / f"{slide}.scores.parquet",
+        folder / f"{slide}.png", ConfusionOptions(),
+    )  # fmt: skip
+    found = root / "detections"
+    detect.run(
+        slide, root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt,
+        found / f"{slide}.csv", found / f"{slide}.geojson", found / f"{slide}.json",
+        LesionLevelOptions(radius_um=100),
+    )  # fmt: skip
+
+
+SLIDES = {
+    "n1": ("normal", None),
+    "n2": ("normal", None),
+    "t1": ("tumor", (slice(1, 4), slice(1, 5))),
+    "t2": ("tumor", (slice(0, 3), slice(3, 7))),
+}
+
+
+def maps(slide: str) -> tuple[np.ndarray, np.ndarray]:
+    _, region = SLIDES[slide]
+    rng = np.random.default_rng([*slide.encode()])
+    truth = np.full((6, 8), NORMAL, np.uint8)
+    heat = rng.uniform(0, 0.85, truth.shape)
+    if region:
+        truth[region] = TUMOR
+        heat[region] = rng.uniform(0.5, 1, truth[region].shape)
+    heat[5] = np.nan
+    return heat, truth
+
+
+@pytest.fixture(scope="module")
+def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scored")
+    for slide in SLIDES:
+        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
+    return root
+
+
+SHEET = Sheet({s: SlideRow(s, f"{s}.tif", "test", label=label) for s, (label, _) in SLIDES.items()})
+
+
+def run(root: Path, out: Path, sheet: Sheet = SHEET, **more: Any) -> dict[str, Any]:
+    options = EvaluateOptions(seed=3)
+    evaluate.run(sheet, (), root / "confusion", root / "detections", out, options, **more)
+    return json.loads((out / "metrics.json").read_text())
+
+
+def pooled() -> tuple[np.ndarray, np.ndarray]:
+    scores, truths = [], []
+    for slide in SLIDES:
+        heat, truth = maps(slide)
+        known = np.isfinite(heat)
+        scores.append(np.rint(heat[known] * 65535) / 65535)
+        truths.append(truth[known] == TUMOR)
+    return np.concatenate(scores), np.concatenate(truths)
+
+
+def test_figures_are_those_of_the_pooled_patches(scored: Path, tmp_path: Path) -> None:
+    metrics = run(scored, tmp_path)
+    scores, truth = pooled()
+    patch = metrics["patch"]
+    assert patch["auc"] == pytest.approx(sk.roc_auc_score(truth, scores), abs=1e-12)
+    assert patch["average_precision"] == pytest.approx(sk.average_precision_score(truth, scores), abs=1e-12)
+    assert (patch["n_normal"], patch["n_tumor"]) == ((~truth).sum(), truth.sum())
+    low, high = patch["auc_interval"]
+    assert low < patch["auc"] < high
+    called = scores >= 0.8
+    counts = {"tp": called & truth, "fp": called & ~truth, "fn": ~called & truth, "tn": ~called & ~truth}
+    assert metrics["confusion"]["counts"] == {name: int(which.sum()) for name, which in counts.items()}
+    assert sum(metrics["confusion"]["share_of_total"].values()) == pytest.approx(1)
+    recall = sk.recall_score(truth, called)
+    assert metrics["confusion"]["sensitivity"] == pytest.approx(recall)
+    assert metrics["operating_point"] == {"rule": "fixed", "threshold": 0.8, "chosen_on": "given in the config"}
+
+
+def test_slide_scores_are_the_maxima(scored: Path, tmp_path: Path) -> None:
+    metrics = run(scored, tmp_path)
+    best = {s: np.nanmax(maps(s)[0]) for s in SLIDES}
+    wanted = sk.roc_auc_score([s[0] == "t" for s in SLIDES], list(best.values()))
+    assert metrics["slide"]["auc"] == wanted
+    rows = {r["slide"]: r for r in csv.DictReader((tmp_path / "slides.csv").read_text().splitlines())}
+    assert {s: float(r["score"]) for s, r in rows.items()} == pytest.approx(best, abs=1e-5)
+    assert rows["t1"]["lesions"] == "1"
+
+
+def test_the_13_threshold_area_is_the_trapezoid(scored: Path, tmp_path: Path) -> None:
+    scores, truth = pooled()
+    thresholds = [1, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0]
+    tpr = [(scores[truth] >= t).mean() for t in thresholds]
+    fpr = [(scores[~truth] >= t).mean() for t in thresholds]
+    metrics = run(scored, tmp_path)
+    assert metrics["matlab_parity"]["auc"] == pytest.approx(np.trapezoid(tpr, fpr), abs=1e-12)
+    assert metrics["matlab_parity"]["thresholds"] == thresholds
+
+
+def test_the_same_inputs_give_the_same_bytes(scored: Path, tmp_path: Path) -> None:
+    run(scored, tmp_path / "a")
+    run(scored, tmp_path / "b")
+    for name in ("metrics.json", "roc.csv", "pr.csv", "froc.csv", "slides.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert str(tmp_path) not in (tmp_path / "a" / "metrics.json").read_text()
+
+
+def test_missing_slides_are_named_and_never_pass_for_complete(scored: Path, tmp_path: Path) -> None:
+    more = Sheet({**SHEET, "gone": SlideRow("gone", "gone.tif", "test", label="tumor")})
+    with pytest.raises(IncompleteError, match=r"1 of 5 test slides have no results: gone\. .*cohort\.exclude"):
+        run(scored, tmp_path, more)
+    assert not (tmp_path / "metrics.json").exists()
+    metrics = run(scored, tmp_path, more, allow_missing=True)
+    assert metrics["cohort"]["missing"] == ["gone"]
+    assert metrics["cohort"]["complete"] is False
+
+
+def test_one_class_alone_gives_null_with_the_reason(scored: Path, tmp_path: Path) -> None:
+    normals = Sheet({s: row for s, row in SHEET.items() if row.label == "normal"})
+    metrics = run(scored, tmp_path, normals)
+    assert metrics["patch"]["auc"] is None
+    assert metrics["patch"]["reason"] == "there are no tumour patches"
+    assert metrics["slide"]["reason"] == "there are no tumour slides"
+    assert metrics["lesion"]["froc"] is None
+    assert metrics["matlab_parity"]["auc"] is None
+    assert metrics["confusion"]["sensitivity"] is None
+
+
+def test_no_slides_at_all_give_nulls(scored: Path, tmp_path: Path) -> None:
+    metrics = run(scored, tmp_path, Sheet(), allow_missing=True)
+    assert metrics["patch"]["reason"] == "there are no normal and no tumour patches"
+    assert metrics["operating_point"] is None
+
+
+def test_maps_of_two_models_are_not_mixed(scored: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "x", *maps("n1"), model="b" * 64)
+    for kind in ("confusion", "detections"):
+        for path in (scored / kind).glob("n1*"):
+            if path.is_file():
+                (tmp_path / kind / path.name).write_bytes(path.read_bytes())
+    sheet = Sheet({s: SlideRow(s, "", "test", label="normal") for s in ("n1", "x")})
+    with pytest.raises(StoreError, match="n1 was predicted by the model aaaaaaaaaaaa, x by bbbbbbbbbbbb"):
+        run(tmp_path, tmp_path / "out", sheet)
+
+
+def test_ignored_places_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:
+    heat, truth = maps("t1")
+    truth[4] = IGNORE
+    write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "t", heat, truth)
+    facts = json.loads((tmp_path / "confusion" / "t.json").read_text())
+    assert sum(facts["counts"].values()) == 4 * 8
+    assert facts["ignored"] == 8
+    codes = read_image(tmp_path / "confusion" / "t.ome.zarr", 0.5).data
+    assert (codes[4:] == 255).all()
+    assert set(np.unique(codes[:4])) <= {0, 1, 2, 3}
+    found = json.loads((tmp_path / "detections" / "t.json").read_text())
+    assert found["lesions"] is None
+    assert found["reason"] == "parts of the slide are not annotated"
+
+
+def test_the_confusion_image_has_the_examples_colours(scored: Path) -> None:
+    import zarr
+
+    ome = zarr.open_group(scored / "confusion" / "t1.ome.zarr", mode="r").attrs["ome"]
+    colors = {c["label-value"]: c["rgba"][:3] for c in ome["image-label"]["colors"]}
+    assert (colors[1], colors[2], colors[3]) == ([0, 255, 255], [255, 255, 0], [255, 0, 0])
+
+
+def test_detections_are_in_level_0_pixels(scored: Path) -> None:
+    heat, _ = maps("t1")
+    first = (scored / "detections" / "t1.csv").read_text().splitlines()[0].split(",")
+    row, column = divmod(int(np.nanargmax(heat)), heat.shape[1])
+    assert float(first[0]) == pytest.approx(np.nanmax(heat), abs=1e-5)
+    assert [float(v) for v in first[1:]] == [(column + 0.5) * 200, (row + 0.5) * 200]
+    points = json.loads((scored / "detections" / "t1.geojson").read_text())["features"]
+    assert points[0]["geometry"]["coordinates"] == [(column + 0.5) * 200, (row + 0.5) * 200]
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        # Patches of 40 um on truth pixels of 10 um; the second patch has one tumour pixel at its rim,
+        # the third a quarter of tumour that holds its centre.
+        ("centre_nearest", [NORMAL, NORMAL, TUMOR, IGNORE]),
+        ("centre_region", [NORMAL, NORMAL, TUMOR, IGNORE]),
+        ("area_fraction", [NORMAL, NORMAL, NORMAL, IGNORE]),
+    ],
+)
+def test_label_rules(rule: str, wanted: list[int]) -> None:
+    truth = np.full((4, 16), NORMAL, np.uint8)
+    truth[0, 4] = TUMOR
+    truth[2:4, 10:12] = TUMOR
+    truth[:, 12:] = IGNORE
+    grid = Grid(columns=4, rows=1, stride_px=80, patch_px=80)
+    options = PatchLevelOptions(label_rule=rule, region_um=20)
+    labels = grid_truth(
+        Image.from_corner(truth, 10), grid, 0.5,
+        rule=rule, region_um=options.region_um, min_tumor=options.min_tumor,
+    )  # fmt: skip
+    assert labels.tolist() == [wanted]

@@ -1,0 +1,191 @@
+"""The workflow itself: one small cohort is run once, then what would run after each change is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, tissue_picture, write_tiff
+
+from wsi_pipeline.demo import Plan, write_cohort
+from wsi_pipeline.geometry import Size
+
+pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group(name="workflow")]
+
+PLANS = (
+    Plan("normal-1", "train", "north"),
+    Plan("tumor-1", "train", "north", lesions=1),
+    Plan("tumor-2", "validation", "north", lesions=1),
+    Plan("normal-3", "test", "north"),
+    Plan("tumor-3", "test", "north", lesions=1),
+)
+CONFIG: dict[str, Any] = {
+    "results": "results",
+    "cohort": {"name": "tiny (synthetic)", "slides": "cohort/slides.tsv", "synthetic": True},
+    "patches": {"mpp": 1.0, "size_px": 75, "stride_um": 40, "min_tissue": 0.5, "max_normal": 60},
+    "training": {"start": "random", "batch_size": 8, "max_steps": 4, "validate_every": 2, "learning_rate": 1e-3},
+    "evaluation": {"interval": {"resamples": 100}},
+}
+SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
+TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "confusion": 1, "detect": 1}
+AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
+
+
+def snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> subprocess.CompletedProcess[str]:
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
+    command += ["--configfile", "config.yaml", "--cores", "2", "--scheduler", "greedy", "--keep-going", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def planned(folder: Path, config: dict[str, Any] = CONFIG) -> Counter[str]:
+    """The jobs of a dry run, by rule."""
+    result = snakemake(folder, "--dry-run", config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    output = result.stdout + result.stderr
+    if "Nothing to be done" in output:
+        return Counter()
+    table = output.split("Job stats:")[1].split("total")[0]
+    return Counter({m[1]: int(m[2]) for m in re.finditer(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)})
+
+
+def changed(**sections: dict[str, Any]) -> dict[str, Any]:
+    """The config with some keys of some sections changed."""
+    return CONFIG | {name: CONFIG.get(name, {}) | values for name, values in sections.items()}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workflow")
+    write_cohort(folder / "cohort", PLANS, Size(1536, 1152))
+    sheet = folder / "cohort" / "slides.tsv"
+    sheet.write_text(sheet.read_text().replace(f"{folder}/", ""))
+    result = snakemake(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, times kept."""
+    return Path(shutil.copytree(finished, tmp_path / "run", copy_function=shutil.copy2, symlinks=True))
+
+
+def add_row(folder: Path, source: str, slide: str, **cells: str) -> None:
+    """Add a slide to the sheet: the row of `source` with another id and other cells."""
+    sheet = folder / "cohort" / "slides.tsv"
+    lines = sheet.read_text().splitlines()
+    header = lines[1].split("\t")
+    row = dict(zip(header, next(x for x in lines if x.startswith(source)).split("\t"), strict=True))
+    row |= {"slide": slide, "patient": "", **cells}
+    sheet.write_text("\n".join([*lines, "\t".join(row[name] for name in header)]) + "\n")
+
+
+def test_it_ends_with_metrics_pictures_and_a_report(finished: Path) -> None:
+    results = finished / "results"
+    metrics = json.loads((results / "evaluation" / "inception_v3" / "metrics.json").read_text())
+    assert 0 <= metrics["patch"]["auc"] <= 1
+    assert metrics["cohort"]["test_slides"] == ["normal-3", "tumor-3"]
+    assert metrics["cohort"]["synthetic"] is True
+    page = (results / "report.html").read_text()
+    assert "Synthetic slides" in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?http", page)
+    for name in ("slides/tumor-3/tissue.png", "slides/tumor-3/truth.png", "confusion/inception_v3/tumor-3.png"):
+        assert (results / name).stat().st_size > 5000
+    assert not list(finished.glob("results/**/.partial-*"))
+
+
+def test_nothing_changed_means_nothing_to_do(run: Path) -> None:
+    assert planned(run) == {}
+
+
+def test_a_new_test_slide_costs_its_own_jobs_and_the_aggregation(run: Path) -> None:
+    shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
+    add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
+    assert planned(run) == TEST_JOBS | AGGREGATION
+
+
+def test_a_new_training_slide_reruns_training_and_what_follows(run: Path) -> None:
+    shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
+    add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
+    after = {"train": 1, "heatmap": 2, "confusion": 2, "detect": 2}
+    assert planned(run) == SLIDE_JOBS | {"patches": 1} | after | AGGREGATION
+
+
+@pytest.mark.parametrize(
+    ("config", "jobs"),
+    [
+        (changed(evaluation={"operating_point": {"threshold": 0.7}}), {"confusion": 2, **AGGREGATION}),
+        (changed(report={"title": "Other"}), {"report": 1, "all": 1}),
+        (changed(evaluation={"interval": {"resamples": 200}}), AGGREGATION),
+        (changed(cohort={"exclude": ["tumor-3"]}), AGGREGATION),
+    ],
+    ids=["threshold", "title", "resamples", "exclude"],
+)
+def test_a_changed_option_reruns_what_it_concerns(run: Path, config: dict[str, Any], jobs: dict[str, int]) -> None:
+    assert planned(run, config) == jobs
+
+
+def test_a_changed_annotation_reruns_its_slide(run: Path) -> None:
+    xml = run / "cohort" / "tumor-3.xml"
+    xml.write_text(xml.read_text().replace("<AnnotationGroups>", "<AnnotationGroups >"))
+    assert planned(run) == {"truth": 1, "confusion": 1, "detect": 1, **AGGREGATION}
+
+
+def test_given_weights_skip_patches_and_training(run: Path) -> None:
+    shutil.copytree(run / "results" / "model" / "inception_v3", run / "theirs")
+    config = changed(training={"weights": "theirs/weights.safetensors"}) | {"results": "other"}
+    prepared = {"convert": 5, "tissue": 5, "truth": 2}
+    predicted = {"train": 1, "heatmap": 2, "confusion": 2, "detect": 2}
+    assert planned(run, config) == prepared | predicted | AGGREGATION
+
+
+def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
+    (run / "cohort" / "bad.tif").write_text("not a slide")
+    write_tiff(run / "cohort" / "no-scale.tif", tissue_picture(500, 400), mpp=None)
+    shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "good.tif")
+    for slide in ("bad", "no-scale", "good"):
+        add_row(run, "normal-3", slide, path=f"cohort/{slide}.tif")
+    result = snakemake(run, "--show-failed-logs")
+    assert result.returncode != 0
+    assert "error: slide bad: cohort/bad.tif: not a slide that OpenSlide can read" in result.stderr
+    assert "error: slide no-scale: cohort/no-scale.tif" in result.stderr
+    assert "Set the sheet's column mpp for it" in result.stderr
+    assert "Traceback" not in (run / "logs" / "results" / "convert" / "bad.log").read_text()
+    results = run / "results"
+    assert not (results / "slides" / "bad" / "pyramid.ome.zarr").exists()
+    assert (results / "confusion" / "inception_v3" / "good.json").is_file()
+    partial = json.loads((results / "evaluation" / "inception_v3" / "partial" / "metrics.json").read_text())
+    assert partial["cohort"]["missing"] == ["bad", "no-scale"]
+    assert partial["cohort"]["complete"] is False
+    assert "good" in partial["cohort"]["test_slides"]
+
+
+@pytest.mark.parametrize(
+    ("config", "sheet", "said"),
+    [
+        (changed(tissue={"metod": "x"}), None, "unknown key tissue.metod (did you mean method?)"),
+        (changed(tissue={"mpp": 1000}), None, "tissue.mpp"),
+        (CONFIG, "slide\tpath\tsplit\nx\tnowhere.tif\ttest\n", "row 2 (x): path nowhere.tif does not exist"),
+        (CONFIG, "slide\tpath\tsplit\n", "the sheet has no slides"),
+    ],
+)
+def test_mistakes_are_found_before_any_job(
+    tmp_path: Path, config: dict[str, Any], sheet: str | None, said: str
+) -> None:
+    (tmp_path / "cohort").mkdir()
+    (tmp_path / "x.tif").touch()
+    (tmp_path / "cohort" / "slides.tsv").write_text(sheet or "slide\tpath\tsplit\nx\tx.tif\ttest\n")
+    result = snakemake(tmp_path, config=config)
+    assert result.returncode != 0
+    assert said in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "results").exists()
