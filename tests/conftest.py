@@ -1,19 +1,41 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import pyvips
+import yaml
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.demo import Plan, write_cohort
+from wsi_pipeline.geometry import Size
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("WSI_PIPELINE_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+# A tiny cohort and its config, for the tests of the workflow.
+PLANS = (
+    Plan("normal-1", "train", "north"),
+    Plan("tumor-1", "train", "north", lesions=1),
+    Plan("tumor-2", "validation", "north", lesions=1),
+    Plan("normal-3", "test", "north"),
+    Plan("tumor-3", "test", "north", lesions=1),
+)
+CONFIG: dict[str, Any] = {
+    "results": "results",
+    "cohort": {"name": "tiny (synthetic)", "slides": "cohort/slides.tsv", "synthetic": True},
+    "patches": {"mpp": 1.0, "size_px": 75, "stride_um": 40, "min_tissue": 0.5, "max_normal": 60},
+    "training": {"start": "random", "batch_size": 8, "max_steps": 4, "validate_every": 2, "learning_rate": 1e-3},
+    "evaluation": {"interval": {"resamples": 100}},
+}
 
 needs_data = pytest.mark.skipif(
     not (DATA / "slides").is_dir(),
@@ -75,3 +97,21 @@ def tissue_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tissue_pyramid(tissue_slide: Path) -> Pyramid:
     return Pyramid(tissue_slide / "pyramid.ome.zarr")
+
+
+def snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> subprocess.CompletedProcess[str]:
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
+    command += ["--configfile", "config.yaml", "--cores", "2", "--scheduler", "greedy", "--keep-going", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workflow")
+    write_cohort(folder / "cohort", PLANS, Size(1536, 1152))
+    sheet = folder / "cohort" / "slides.tsv"
+    sheet.write_text(sheet.read_text().replace(f"{folder}/", ""))
+    result = snakemake(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder

@@ -5,45 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from conftest import ROOT, tissue_picture, write_tiff
-
-from wsi_pipeline.demo import Plan, write_cohort
-from wsi_pipeline.geometry import Size
+from conftest import CONFIG, snakemake, tissue_picture, write_tiff
 
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group(name="workflow")]
 
-PLANS = (
-    Plan("normal-1", "train", "north"),
-    Plan("tumor-1", "train", "north", lesions=1),
-    Plan("tumor-2", "validation", "north", lesions=1),
-    Plan("normal-3", "test", "north"),
-    Plan("tumor-3", "test", "north", lesions=1),
-)
-CONFIG: dict[str, Any] = {
-    "results": "results",
-    "cohort": {"name": "tiny (synthetic)", "slides": "cohort/slides.tsv", "synthetic": True},
-    "patches": {"mpp": 1.0, "size_px": 75, "stride_um": 40, "min_tissue": 0.5, "max_normal": 60},
-    "training": {"start": "random", "batch_size": 8, "max_steps": 4, "validate_every": 2, "learning_rate": 1e-3},
-    "evaluation": {"interval": {"resamples": 100}},
-}
 SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
 TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "confusion": 1, "detect": 1}
 AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
-
-
-def snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> subprocess.CompletedProcess[str]:
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
-    command += ["--configfile", "config.yaml", "--cores", "2", "--scheduler", "greedy", "--keep-going", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def planned(folder: Path, config: dict[str, Any] = CONFIG) -> Counter[str]:
@@ -60,17 +33,6 @@ def planned(folder: Path, config: dict[str, Any] = CONFIG) -> Counter[str]:
 def changed(**sections: dict[str, Any]) -> dict[str, Any]:
     """The config with some keys of some sections changed."""
     return CONFIG | {name: CONFIG.get(name, {}) | values for name, values in sections.items()}
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workflow")
-    write_cohort(folder / "cohort", PLANS, Size(1536, 1152))
-    sheet = folder / "cohort" / "slides.tsv"
-    sheet.write_text(sheet.read_text().replace(f"{folder}/", ""))
-    result = snakemake(folder)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder
 
 
 @pytest.fixture

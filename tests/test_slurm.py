@@ -1,0 +1,49 @@
+"""The workflow on a real one-node SLURM: `tests/slurm/cluster.sh up`, then WSI_PIPELINE_TEST_SLURM=1."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CONFIG, ROOT
+
+pytestmark = [
+    pytest.mark.workflow,
+    pytest.mark.xdist_group(name="workflow"),
+    pytest.mark.skipif(
+        not os.environ.get("WSI_PIPELINE_TEST_SLURM"),
+        reason="no SLURM: run tests/slurm/cluster.sh up and set WSI_PIPELINE_TEST_SLURM=1",
+    ),
+]
+
+
+def test_a_cohort_goes_through_slurm_with_the_same_result(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "cohort", tmp_path / "cohort")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
+    command += ["--profile", str(ROOT / "profiles" / "slurm"), "--configfile", "config.yaml"]
+    # The profile polls every 5 s and first after 40 s, which is right for jobs of minutes.
+    command += ["--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"]
+    # No accounting here, so there is no account to name.
+    command += ["--slurm-no-account", "--default-resources", "slurm_partition=cpu"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    metrics = Path("results", "evaluation", "inception_v3", "metrics.json")
+    assert (tmp_path / metrics).read_bytes() == (finished / metrics).read_bytes()
+    assert (tmp_path / "results" / "report.html").is_file()
+
+    jobs = subprocess.run(
+        ["squeue", "--noheader", "--states=all", "--format=%P|%k|%b|%Z|%T"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    own = [line.split("|") for line in jobs if str(tmp_path) in line]
+    assert own
+    for partition, comment, gres, _, state in own:
+        on_gpu = "rule_train" in comment or "rule_heatmap" in comment
+        assert partition == ("gpu" if on_gpu else "cpu"), comment
+        assert ("gpu" in gres) == on_gpu, (comment, gres)
+        assert state == "COMPLETED"
