@@ -101,4 +101,19 @@ def test_shares_are_exact_areas(x: float, y: float, edge: float) -> None:
     mask[3:9, 2:7] = True
     inside = max(0.0, min(x + edge, 56) - max(x, 16)) * max(0.0, min(y + edge, 72) - max(y, 24))
     share = AreaShares(mask, 8.0).of(np.array([x]), np.array([y]), edge)
-    assert share[0, 0] == pytest.approx(inside / edge**2, abs=1e-9)
+    assert share[0, 0] == pytest.approx(inside / edge**2, abs=1e-6)
+    if inside == 0:
+        assert share[0, 0] == 0
+    if inside == edge**2:
+        assert share[0, 0] == 1
+
+
+def test_places_far_from_a_mask_have_none_of_it() -> None:
+    mask = np.zeros((400, 500), bool)
+    mask[100:200, 100:237] = True
+    positions = np.arange(0, 3900, 17.3)
+    shares = AreaShares(mask, 8.0).of(positions, positions, 46.7)
+    touched = (positions + 46.7 > 800) & (positions < 1600)
+    assert (shares[~touched] == 0).all()
+    inside = (positions >= 800) & (positions + 46.7 <= 1600)
+    assert (shares[np.ix_(inside, inside)] == 1).all()

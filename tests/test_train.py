@@ -17,6 +17,7 @@ from wsi_pipeline.errors import ModelError, PipelineError
 from wsi_pipeline.files import canonical_json
 from wsi_pipeline.model.augment import augment, oriented
 from wsi_pipeline.model.bank import BalancedSampler, PatchBank
+from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.download import download_imagenet
 from wsi_pipeline.model.folder import read_imagenet, read_model_json, read_weights, starting_network
 from wsi_pipeline.model.inception import InceptionV3
@@ -216,3 +217,23 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not an https address"):
         download_imagenet(target, "file:///etc/passwd")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
+    bank, held_out = (PatchBank(s.stores, s.indices) for s in sets)
+
+    def trained(keep: str) -> Trainer:
+        options = OPTIONS.model_copy(update={"keep": keep, "max_steps": 3, "validate_every": 1})
+        network = starting_network("random", 2, 1, None)
+        trainer = Trainer(network, bank, held_out, options, pick_device(1), tmp_path / "c.pt", "")
+        figures = iter([(0.5, 0.7), (0.9, 0.8), (0.4, 0.8)] if keep == "best" else [(0.1, 0.9), (0.5, 0.7), (1.0, 0.6)])
+        trainer._validate = lambda: next(figures)  # type: ignore[method-assign]
+        trainer.train(1e9)
+        return trainer
+
+    # Of loss and AUC (0.5, 0.7), (0.9, 0.8), (0.4, 0.8) the last is best: the highest AUC, then the lower loss.
+    best = trained("best")
+    assert (best.progress.best_step, best.progress.best_score) == (3, [0.8, -0.4])
+    last = trained("last")
+    assert last.progress.best_state == {}
+    assert torch.equal(last.final_state()["fc.weight"], last._network.fc.weight)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, snakemake, tissue_picture, write_tiff
+from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_tiff
 
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group(name="workflow")]
 
@@ -151,3 +151,18 @@ def test_mistakes_are_found_before_any_job(
     assert said in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "results").exists()
+
+
+@needs_data
+def test_real_level_7_slides_go_through_tissue_and_truth(tmp_path: Path) -> None:
+    source = DATA / "camelyon16-level7"
+    rows = [f"{n}\t{source}/{n}_level7.tif\ttest\t{source}/{n}_level7.xml" for n in ("tumor_072", "tumor_102")]
+    (tmp_path / "slides.tsv").write_text("\n".join(["slide\tpath\tsplit\tannotation", *rows]) + "\n")
+    config = {"results": "results", "cohort": {"slides": "slides.tsv"}}
+    slides = tmp_path / "results" / "slides"
+    targets = [f"results/slides/{n}/{stage}.json" for n in ("tumor_072", "tumor_102") for stage in ("tissue", "truth")]
+    result = snakemake(tmp_path, *targets, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    areas = {n: json.loads((slides / n / "truth.json").read_text())["tumor_mm2"] for n in ("tumor_072", "tumor_102")}
+    assert areas == pytest.approx({"tumor_072": 6.014, "tumor_102": 16.545}, rel=0.001)
+    assert all((slides / n / f"{stage}.png").is_file() for n in areas for stage in ("tissue", "truth"))

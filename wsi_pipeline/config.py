@@ -177,7 +177,9 @@ class TrainingOptions(Section):
         20_000, description="Most validation patches that are scored, evenly spread over the slides."
     )
     keep: Literal["best", "last"] = Field(
-        "best", description="Keep the weights with the lowest validation loss, or the last ones."
+        "best",
+        description="Keep the weights with the highest validation AUC (of equal ones the lowest validation loss), "
+        "or the last ones.",
     )
     cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
     augmentation: AugmentationOptions = Field(

@@ -13,6 +13,7 @@ from wsi_pipeline.store import Image, LabelValue
 Floats = NDArray[np.floating[Any]]
 
 NORMAL, TUMOR, IGNORE = 0, 1, 2
+_ROUNDING = 1e-6
 TISSUE_LABELS = (LabelValue(1, "tissue", (0, 114, 178, 96)),)
 TRUTH_LABELS = (
     LabelValue(NORMAL, "normal", (0, 0, 0, 0)),
@@ -39,7 +40,10 @@ class AreaShares:
         left, right = self._columns(x_um), self._columns(x_um + edge_um)
         area = (edge_um / self._mpp) ** 2
         total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
-        return np.clip(total / area, 0.0, 1.0)
+        # Rounding must not turn "nothing" into a little of something, nor "all" into almost all.
+        total = np.where(total < _ROUNDING, 0.0, np.where(total > area - _ROUNDING, area, total))
+        shares: Floats = total / area
+        return shares
 
     def _rows(self, um: Floats) -> Floats:
         rows: Floats = np.clip(um / self._mpp, 0, self._table.shape[0] - 1)

@@ -10,14 +10,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from bokeh.embed import file_html
 from bokeh.layouts import column, row
 from bokeh.models import ColumnDataSource, CustomJS, HoverTool, Range1d
 from bokeh.models.widgets import DataTable, Div, NumberFormatter, RadioButtonGroup, Select, TableColumn
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
-from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from wsi_pipeline.config import ReportRun
@@ -92,8 +91,8 @@ def _headline(metrics: Figures, options: ReportRun) -> str:
 
 
 def _curve(path: Path, title: str, x: str, y: str, color: str) -> Element:
-    points = np.atleast_2d(np.genfromtxt(path, delimiter=",", skip_header=1))
-    known = points.size >= 3
+    points = pd.read_csv(path, names=["threshold", "x", "y"], header=0)
+    known = len(points) > 0
     plot = figure(
         width=_PLOT_PX, height=_PLOT_PX, title=title if known else f"{title}: not computed",
         x_axis_label=x, y_axis_label=y, toolbar_location="above",
@@ -101,7 +100,7 @@ def _curve(path: Path, title: str, x: str, y: str, color: str) -> Element:
     plot.y_range = Range1d(start=-0.02, end=1.02)
     if not known:
         return plot
-    source = ColumnDataSource({"threshold": points[:, 0], "x": points[:, 1], "y": points[:, 2]})
+    source = ColumnDataSource(points.to_dict("list"))
     line = plot.line("x", "y", source=source, color=color, line_width=2)
     tips = [("threshold", "@threshold{0.0000}"), (x, "@x{0.0000}"), (y, "@y{0.0000}")]
     plot.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
@@ -192,13 +191,12 @@ def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]]) -> Ele
 
 
 def _slide_table(path: Path) -> Element:
-    columns: NDArray[Any] = np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
-    data = {name: np.atleast_1d(columns[name]).tolist() for name in columns.dtype.names or ()}
+    table = pd.read_csv(path, dtype={"slide": str, "patient": str, "centre": str})
     numbers = NumberFormatter(format="0.0000", nan_format="-")
     decimals = {"score": {"formatter": numbers}, "auc": {"formatter": numbers}}
-    shown = [TableColumn(field=name, title=name, **decimals.get(name, {})) for name in data]
-    height = min(500, 40 + 26 * len(next(iter(data.values()))))
-    source = ColumnDataSource(data)
+    shown = [TableColumn(field=name, title=name, **decimals.get(name, {})) for name in table.columns]
+    height = min(500, 40 + 26 * len(table))
+    source = ColumnDataSource(table.to_dict("list"))
     return DataTable(source=source, columns=shown, width=2 * _SLIDE_PX, height=height, index_position=None)
 
 

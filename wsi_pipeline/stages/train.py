@@ -71,7 +71,8 @@ class Progress:
     step: int = 0
     history: list[HistoryRow] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    best_loss: float = float("inf")
+    # Validation AUC (-1 where a class is missing) and negative loss of the best weights so far.
+    best_score: list[float] = field(default_factory=lambda: [-1.0, float("-inf")])
     best_step: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
@@ -228,8 +229,9 @@ class Trainer:
             "step %d: training loss %.4f, validation loss %s, AUC %s",
             progress.step, progress.history[-1]["train_loss"], _short(loss), _short(area),
         )  # fmt: skip
-        if self.keeps_best and loss is not None and loss < progress.best_loss:
-            progress.best_loss, progress.best_step = loss, progress.step
+        score = [-1.0 if area is None else area, -(loss or 0.0)]
+        if self.keeps_best and score > progress.best_score:
+            progress.best_score, progress.best_step = score, progress.step
             state = self._network.state_dict()
             progress.best_state = {name: tensor.detach().clone().cpu() for name, tensor in state.items()}
 

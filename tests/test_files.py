@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.errors import PipelineError, SlideError, StoreError
+from wsi_pipeline.files import canonical_json, digest_tree, publish
+from wsi_pipeline.receipts import read_receipt, write_receipt
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(RuntimeError), publish(target) as partial:
+        partial.mkdir()
+        (partial / "half").touch()
+        raise RuntimeError
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/old"]
+
+
+def test_a_finished_write_replaces_a_folder_and_clears_leftovers(tmp_path: Path) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").touch()
+    (tmp_path / ".partial-1-store").mkdir()
+    with publish(target) as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/new"]
+
+
+def test_digests_follow_names_and_contents_but_not_snakemakes_marker(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = digest_tree(tmp_path)
+    (tmp_path / ".snakemake_timestamp").write_text("now")
+    assert digest_tree(tmp_path) == first
+    (tmp_path / "a").write_text("2")
+    second = digest_tree(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len({first, second, digest_tree(tmp_path)}) == 3
+
+
+def test_json_is_stable_and_has_no_nan() -> None:
+    assert canonical_json({"b": 1, "a": "µ"}) == '{\n "a": "µ",\n "b": 1\n}\n'
+    with pytest.raises(ValueError, match="Out of range"):
+        canonical_json({"a": float("nan")})
+
+
+def test_receipts_name_their_stage_and_options(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_receipt(path, "convert", {"slide": "s"}, PyramidOptions())
+    receipt = read_receipt(path, "convert")
+    assert receipt["step_version"] == 1
+    assert receipt["options"]["chunk_px"] == 512
+    with pytest.raises(StoreError, match="a receipt of the stage convert, not of tissue"):
+        read_receipt(path, "tissue")
+    path.write_text("{")
+    with pytest.raises(StoreError, match="not a receipt"):
+        read_receipt(path, "convert")
+    with pytest.raises(StoreError, match="no such receipt"):
+        read_receipt(tmp_path / "none.json", "convert")
+
+
+def test_errors_are_one_line() -> None:
+    error = SlideError("s", "a.tif", "broken\nin two", remedy="Mend it")
+    assert str(error) == "slide s: a.tif: broken in two. Mend it"
+    assert isinstance(error, PipelineError)
