@@ -22,6 +22,13 @@ pytestmark = [
 ]
 
 
+GPU_JOBS = (
+    "train_wildcards_inception_v3",
+    "heatmap_wildcards_inception_v3_normal-3",
+    "heatmap_wildcards_inception_v3_tumor-3",
+)
+
+
 def test_a_cohort_goes_through_slurm_with_the_same_result(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "cohort", tmp_path / "cohort")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -37,13 +44,13 @@ def test_a_cohort_goes_through_slurm_with_the_same_result(finished: Path, tmp_pa
     assert (tmp_path / metrics).read_bytes() == (finished / metrics).read_bytes()
     assert (tmp_path / "results" / "report.html").is_file()
 
-    jobs = subprocess.run(
-        ["squeue", "--noheader", "--states=all", "--format=%P|%k|%b|%Z|%T"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    own = [line.split("|") for line in jobs if str(tmp_path) in line]
-    assert own
-    for partition, comment, gres, _, state in own:
-        on_gpu = "rule_train" in comment or "rule_heatmap" in comment
-        assert partition == ("gpu" if on_gpu else "cpu"), comment
-        assert ("gpu" in gres) == on_gpu, (comment, gres)
-        assert state == "COMPLETED"
+    columns = "Partition:.20,Comment:.100,tres-per-job:.40,State:.20,WorkDir:.300"
+    listed = subprocess.run(
+        ["squeue", "--noheader", "--states=all", f"--Format={columns}"], capture_output=True, text=True, check=True
+    ).stdout
+    jobs = [line.split() for line in listed.splitlines() if str(tmp_path) in line]
+    on_gpu = {comment for partition, comment, gres, *_ in jobs if partition == "gpu" and gres == "gres:gpu:1"}
+    on_cpu = {comment for partition, comment, gres, *_ in jobs if partition == "cpu" and gres == "N/A"}
+    assert len(on_gpu) + len(on_cpu) == len(jobs)
+    assert on_gpu == {f"rule_{job}" for job in GPU_JOBS}
+    assert {state for *_, state, _ in jobs} == {"COMPLETED"}
