@@ -52,4 +52,4 @@ lock:
 	mv requirements.new requirements.lock && rm -rf $(VENV).lock
 
 clean:
-	rm -rf results logs data/demo .snakemake
+	rm -rf results data/demo .snakemake

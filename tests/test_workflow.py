@@ -121,7 +121,7 @@ def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
     assert "error: slide bad: cohort/bad.tif: not a slide that OpenSlide can read" in result.stderr
     assert "error: slide no-scale: cohort/no-scale.tif" in result.stderr
     assert "Set the sheet's column mpp for it" in result.stderr
-    assert "Traceback" not in (run / "logs" / "results" / "convert" / "bad.log").read_text()
+    assert "Traceback" not in (run / "results" / "logs" / "convert" / "bad.log").read_text()
     results = run / "results"
     assert not (results / "slides" / "bad" / "pyramid.ome.zarr").exists()
     assert (results / "confusion" / "inception_v3" / "good.json").is_file()
@@ -138,6 +138,8 @@ def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
         (changed(tissue={"mpp": 1000}), None, "tissue.mpp"),
         (CONFIG, "slide\tpath\tsplit\nx\tnowhere.tif\ttest\n", "row 2 (x): path nowhere.tif does not exist"),
         (CONFIG, "slide\tpath\tsplit\n", "the sheet has no slides"),
+        (CONFIG, None, "the sheet has no training slide, so no model can be trained"),
+        (CONFIG, "slide\tpath\tsplit\tlabel\nx\tx.tif\ttrain\tnormal\n", "no tumour training slide"),
     ],
 )
 def test_mistakes_are_found_before_any_job(

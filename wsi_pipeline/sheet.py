@@ -70,6 +70,16 @@ class Sheet(dict[str, SlideRow]):
         """Ids of the slides of these splits, in the sheet's order."""
         return [row.slide for row in self.values() if row.split in splits]
 
+    def check_training(self) -> None:
+        """`SheetError` where no model can be trained on these slides."""
+        labels = {self[slide].label for slide in self.of_split("train")}
+        if "tumor" not in labels:
+            missing = "training slide" if not labels else "tumour training slide"
+            raise SheetError(
+                f"the sheet has no {missing}, so no model can be trained",
+                remedy="Add annotated tumour slides with the split train, or set training.weights to a trained model",
+            )
+
     def digest(self) -> str:
         """SHA-256 of all rows."""
         return digest_json([row.facts() for row in self.values()])

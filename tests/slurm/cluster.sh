@@ -98,7 +98,7 @@ down() {
         if running "$STATE/$name.pid" "$name"; then kill "$(cat "$STATE/$name.pid")"; fi
     done
     pkill -x munged || true
-    for _ in $(seq 50); do pgrep -x 'slurmd|slurmctld' >/dev/null || break; sleep 0.2; done
+    for _ in $(seq 50); do pgrep -x 'slurm(d|ctld)' >/dev/null || break; sleep 0.2; done
     rm -rf "$STATE"
 }
 

@@ -19,7 +19,7 @@ validate(config, "../schemas/config.schema.json", set_default=False)
 # Stages run in the environment that runs Snakemake, whatever the PATH of the shell or of a cluster's node says.
 shell.prefix(f"set -euo pipefail; export PATH={quote(str(Path(sys.executable).parent))}:$PATH; ")
 
-RESULTS = CONFIG.results
+RESULTS = CONFIG.results.rstrip("/")
 MODEL = CONFIG.training.model
 TRAINING = SHEET.of_split("train")
 VALIDATION = SHEET.of_split("validation")
@@ -30,7 +30,7 @@ IMAGENET = CONFIG.training.weights_file or "resources/inception_v3_google-0cc3c7
 
 pathvars:
     results=RESULTS,
-    logs=f"logs/{RESULTS}",
+    logs=f"{RESULTS}/logs",
 
 
 wildcard_constraints:
@@ -59,6 +59,14 @@ def truth_flags(wildcards):
     if row.annotation:
         flags.append(f"--annotation={row.annotation}")
     return flags
+
+
+def training_receipts(wildcards):
+    try:
+        SHEET.check_training()
+    except PipelineError as error:
+        raise WorkflowError(str(error))
+    return expand("<results>/slides/{slide}/patches.json", slide=TRAINING)
 
 
 def start_files(wildcards):

@@ -29,7 +29,7 @@ else:
     rule train:
         input:
             start=start_files,
-            training=expand("<results>/slides/{slide}/patches.json", slide=TRAINING),
+            training=training_receipts,
             validation=expand("<results>/slides/{slide}/patches.json", slide=VALIDATION),
             stores=ancient(expand("<results>/slides/{slide}/patches.zarr", slide=TRAINING + VALIDATION)),
             indices=ancient(expand("<results>/slides/{slide}/patches.parquet", slide=TRAINING + VALIDATION)),
@@ -74,6 +74,6 @@ if not CONFIG.training.weights_file:
         output:
             IMAGENET,
         log:
-            "logs/imagenet_weights.log",
+            "<logs>/imagenet_weights.log",
         shell:
             "wsi-pipeline imagenet-weights {output:q} > {log:q} 2>&1"

@@ -106,10 +106,13 @@ class Evaluation:
     def __init__(self, slides: Sequence[Scored], options: EvaluateOptions) -> None:
         self.slides, self._options = slides, options
         self.histogram, self._normal, self._tumor = _aligned(slides)
-        points = {str(s.confusion["options"]["operating_point"]) for s in slides}
-        if len(points) > 1:
-            raise StoreError("the slides were classified at different operating points", remedy="Run confusion again")
-        self._point: Figures = slides[0].confusion["options"]["operating_point"] if slides else {}
+        judged: dict[str, Figures] = {digest_json(s.confusion["options"]): s.confusion["options"] for s in slides}
+        if len(judged) > 1:
+            raise StoreError(
+                "the slides were not all judged at the same operating point and by the same label rule",
+                remedy="Run the stage confusion again for all slides",
+            )
+        self._judged = next(iter(judged.values()), None)
         self.counts = sum((counts_of(s.confusion) for s in slides), Counts(0, 0, 0, 0))
 
     def metrics(self) -> Figures:
@@ -118,7 +121,9 @@ class Evaluation:
             "slide": self._slide(),
             "lesion": self._lesion(),
             "confusion": self._confusion(),
-            "operating_point": {**self._point, "chosen_on": "given in the config"} if self._point else None,
+            "operating_point": {**self._judged["operating_point"], "chosen_on": "given in the config"}
+            if self._judged
+            else None,
             "matlab_parity": self._matlab_parity(),
         }
 
@@ -150,7 +155,7 @@ class Evaluation:
             "n_slides": len(self.slides),
             "n_normal": self.histogram.normals,
             "n_tumor": self.histogram.tumors,
-            "label_rule": self.slides[0].confusion["options"]["patch_level"] if self.slides else None,
+            "label_rule": self._judged and self._judged["patch_level"],
             **self._method(),
         }
 
@@ -172,7 +177,7 @@ class Evaluation:
             "score": "maximum of the heatmap",
             "n_normal": len(known) - tumors,
             "n_tumor": tumors,
-            "without_label_or_score": [s.row.slide for s in self.slides if s not in known],
+            "without_label_or_score": sorted({s.row.slide for s in self.slides} - {s.row.slide for s in known}),
             **self._method(),
         }
 
