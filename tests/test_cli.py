@@ -24,7 +24,10 @@ def test_each_stage_is_a_command() -> None:
 def test_a_command_says_what_it_found(tmp_path: Path) -> None:
     slide = write_tiff(tmp_path / "s.tif", tissue_picture(500, 400))
     result = wsi("convert", slide, "--slide", "x", "--store", tmp_path / "x.zarr", "--receipt", tmp_path / "x.json")
-    assert (result.returncode, result.stderr) == (0, "x: 500 x 400 px at 0.5 um per pixel, 2 levels (generic-tiff)\n")
+    assert (result.returncode, result.stderr) == (
+        0,
+        "x: 500 x 400 px at 0.5 um per pixel, 2 levels, 2 of them copied (generic-tiff)\n",
+    )
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

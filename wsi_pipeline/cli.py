@@ -40,6 +40,8 @@ Synthetic = Annotated[bool, typer.Option(help="Say on pictures that the slide is
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # What tifffile cannot read is left to OpenSlide, whose error is the one that helps.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         app()
     except PipelineError as error:

@@ -67,11 +67,17 @@ class CohortOptions(Section):
 class PyramidOptions(Section):
     """How slides are stored (convert)."""
 
+    passthrough: bool = Field(
+        True,
+        description="Whether levels that are JPEG tiles are copied tile by tile, not decoded: the store then has "
+        "the size and the pixels of the slide. false decodes and compresses without loss.",
+    )
     chunk_px: Annotated[int, Field(ge=64, le=4096)] = Field(
-        512, description="Edge of a chunk, the smallest part that is read, in pixels."
+        512, description="Edge of a chunk, the smallest part that is read, in pixels, where tiles are not copied."
     )
     shard_px: Annotated[int, Field(ge=64, le=16384)] = Field(
-        4096, description="Edge of a shard, one file, in pixels; a multiple of chunk_px."
+        4096,
+        description="Edge of a shard, one file, in pixels; a multiple of chunk_px (of the tiles, about this much).",
     )
     zstd_level: Annotated[int, Field(ge=1, le=19)] = Field(
         3, description="Zstandard level of the lossless compression."

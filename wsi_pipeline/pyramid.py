@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Grid, PatchSpec, Size
+from wsi_pipeline.jpeg import register
 from wsi_pipeline.store import array_of, open_group, transformations
 
 BACKGROUND = 255
@@ -20,6 +21,9 @@ BACKGROUND = 255
 MPP_TOLERANCE = 0.05
 # Rounding in scales must not add a column of pixels that covers next to nothing of the slide.
 _SLIVER = 1e-3
+
+
+register()
 
 
 class Pyramid:

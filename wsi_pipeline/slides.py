@@ -36,11 +36,11 @@ class SourceSlide:
         """Open the slide `path`; `mpp` is the sheet's override. Raises `SlideError`."""
         self.slide, self.path = slide, path
         if not path.is_file():
-            raise self._error("no such file", "Correct the sheet's column path")
+            raise self.error("no such file", "Correct the sheet's column path")
         try:
             self._handle = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
-            raise self._error(
+            raise self.error(
                 f"not a slide that OpenSlide can read ({error})", "Check the file or take the slide out of the sheet"
             ) from error
         self.facts = self._read_facts(mpp)
@@ -53,12 +53,13 @@ class SourceSlide:
 
         Transparent pixels, which some formats have between scanned areas, take the background colour.
         """
-        size, base = self.facts.levels[level], self.facts.levels[0]
-        corner = (round(box.x * base.width / size.width), round(box.y * base.height / size.height))
+        # OpenSlide divides by its own downsample, one for both axes, to come back to the level's pixels.
+        downsample = self._handle.level_downsamples[level]
+        corner = (round(box.x * downsample), round(box.y * downsample))
         try:
             region = np.asarray(self._handle.read_region(corner, level, (box.width, box.height)))
         except (openslide.OpenSlideError, OSError) as error:
-            raise self._error(
+            raise self.error(
                 f"damaged at level {level}, x {box.x}, y {box.y} ({error})",
                 "The file may be truncated: compare its checksum with the source's and copy it again",
             ) from error
@@ -69,6 +70,10 @@ class SourceSlide:
         opaque = alpha.astype(np.uint16)
         blended = rgb * opaque + np.array(self.facts.background, np.uint16) * (255 - opaque)
         return ((blended + 127) // 255).astype(np.uint8)
+
+    def is_exact(self, level: int) -> bool:
+        """Whether any pixel of `level` can be asked for without OpenSlide interpolating between pixels."""
+        return float(self._handle.level_downsamples[level]).is_integer()
 
     def _read_facts(self, override: float | None) -> SlideFacts:
         properties = self._handle.properties
@@ -90,20 +95,21 @@ class SourceSlide:
             x = float(properties[openslide.PROPERTY_NAME_MPP_X])
             y = float(properties[openslide.PROPERTY_NAME_MPP_Y])
         except (KeyError, ValueError):
-            raise self._error(
+            raise self.error(
                 "the slide does not say its scale (um per pixel)", "Set the sheet's column mpp for it"
             ) from None
         if not is_plausible_mpp(x) or not is_plausible_mpp(y):
             low, high = MPP_RANGE
-            raise self._error(
+            raise self.error(
                 f"the slide's scale, {x:g} x {y:g} um per pixel, is not within {low:g} to {high:g}",
                 "Set the sheet's column mpp for it",
             )
         if abs(x - y) > _ANISOTROPY * x:
-            raise self._error(
+            raise self.error(
                 f"the slide's pixels are not square ({x:g} x {y:g} um)", "Set the sheet's column mpp for it"
             )
         return (x + y) / 2
 
-    def _error(self, problem: str, remedy: str) -> SlideError:
+    def error(self, problem: str, remedy: str) -> SlideError:
+        """A `SlideError` about this slide."""
         return SlideError(self.slide, self.path, problem, remedy=remedy)

@@ -1,8 +1,9 @@
-"""Stage convert: a slide becomes a sharded OME-Zarr pyramid, lossless, every level of the source.
+"""Stage convert: a slide becomes a sharded OME-Zarr pyramid with every level of the source.
 
-Shards are read, compressed and written one by one in a few threads, so memory is bounded by the
-shards in flight and not by the slide. Coarser levels are added by halving until the coarsest one is
-small.
+A level that is a grid of JPEG tiles is copied: its chunks are the tiles' own streams, never decoded.
+A seeded sample of them is compared with OpenSlide's pixels. Other levels are read through OpenSlide
+and compressed without loss. Coarser levels are added by halving until the coarsest one is small.
+Shards are written one by one in a few threads, so memory is bounded by the shards in flight.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import PyramidOptions
 from wsi_pipeline.files import digest_file, digest_tree, publish
 from wsi_pipeline.geometry import Box, Size, tiles
+from wsi_pipeline.passthrough import copy_level
 from wsi_pipeline.pyramid import BACKGROUND
-from wsi_pipeline.receipts import write_receipt
+from wsi_pipeline.receipts import Facts, write_receipt
 from wsi_pipeline.slides import SlideFacts, SourceSlide
 from wsi_pipeline.store import compressor, pyramid_attributes
+from wsi_pipeline.tiff import TiledTiff
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +51,20 @@ def run(
         facts = opened.facts
         sizes = [*facts.levels, *_added_levels(facts.levels[-1])]
         scales = _scales(facts, len(sizes))
-        with publish(store) as partial:
+        levels: list[Facts] = []
+        with TiledTiff(source) as tiff, publish(store) as partial:
             group = zarr.create_group(partial, attributes=pyramid_attributes(slide, scales))
             for level, size in enumerate(sizes):
+                tiles = tiff.level(size) if options.passthrough and level < len(facts.levels) else None
+                if tiles is not None:
+                    copied = copy_level(opened, tiff, tiles, level, partial / str(level), options.shard_px, threads)
+                    levels.append({"method": "copied", **copied})
+                    continue
                 array = _create_level(group, level, size, options)
-                if level < len(facts.levels):
-                    _fill(array, size, options, _from_slide(opened, level), threads)
-                else:
-                    _fill(array, size, options, _from_finer(group, level), threads)
+                own = level < len(facts.levels)
+                read = _from_slide(opened, level) if own else _from_finer(group, level)
+                _fill(array, size, options, read, threads)
+                levels.append({"method": "read" if own else "halved"})
             digest = digest_tree(partial)
     finally:
         opened.close()
@@ -70,15 +79,17 @@ def run(
             "background": list(facts.background),
             "mpp": facts.mpp,
             "mpp_source": facts.mpp_source,
-            "levels": [[size.width, size.height] for size in sizes],
-            "source_levels": len(facts.levels),
+            "levels": [
+                {"width": size.width, "height": size.height, **how} for size, how in zip(sizes, levels, strict=True)
+            ],
             "store_sha256": digest,
         },
         options,
     )
     log.info(
-        "%s: %d x %d px at %.4g um per pixel, %d levels (%s)",
-        slide, sizes[0].width, sizes[0].height, facts.mpp, len(sizes), facts.vendor,
+        "%s: %d x %d px at %.4g um per pixel, %d levels, %d of them copied (%s)",
+        slide, sizes[0].width, sizes[0].height, facts.mpp, len(sizes),
+        sum(how["method"] == "copied" for how in levels), facts.vendor,
     )  # fmt: skip
 
 
