@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -71,14 +70,10 @@ def main() -> None:
     print(
         f"{source.name}, {source.stat().st_size / 1e6:.1f} MB; {os.cpu_count()} cores, {platform.machine()}, ", end=""
     )
-    print(f"Python {platform.python_version()}; peak resident {peak_mib():.0f} MiB\n")
+    print(f"Python {platform.python_version()}\n")
     print("| way | wall, s | MB written | times this stage |\n|---|---|---|---|")
     for name, (seconds, size) in results.items():
         print(f"| {name} | {seconds:.2f} | {size / 1e6:.1f} | {seconds / ours:.1f} |")
-
-
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

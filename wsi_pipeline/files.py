@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,12 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_tree(folder: Path) -> str:
+def digest_tree(folder: Path, threads: int = 1) -> str:
     """SHA-256 over the relative names and contents of all files below `folder`, in name order."""
+    # Snakemake puts its own marker into folders that it tracks.
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".snakemake_timestamp")
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        # Snakemake puts its own marker into folders that it tracks.
-        if path.name == ".snakemake_timestamp":
-            continue
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}\n".encode())
+    with ThreadPoolExecutor(threads) as pool:
+        for path, content in zip(paths, pool.map(digest_file, paths), strict=True):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()

@@ -52,7 +52,8 @@ def run(
         sizes = [*facts.levels, *_added_levels(facts.levels[-1])]
         scales = _scales(facts, len(sizes))
         levels: list[Facts] = []
-        with TiledTiff(source) as tiff, publish(store) as partial:
+        with ThreadPoolExecutor(1) as hashing, TiledTiff(source) as tiff, publish(store) as partial:
+            source_digest = hashing.submit(digest_file, source)
             group = zarr.create_group(partial, attributes=pyramid_attributes(slide, scales))
             for level, size in enumerate(sizes):
                 tiles = tiff.level(size) if options.passthrough and level < len(facts.levels) else None
@@ -65,7 +66,7 @@ def run(
                 read = _from_slide(opened, level) if own else _from_finer(group, level)
                 _fill(array, size, options, read, threads)
                 levels.append({"method": "read" if own else "halved"})
-            digest = digest_tree(partial)
+            digest = digest_tree(partial, threads)
     finally:
         opened.close()
     write_receipt(
@@ -73,7 +74,7 @@ def run(
         "convert",
         {
             "slide": slide,
-            "source_sha256": digest_file(source),
+            "source_sha256": source_digest.result(),
             "vendor": facts.vendor,
             "objective_power": facts.objective_power,
             "background": list(facts.background),

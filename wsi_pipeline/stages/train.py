@@ -103,6 +103,7 @@ def run(
     trainer = Trainer(network, bank, held_out, options, device, checkpoints / "checkpoint.pt", inputs)
     trainer.train(checkpoint_minutes * 60)
     progress = trainer.progress
+    kept_step = progress.best_step if trainer.keeps_best else trainer.steps
     digest = save_weights(weights, trainer.final_state())
     write_text(history, history_csv(progress.history))
     with publish(curves) as partial:
@@ -112,15 +113,15 @@ def run(
         ModelFacts(size_px, mpp, CLASSES, digest),
         options=options.model_dump(mode="json"),
         steps=trainer.steps,
-        kept_step=progress.best_step if trainer.keeps_best else trainer.steps,
+        kept_step=kept_step,
         training={"slides": len(training.stores), **_class_counts(bank)},
         validation={"slides": len(validation.stores), **_class_counts(held_out)},
         patches_sha256=digest_json(facts),
     )
-    last = progress.history[-1]
+    kept = next(row for row in progress.history if row["step"] == kept_step)
     log.info(
-        "%s: %d steps, validation loss %s, AUC %s", options.model, trainer.steps,
-        _short(last["validation_loss"]), _short(last["validation_auc"]),
+        "%s: %d steps, kept step %d with validation loss %s, AUC %s",
+        options.model, trainer.steps, kept_step, _short(kept["validation_loss"]), _short(kept["validation_auc"]),
     )  # fmt: skip
 
 
