@@ -8,19 +8,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from wsi_pipeline.config import (
-    STAGE_OPTIONS,
-    STEP_VERSIONS,
-    Config,
-    Section,
-    TissueOptions,
-    defaults_yaml,
-    load_config,
-    options_json,
-    parse_options,
-    schema_json,
-)
+from wsi_pipeline.config import STAGE_OPTIONS, STEP_VERSIONS, Config, Section, TissueOptions
+from wsi_pipeline.config_files import defaults_yaml, schema_json
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.options import load_config, options_json, parse_options
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,13 @@ def test_a_finished_write_replaces_a_folder_and_clears_leftovers(tmp_path: Path)
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/new"]
 
 
+def test_what_another_job_is_writing_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".partial-77-x-t1.json").touch()
+    with publish(tmp_path / "t1.json") as partial:
+        partial.touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-77-x-t1.json", "t1.json"]
+
+
 def test_digests_follow_names_and_contents_but_not_snakemakes_marker(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     first = digest_tree(tmp_path)

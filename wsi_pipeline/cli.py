@@ -60,7 +60,8 @@ def convert(
     threads: Threads = 1,
 ) -> None:
     """Convert a slide to an OME-Zarr pyramid."""
-    from wsi_pipeline.config import PyramidOptions, parse_options
+    from wsi_pipeline.config import PyramidOptions
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import convert as stage
 
     stage.run(slide, source, store, receipt, parse_options("convert", PyramidOptions, options), mpp, threads)
@@ -77,7 +78,8 @@ def tissue(
     threads: Threads = 1,
 ) -> None:
     """Find the tissue on a slide."""
-    from wsi_pipeline.config import TissueOptions, parse_options
+    from wsi_pipeline.config import TissueOptions
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import tissue as stage
 
     stage.run(slide, pyramid, store, receipt, picture, parse_options("tissue", TissueOptions, options), threads)
@@ -97,7 +99,8 @@ def truth(
     threads: Threads = 1,
 ) -> None:
     """Draw what the annotations say: normal, tumour, ignore."""
-    from wsi_pipeline.config import TruthOptions, parse_options
+    from wsi_pipeline.config import TruthOptions
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import truth as stage
 
     stage.run(
@@ -119,7 +122,8 @@ def patches(
     threads: Threads = 1,
 ) -> None:
     """Draw training patches from a slide."""
-    from wsi_pipeline.config import PatchDraw, parse_options
+    from wsi_pipeline.config import PatchDraw
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import patches as stage
 
     parsed = parse_options("patches", PatchDraw, options)
@@ -148,7 +152,8 @@ def train(
     options: Options = "{}",
 ) -> None:
     """Train Inception-v3, or take trained weights."""
-    from wsi_pipeline.config import TrainingRun, parse_options
+    from wsi_pipeline.config import TrainingRun
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import train as stage
 
     if take is not None:
@@ -176,7 +181,8 @@ def heatmap(
     threads: Threads = 1,
 ) -> None:
     """Predict the tumour probability of every patch of a slide."""
-    from wsi_pipeline.config import HeatmapOptions, parse_options
+    from wsi_pipeline.config import HeatmapOptions
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import heatmap as stage
 
     parsed = parse_options("heatmap", HeatmapOptions, options)
@@ -198,7 +204,8 @@ def confusion(
     synthetic: Synthetic = False,
 ) -> None:
     """Compare a heatmap with the truth."""
-    from wsi_pipeline.config import ConfusionOptions, parse_options
+    from wsi_pipeline.config import ConfusionOptions
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import confusion as stage
 
     parsed = parse_options("confusion", ConfusionOptions, options)
@@ -219,7 +226,8 @@ def detect(
     options: Options = "{}",
 ) -> None:
     """Find detections on a heatmap and the lesions that they hit."""
-    from wsi_pipeline.config import LesionLevelOptions, parse_options
+    from wsi_pipeline.config import LesionLevelOptions
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import detect as stage
 
     parsed = parse_options("detect", LesionLevelOptions, options)
@@ -238,7 +246,8 @@ def evaluate(
     options: Options = "{}",
 ) -> None:
     """Compute all figures over the test slides."""
-    from wsi_pipeline.config import EvaluateOptions, parse_options
+    from wsi_pipeline.config import EvaluateOptions
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.sheet import load_sheet
     from wsi_pipeline.stages import evaluate as stage
 
@@ -260,7 +269,8 @@ def report(
     options: Options = "{}",
 ) -> None:
     """Write the report page."""
-    from wsi_pipeline.config import ReportRun, parse_options
+    from wsi_pipeline.config import ReportRun
+    from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import report as stage
 
     stage.run(slides, heatmaps, confusion, evaluation, output, parse_options("report", ReportRun, options))
@@ -303,6 +313,6 @@ def config_files(
     schema: Annotated[Path, typer.Option(help="JSON schema to write.")],
 ) -> None:
     """Write the files that are generated from the config's models."""
-    from wsi_pipeline.config import write_config_files
+    from wsi_pipeline.config_files import write_config_files
 
     write_config_files(defaults, schema)

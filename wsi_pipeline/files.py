@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +26,10 @@ def publish(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays at the end because writers choose the format by it.
     partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
-    for leftover in target.parent.glob(f".partial-*-{glob.escape(target.name)}"):
-        remove(leftover)
+    leftover = re.compile(rf"\.partial-\d+-{re.escape(target.name)}")
+    for path in target.parent.iterdir():
+        if leftover.fullmatch(path.name):
+            remove(path)
     try:
         yield partial
         if target.is_dir():

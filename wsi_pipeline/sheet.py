@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.config import NAME_PATTERN, TissueOptions, validated
+from wsi_pipeline.config import NAME_PATTERN, TissueOptions
 from wsi_pipeline.errors import ConfigError, SheetError
 from wsi_pipeline.files import digest_json
 from wsi_pipeline.geometry import MPP_RANGE
+from wsi_pipeline.options import validated
 
 SPLITS = ("train", "validation", "test")
 LABELS = ("normal", "tumor")

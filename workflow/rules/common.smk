@@ -5,7 +5,7 @@ from shlex import join, quote
 
 from snakemake.utils import validate
 
-from wsi_pipeline.config import load_config, options_json
+from wsi_pipeline.options import load_config, options_json
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.sheet import load_sheet
 

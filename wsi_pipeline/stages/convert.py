@@ -56,9 +56,9 @@ def run(
             source_digest = hashing.submit(digest_file, source)
             group = zarr.create_group(partial, attributes=pyramid_attributes(slide, scales))
             for level, size in enumerate(sizes):
-                tiles = tiff.level(size) if options.passthrough and level < len(facts.levels) else None
-                if tiles is not None:
-                    copied = copy_level(opened, tiff, tiles, level, partial / str(level), options.shard_px, threads)
+                jpeg = tiff.level(size) if options.passthrough and level < len(facts.levels) else None
+                if jpeg is not None:
+                    copied = copy_level(opened, tiff, jpeg, level, partial / str(level), options.shard_px, threads)
                     levels.append({"method": "copied", **copied})
                     continue
                 array = _create_level(group, level, size, options)
