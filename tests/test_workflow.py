@@ -151,7 +151,7 @@ def test_mistakes_are_found_before_any_job(
     result = snakemake(tmp_path, config=config)
     assert result.returncode != 0
     assert said in result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
+    assert "Traceback (most recent call last)" not in result.stderr
     assert not (tmp_path / "results").exists()
 
 

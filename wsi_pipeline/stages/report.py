@@ -67,8 +67,10 @@ def run(
     )
     if slides:
         views = [_views(s, slides_folder, heatmaps_folder, confusion_folder, options) for s in slides]
-        parts += [Div(text="<h2>Slides</h2>"), _slide_viewer(slides, views)]
-        parts.append(_slide_table(evaluation_folder / "slides.csv"))
+        table = pd.read_csv(evaluation_folder / "slides.csv", dtype={"slide": str, "patient": str, "centre": str})
+        # A slide with tumour has more to show.
+        first = int((table["label"] == "tumor").to_numpy().argmax())
+        parts += [Div(text="<h2>Slides</h2>"), _slide_viewer(slides, views, first), _slide_table(table)]
     parts.append(Div(text=_provenance(metrics), sizing_mode="stretch_width"))
     page = file_html(column(*parts, sizing_mode="stretch_width"), INLINE, title=options.title)
     write_text(output, page)
@@ -149,9 +151,9 @@ def data_uri(picture: Picture) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]]) -> Element:
+def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]], start: int) -> Element:
     """Two linked panels: truth on the left, heatmap or errors on the right."""
-    first = views[0]
+    first = views[start]
     shown = ColumnDataSource(
         {"left": [first["truth"]], "right": [first["heatmap"]], "width": [first["width"]], "height": [first["height"]]}
     )
@@ -166,7 +168,7 @@ def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]]) -> Ele
         panel.image_url(url=key, x=0, y=0, w="width", h="height", anchor="top_left", source=shown)
         panel.grid.visible = False
         panels.append(panel)
-    select = Select(title="Slide", value=slides[0], options=list(slides), width=300)
+    select = Select(title="Slide", value=slides[start], options=list(slides), width=300)
     layer = RadioButtonGroup(labels=["Heatmap", "Errors: TP red, FP cyan, FN yellow"], active=0)
     change = CustomJS(
         args={
@@ -190,11 +192,14 @@ def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]]) -> Ele
     return column(row(select, layer), row(*panels))
 
 
-def _slide_table(path: Path) -> Element:
-    table = pd.read_csv(path, dtype={"slide": str, "patient": str, "centre": str})
+def _slide_table(table: pd.DataFrame) -> Element:
     numbers = NumberFormatter(format="0.0000", nan_format="-")
     decimals = {"score": {"formatter": numbers}, "auc": {"formatter": numbers}}
-    shown = [TableColumn(field=name, title=name, **decimals.get(name, {})) for name in table.columns]
+    widths = {"slide": 220, "patient": 160}
+    shown = [
+        TableColumn(field=name, title=name, width=widths.get(name, 70), **decimals.get(name, {}))
+        for name in table.columns
+    ]
     height = min(500, 40 + 26 * len(table))
     source = ColumnDataSource(table.to_dict("list"))
     return DataTable(source=source, columns=shown, width=2 * _SLIDE_PX, height=height, index_position=None)
