@@ -93,8 +93,6 @@ def test_the_map_lies_on_the_slide(slide: Path, model: Path, tmp_path: Path) -> 
 
 
 def test_a_slide_without_tissue_gives_an_empty_map(slide: Path, model: Path, tmp_path: Path) -> None:
-    heat = run(slide, model, tmp_path, min_tissue=0.999999)
-    assert np.isnan(heat).all() or np.isfinite(heat).sum() < heat.size
     from wsi_pipeline.store import Image, write_image
 
     bare = tmp_path / "bare"
