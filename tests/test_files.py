@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.config import STEP_VERSIONS, PyramidOptions
 from wsi_pipeline.errors import PipelineError, SlideError, StoreError
 from wsi_pipeline.files import canonical_json, digest_tree, publish
 from wsi_pipeline.receipts import read_receipt, write_receipt
@@ -60,7 +60,7 @@ def test_receipts_name_their_stage_and_options(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     write_receipt(path, "convert", {"slide": "s"}, PyramidOptions())
     receipt = read_receipt(path, "convert")
-    assert receipt["step_version"] == 1
+    assert receipt["step_version"] == STEP_VERSIONS["convert"]
     assert receipt["options"]["chunk_px"] == 512
     with pytest.raises(StoreError, match="a receipt of the stage convert, not of tissue"):
         read_receipt(path, "tissue")

@@ -1,185 +1,237 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import imagecodecs
 import numpy as np
 import openslide
 import pytest
 import tifffile
 import zarr
 from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from wsi_pipeline import passthrough
 from wsi_pipeline.config import PyramidOptions
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size, tiles
-from wsi_pipeline.jpeg import ImagecodecsJpeg, register, self_contained
+from wsi_pipeline.jpeg import Jpeg
+from wsi_pipeline.levels import Level
 from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.shards import write_shard
 from wsi_pipeline.slides import SourceSlide
 from wsi_pipeline.stages import convert
 from wsi_pipeline.tiff import TiledTiff
 
 
-def levels_of(folder: Path) -> list[dict[str, int | str]]:
-    return json.loads((folder / "pyramid.json").read_text())["levels"]
+def levels_of(folder: Path) -> list[dict[str, Any]]:
+    levels: list[dict[str, Any]] = json.loads((folder / "pyramid.json").read_text())["levels"]
+    return levels
+
+
+def methods(folder: Path) -> list[str]:
+    return [level["method"] for level in levels_of(folder)]
 
 
 def assert_same_pixels(source: Path, folder: Path) -> None:
-    """Every tile of every level is what OpenSlide reads, where OpenSlide does not interpolate."""
+    """Every pixel of every level is what OpenSlide reads, where OpenSlide does not interpolate."""
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source, 0.5)
     for level, size in enumerate(slide.facts.levels):
-        boxes = tiles(size, 700) if slide.is_exact(level) else [Box(0, 0, min(700, size.width), min(700, size.height))]
+        boxes = tiles(size, 700) if slide.is_exact(level) else [Box(0, 0, size.width, size.height)]
         for box in boxes:
             np.testing.assert_array_equal(pyramid.read(box, level), slide.read(box, level))
 
 
-def pink(height: int = 1100, width: int = 1700) -> np.ndarray:
-    return tissue_picture(width, height)
+def write_pages(
+    path: Path,
+    pages: list[np.ndarray],
+    *,
+    tile: tuple[int, int] = (256, 256),
+    outcolorspace: str = "ycbcr",
+    **first: Any,
+) -> Path:
+    """A TIFF of JPEG-tiled pages; `first` are more arguments of the first one."""
+    with tifffile.TiffWriter(path) as tiff:
+        for k, page in enumerate(pages):
+            tiff.write(
+                page, tile=tile, photometric="rgb", compression="jpeg", metadata=None,
+                compressionargs={"level": 90, "outcolorspace": outcolorspace}, resolution=(20000, 20000),
+                resolutionunit=3, subfiletype=1 if k else 0, **(first if k == 0 else {}),
+            )  # fmt: skip
+    return path
+
+
+def drop_tile(path: Path, page: int, index: int, count: int = 0, offset: int = 0) -> None:
+    """Set byte count and offset of a tile."""
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tags = tiff.pages[page].tags  # type: ignore[union-attr]
+        for name, value in (("TileByteCounts", count), ("TileOffsets", offset)):
+            values = list(tags[name].value)
+            values[index] = value
+            tags[name].overwrite(values)
 
 
 @pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])
 @pytest.mark.parametrize("tile", [(256, 256), (240, 240), (128, 512)])
 def test_tiles_are_copied_for_both_colour_spaces(tmp_path: Path, photometric: str, tile: tuple[int, int]) -> None:
-    source = tmp_path / "s.tif"
-    tifffile.imwrite(
-        source, pink(), tile=tile, photometric="rgb", compression="jpeg",
-        compressionargs={"level": 90, "outcolorspace": photometric}, resolution=(20000, 20000), resolutionunit=3,
-    )  # fmt: skip
+    source = write_pages(tmp_path / "s.tif", [tissue_picture(1700, 1100)], tile=tile, outcolorspace=photometric)
     folder = converted(tmp_path, source)
     first = levels_of(folder)[0]
     assert first["method"] == "copied"
     assert first["compared_tiles"] == 16
     assert_same_pixels(source, folder)
-    stored = sum(p.stat().st_size for p in (folder / "pyramid.ome.zarr" / "0").rglob("*") if p.is_file())
-    assert stored < 1.1 * source.stat().st_size + 10_000
 
 
 def test_every_level_of_a_pyramid_is_copied_and_a_file_holds_many_tiles(tmp_path: Path) -> None:
-    source = write_tiff(tmp_path / "s.tif", pink(2100, 2300))
+    source = write_tiff(tmp_path / "s.tif", tissue_picture(2300, 2100))
     folder = converted(tmp_path, source)
     with openslide.OpenSlide(source) as slide:
-        assert [level["method"] for level in levels_of(folder)] == ["copied"] * slide.level_count
+        assert methods(folder) == ["copied"] * slide.level_count
     assert_same_pixels(source, folder)
     # 9 x 9 tiles of 256 px in shards of 4 x 4 tiles.
     assert len([p for p in (folder / "pyramid.ome.zarr" / "0" / "c").rglob("*") if p.is_file()]) == 9
 
 
-def test_other_slides_and_passthrough_off_are_read(tmp_path: Path) -> None:
-    lossless = write_tiff(tmp_path / "d.tif", pink(), compression="deflate")
-    assert {level["method"] for level in levels_of(converted(tmp_path, lossless, slide="d"))} == {"read"}
-    source, out = write_tiff(tmp_path / "s.tif", pink()), tmp_path / "off"
-    convert.run("s", source, out / "pyramid.ome.zarr", out / "pyramid.json", PyramidOptions(passthrough=False))
-    assert {level["method"] for level in levels_of(out)} == {"read"}
-    assert_same_pixels(source, out)
+@pytest.mark.parametrize("most", [0.0, 1.0])
+def test_tables_are_merged_unless_they_would_make_the_store_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float
+) -> None:
+    monkeypatch.setattr(passthrough, "MOST_TABLES", most)
+    source = write_tiff(tmp_path / "s.tif", tissue_picture())
+    folder = converted(tmp_path, source)
+    assert {level["tables"] for level in levels_of(folder)} == {"merged" if most else "shared"}
+    assert_same_pixels(source, folder)
+    level = Pyramid(folder / "pyramid.ome.zarr").levels[0]
+    stream = level.stream(2, 2)
+    assert stream is not None
+    alone = Jpeg(colorspace_data="RGB", colorspace_jpeg="RGB")
+    if most:
+        np.testing.assert_array_equal(alone.decode(stream), level.chunk(2, 2))
+    else:
+        stored = sum(p.stat().st_size for p in (folder / "pyramid.ome.zarr" / "0" / "c").rglob("*") if p.is_file())
+        with TiledTiff(source) as tiff:
+            page = tiff.level(level.size)
+            assert page is not None
+            assert stored <= page.nbytes + 4 * (16 * 16 + 4)
+        with pytest.raises(ValueError, match="damaged JPEG stream"):
+            alone.decode(stream)
 
 
 def test_plain_zarr_opens_the_store_with_the_codec_registered(tissue_slide: Path, tissue_pyramid: Pyramid) -> None:
-    register()
     array = zarr.open_array(tissue_slide / "pyramid.ome.zarr" / "0", mode="r")
     wanted = tissue_pyramid.read(Box(100, 150, 700, 500), 0)
     np.testing.assert_array_equal(np.asarray(array[:, 150:650, 100:800]).transpose(1, 2, 0), wanted)
     metadata = json.loads((tissue_slide / "pyramid.ome.zarr" / "0" / "zarr.json").read_text())
-    inner = metadata["codecs"][0]["configuration"]["codecs"]
-    assert inner == [
-        {"name": "transpose", "configuration": {"order": [1, 2, 0]}},
-        {"name": "imagecodecs_jpeg", "configuration": {"colorspace_data": "RGB", "colorspace_jpeg": "RGB"}},
-    ]
+    transpose, jpeg = metadata["codecs"][0]["configuration"]["codecs"]
+    assert transpose == {"name": "transpose", "configuration": {"order": [1, 2, 0]}}
+    assert jpeg["name"] == "imagecodecs_jpeg"
+    assert jpeg["configuration"]["colorspace_data"] == "RGB"
 
 
-def write_flat(path: Path) -> tuple[int, int]:
-    """A slide of one level; returns offset and length of the tile in column 2 of row 1."""
-    tifffile.imwrite(
-        path, pink(), tile=(256, 256), photometric="rgb", compression="jpeg", resolution=(20000, 20000),
-        resolutionunit=3,
-    )  # fmt: skip
-    with tifffile.TiffFile(path) as tif:
-        page = tif.pages.first
-        return page.dataoffsets[9], page.databytecounts[9]
+def philips(levels: int) -> dict[str, Any]:
+    """What makes OpenSlide take a TIFF for one of Philips: its software and its XML with the spacing of each level."""
+    spacing = '<Attribute Name="DICOM_PIXEL_SPACING">"{0}" "{0}"</Attribute>'
+    levels_xml = "".join(
+        f'<DataObject ObjectType="PixelDataRepresentation">{spacing.format(0.00025 * 2**k)}</DataObject>'
+        for k in range(levels)
+    )
+    description = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+        '<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array><DataObject ObjectType="DPScannedImage">'
+        f'<Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute>{spacing.format(0.00025)}'
+        f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array>{levels_xml}</Array></Attribute>'
+        "</DataObject></Array></Attribute></DataObject>"
+    )
+    return {"description": description, "software": "Philips DP v1.0"}
 
 
-def test_a_damaged_tile_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    source = tmp_path / "s.tif"
-    offset, count = write_flat(source)
-    data = bytearray(source.read_bytes())
-    data[offset : offset + count] = bytes(count)
-    source.write_bytes(data)
-    with pytest.raises(SlideError, match=r"slide s1: .*level 0, column 2, row 1 \("):
-        converted(tmp_path, source)
+def test_philips_slides_with_sizes_that_lie_and_missing_tiles_are_copied(tmp_path: Path) -> None:
+    pages = [np.full((1280, 1536, 3), 255, np.uint8), np.full((768, 768, 3), 255, np.uint8)]
+    pages.append(np.full((512, 512, 3), 255, np.uint8))
+    picture = tissue_picture(1536, 1280)
+    for k, page in enumerate(pages):
+        page[: 1280 >> k, : 1536 >> k] = picture[:: 2**k, :: 2**k]
+    source = write_pages(tmp_path / "s.tif", pages, **philips(3))
+    for page_number, index in ((0, 0), (0, 7), (1, 4)):
+        drop_tile(source, page_number, index)
+    folder = converted(tmp_path, source)
+    receipt = json.loads((folder / "pyramid.json").read_text())
+    assert receipt["vendor"] == "philips"
+    sizes = [(level["width"], level["height"]) for level in receipt["levels"]]
+    assert sizes == [(1536, 1280), (768, 640), (384, 320)]
+    assert methods(folder) == ["copied"] * 3
+    assert [level["absent_tiles"] for level in receipt["levels"]] == [2, 1, 0]
+    assert_same_pixels(source, folder)
+    assert (Pyramid(folder / "pyramid.ome.zarr").read(Box(256, 256, 256, 256), 0) == 255).all()
+
+
+def test_where_aperio_lacks_tiles_coarser_levels_are_as_openslide_draws_them(tmp_path: Path) -> None:
+    picture = tissue_picture()
+    description = "Aperio Image Library v10\r\n1600x1200 (256x256) JPEG/RGB Q=90|AppMag = 20|MPP = 0.5|User = abc"
+    pages = [picture, np.ascontiguousarray(picture[::2, ::2])]
+    source = write_pages(tmp_path / "s.svs", pages, description=description)
+    assert methods(converted(tmp_path, source, slide="whole")) == ["copied", "copied"]
+    drop_tile(source, 0, 9)
+    drop_tile(source, 1, 5)
+    folder = converted(tmp_path, source)
+    assert methods(folder) == ["copied", "read"]
+    assert levels_of(folder)[0]["absent_tiles"] == 1
+    pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source)
+    assert (pyramid.read(Box(512, 256, 256, 256), 0) == 255).all()
+    box = Box(256, 256, 256, 256)
+    assert np.abs(pyramid.read(box, 1).astype(int) - slide.read(box, 1)).mean() < 3
+    assert "abc" not in (folder / "pyramid.json").read_text()
+
+
+def test_ome_tiff_is_copied_and_its_coarser_levels_are_made(tmp_path: Path) -> None:
+    source, picture = tmp_path / "s.ome.tif", tissue_picture(2300, 2100)
+    with tifffile.TiffWriter(source, ome=True) as tiff:
+        options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg"}
+        options |= {"compressionargs": {"level": 90}, "resolutionunit": 3}
+        tiff.write(picture, subifds=1, resolution=(20000, 20000), metadata={"axes": "YXS"}, **options)
+        tiff.write(picture[::2, ::2], subfiletype=1, resolution=(10000, 10000), **options)
+    folder = converted(tmp_path, source)
+    # OpenSlide does not see levels in sub-IFDs, so they are made from level 0.
+    assert methods(folder) == ["copied", "halved", "halved"]
+    assert_same_pixels(source, folder)
+
+
+def test_a_level_that_openslide_shows_otherwise_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_tiff(tmp_path / "s.tif", tissue_picture())
+    read = SourceSlide.read
+    monkeypatch.setattr(SourceSlide, "read", lambda self, box, level: read(self, box, level) // 2)
+    folder = converted(tmp_path, source)
+    assert set(methods(folder)) == {"read"}
+    assert levels_of(folder)[0]["mean_difference"] < 3
+
+
+def changed_chunk(self: Level, column: int, row: int, real: Callable[[Level, int, int], np.ndarray]) -> np.ndarray:
+    return real(self, column, row) // 2 if (column, row) == (3, 2) else real(self, column, row)
+
+
+@pytest.mark.parametrize("passthrough", [True, False])
+def test_a_store_with_other_pixels_than_openslides_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passthrough: bool
+) -> None:
+    source, real = write_tiff(tmp_path / "s.tif", tissue_picture()), Level.chunk
+    monkeypatch.setattr(Level, "chunk", lambda self, c, r: changed_chunk(self, c, r, real))
+    options = PyramidOptions(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
+    with pytest.raises(SlideError, match="tile at level 0, column 3, row 2 of the store is not what OpenSlide reads"):
+        convert.run("s1", source, tmp_path / "s1" / "p.ome.zarr", tmp_path / "s1" / "p.json", options)
     assert list((tmp_path / "s1").iterdir()) == []
 
 
-def test_a_file_that_ends_before_its_tiles_is_an_error(tmp_path: Path) -> None:
-    source = tmp_path / "s.tif"
-    offset, count = write_flat(source)
-    source.write_bytes(source.read_bytes()[: offset + count // 2])
-    with TiledTiff(source) as tiff:
-        level = tiff.level(Size(1700, 1100))
-        assert level is not None
-        assert tiff.tile(level, 1, 1) is not None
-        with pytest.raises(ValueError, match="the file ends before the tile"):
-            tiff.tile(level, 2, 1)
-    with pytest.raises(SlideError, match="slide s1"):
-        converted(tmp_path, source)
-    assert not (tmp_path / "s1").exists()
-
-
-def test_pixels_that_openslide_does_not_confirm_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write_tiff(tmp_path / "s.tif", pink())
-    read = SourceSlide.read
-    monkeypatch.setattr(SourceSlide, "read", lambda self, box, level: read(self, box, level) // 2)
-    with pytest.raises(SlideError, match="is not what OpenSlide reads there"):
-        converted(tmp_path, source)
-
-
-@given(st.lists(st.one_of(st.none(), st.binary(min_size=1, max_size=300)), min_size=4, max_size=4))
-@settings(max_examples=40, deadline=None)
-def test_shards_are_zarrs(tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes | None]) -> None:
-    folder = tmp_path_factory.mktemp("shard")
-    padded = [None if c is None else c.ljust(300, b"\7") for c in chunks]
-    array = zarr.create_array(
-        folder / "a", shape=(600, 2), chunks=(150, 2), shards=(600, 2), dtype="uint8", compressors=None, fill_value=9
-    )
-    assert write_shard(folder / "a" / "c" / "0" / "0", enumerate(padded), 4) == sum(c is not None for c in chunks)
-    for k, data in enumerate(padded):
-        wanted = np.full(300, 9, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-        np.testing.assert_array_equal(np.asarray(array[150 * k : 150 * (k + 1)]).ravel(), wanted)
-
-
-@pytest.mark.parametrize("colorspace", ["RGB", "YCbCr", None])
-def test_the_codec_encodes_and_decodes(tmp_path: Path, colorspace: str | None) -> None:
-    register()
-    codec = ImagecodecsJpeg(
-        level=95, colorspace_data=colorspace and "RGB", colorspace_jpeg=colorspace, subsampling="444"
-    )
-    assert ImagecodecsJpeg.from_dict(codec.to_dict()) == codec
-    pixels = np.zeros((64, 96, 3), np.uint8)
-    pixels[..., 0] = np.arange(96)
-    pixels[..., 1] = np.arange(64)[:, None] * 2
-    array = zarr.create_array(
-        tmp_path / "a", shape=pixels.shape, chunks=(32, 48, 3), dtype="uint8", serializer=codec, compressors=None
-    )
-    array[...] = pixels
-    read = np.asarray(zarr.open_array(tmp_path / "a", mode="r")[...])
-    assert np.abs(read.astype(int) - pixels).max() <= 6
-    assert next((tmp_path / "a" / "c").rglob("0")).exists()
-
-
-def test_a_configuration_that_is_not_supported_is_refused() -> None:
-    assert ImagecodecsJpeg().to_dict() == {"name": "imagecodecs_jpeg"}
-    with pytest.raises(ValueError, match="header is not supported here; install imagecodecs-zarr"):
-        ImagecodecsJpeg.from_dict({"name": "imagecodecs_jpeg", "configuration": {"header": "x"}})
-
-
-def test_tables_are_merged_into_a_tile() -> None:
-    whole = imagecodecs.jpeg8_encode(np.zeros((16, 16, 3), np.uint8))
-    assert self_contained(None, whole) == whole
-    assert self_contained(b"\xff\xd8\xff\xdb\0\3x\xff\xd9", b"\xff\xd8rest") == b"\xff\xd8\xff\xdb\0\3xrest"
-    with pytest.raises(ValueError, match="does not begin as a JPEG stream"):
-        self_contained(None, b"\0\0")
+@pytest.mark.parametrize("passthrough", [True, False])
+def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthrough: bool) -> None:
+    # Half of an odd size: OpenSlide interpolates on level 1.
+    picture = tissue_picture(1599, 1201)
+    source = write_pages(tmp_path / "s.tif", [picture, np.ascontiguousarray(picture[::2, ::2])])
+    options = PyramidOptions(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
+    folder = tmp_path / "s1"
+    convert.run("s1", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", options)
+    assert not SourceSlide("s", source).is_exact(1)
+    assert [level["compared_tiles"] for level in levels_of(folder)] == [35, 12]
+    assert methods(folder) == ["copied" if passthrough else "read"] * 2
 
 
 def test_what_is_no_tiff_has_no_tiled_levels(tmp_path: Path) -> None:
@@ -191,9 +243,27 @@ def test_what_is_no_tiff_has_no_tiled_levels(tmp_path: Path) -> None:
 
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "copied"), [("slides/CMU-1-Small-Region.svs", 1), ("camelyon16-level7/tumor_102_level7.tif", 5)]
+    ("name", "copied"),
+    [
+        ("slides/CMU-1-Small-Region.svs", 1),
+        ("slides/minerva-crc-he-17408x14340.tif", 8),
+        ("camelyon16-level7/tumor_102_level7.tif", 5),
+        ("camelyon16-level7/tumor_072_level7.tif", None),
+    ],
 )
-def test_real_slides_are_copied(tmp_path: Path, name: str, copied: int) -> None:
-    folder = converted(tmp_path, DATA / name)
-    assert [level["method"] for level in levels_of(folder)].count("copied") == copied
-    assert_same_pixels(DATA / name, folder)
+def test_real_slides_are_copied_and_all_their_tiles_are_openslides(
+    tmp_path: Path, name: str, copied: int | None
+) -> None:
+    source = DATA / name
+    options = PyramidOptions(verify="all")
+    convert.run("s", source, tmp_path / "pyramid.ome.zarr", tmp_path / "pyramid.json", options, threads=2)
+    levels = levels_of(tmp_path)
+    with openslide.OpenSlide(source) as slide:
+        assert methods(tmp_path)[: slide.level_count] == ["copied"] * slide.level_count
+        assert copied in (None, slide.level_count)
+    for level in levels:
+        if level["method"] == "copied":
+            columns, rows = -(-level["width"] // level["tile"][0]), -(-level["height"] // level["tile"][1])
+            assert level["compared_tiles"] == columns * rows
+    stored = sum(p.stat().st_size for p in (tmp_path / "pyramid.ome.zarr").rglob("*") if p.is_file())
+    assert stored < 1.03 * source.stat().st_size + 200_000

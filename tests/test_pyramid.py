@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import json
+import multiprocessing
 import pickle
+import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import converted, write_tiff
+from conftest import converted, tissue_picture, write_tiff
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box
+from wsi_pipeline.jpeg import Jpeg
+from wsi_pipeline.levels import Cache
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.shards import Shard
 
 
 @given(st.integers(-300, 1700), st.integers(-300, 1300), st.integers(1, 400), st.integers(1, 400))
@@ -82,5 +89,111 @@ def test_scaled_pixels_are_means(tissue_pyramid: Pyramid) -> None:
 
 
 def test_something_else_is_not_a_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="not a Zarr store"):
+    with pytest.raises(StoreError, match=r"not a pyramid .*Convert the slide again"):
         Pyramid(tmp_path / "nothing.ome.zarr")
+
+
+def test_patches_read_together_are_those_read_alone(tissue_pyramid: Pyramid) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(-100, 1700, 40).tolist(), rng.integers(-100, 1300, 40).tolist()
+    for mpp in (0.5, 0.7, 1.0):
+        spec = tissue_pyramid.patch_spec(96, mpp)
+        wanted = np.stack([tissue_pyramid.read_patch(a, b, spec) for a, b in zip(x, y, strict=True)])
+        for threads in (1, 3):
+            np.testing.assert_array_equal(tissue_pyramid.read_patches(x, y, spec, threads), wanted)
+    assert tissue_pyramid.read_patches([], [], spec).shape == (0, 96, 96, 3)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str, owner: type) -> list[object]:
+    """Calls of a method from now on, by its first argument after self."""
+    calls: list[object] = []
+    real = getattr(owner, name)
+
+    def call(self: object, *arguments: object) -> object:
+        calls.append(arguments[0])
+        return real(self, *arguments)
+
+    monkeypatch.setattr(owner, name, call)
+    return calls
+
+
+def test_only_touched_chunks_are_decoded_once_and_an_index_is_read_once(
+    tissue_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, opened = counted(monkeypatch, "decode", Jpeg), counted(monkeypatch, "__init__", Shard)
+    pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
+    pyramid.read(Box(300, 300, 100, 100), 0)
+    assert (len(decoded), len(opened)) == (1, 1)
+    pyramid.read(Box(300, 300, 300, 100), 0)
+    assert (len(decoded), len(opened)) == (2, 1)
+    # Shards of 1,024 px: a box over the corner of four of them.
+    pyramid.read(Box(1000, 1000, 100, 100), 0)
+    assert (len(decoded), len(opened)) == (6, 4)
+
+
+def test_caches_are_bounded(tissue_slide: Path) -> None:
+    pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr", cache_bytes=5 * 256 * 256 * 3)
+    (level, *_) = pyramid.levels
+    wanted = Pyramid(tissue_slide / "pyramid.ome.zarr").read(Box(0, 0, 1600, 1200), 0)
+    np.testing.assert_array_equal(pyramid.read(Box(0, 0, 1600, 1200), 0), wanted)
+    assert len(level._cache) == 5
+    shards = Cache[int](3)
+    assert [shards.get(k, lambda k=k: k) for k in (1, 2, 3, 1, 4)] == [1, 2, 3, 1, 4]  # type: ignore[misc]
+    assert shards.get(1, lambda: -1) == 1
+    assert shards.get(2, lambda: -2) == -2
+    assert len(shards) == 3
+
+
+def test_a_fork_reads_while_a_thread_of_its_parent_holds_the_locks(tissue_slide: Path) -> None:
+    pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
+    box = Box(100, 100, 300, 300)
+    wanted = pyramid.read(box, 0)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    with pyramid.levels[0]._cache._lock, pyramid.levels[0]._shards._lock:
+        with warnings.catch_warnings():
+            # Python warns of just what this is about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = context.Process(target=lambda: results.put(pyramid.read(box, 0)))
+            child.start()
+        child.join(20)
+        alive = child.is_alive()
+        child.kill()
+    assert not alive, "the child waits for a lock of its parent"
+    np.testing.assert_array_equal(results.get(), wanted)
+    child.join()
+
+
+def test_files_that_are_replaced_are_closed(tissue_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_pipeline.levels.OPEN_SHARDS", 1)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
+    pyramid.read(Box(0, 0, 1600, 1200), 0)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+
+
+@pytest.mark.parametrize("kind", ["chunk", "index", "short"])
+def test_a_damaged_store_names_level_column_and_row(tmp_path: Path, kind: str) -> None:
+    store = converted(tmp_path, write_tiff(tmp_path / "s.tif", tissue_picture())) / "pyramid.ome.zarr"
+    shard = store / "0" / "c" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    if kind == "chunk":
+        content[: len(content) // 2] = bytes(len(content) // 2)
+    elif kind == "index":
+        content[-20] ^= 255
+    shard.write_bytes(content[:50] if kind == "short" else content)
+    with pytest.raises(StoreError, match=r"ome.zarr/0: the chunk in column 1, row 0 is damaged .*Convert the slide"):
+        Pyramid(store).read(Box(300, 10, 10, 10), 0)
+
+
+def test_a_store_of_another_kind_is_refused(tissue_slide: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.ome.zarr"
+    shutil.copytree(tissue_slide / "pyramid.ome.zarr", store)
+    metadata = json.loads((store / "0" / "zarr.json").read_text())
+    metadata["codecs"][0]["configuration"]["codecs"] = [{"name": "bytes"}]
+    (store / "0" / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match="not a level of a pyramid"):
+        Pyramid(store)
+    (store / "zarr.json").write_text('{"attributes": {"ome": {"multiscales": []}}}')
+    with pytest.raises(StoreError, match=r"no OME-Zarr 0\.5 metadata"):
+        Pyramid(store)

@@ -51,7 +51,7 @@ def main() -> None:
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="The slide file.")],
+    source: Annotated[Path, typer.Argument(help="The slide file.", readable=False)],
     slide: Slide,
     store: Store,
     receipt: Receipt,
@@ -92,7 +92,7 @@ def truth(
     store: Store,
     receipt: Receipt,
     picture: Picture,
-    annotation: Annotated[Path | None, typer.Option(help="ASAP XML.")] = None,
+    annotation: Annotated[Path | None, typer.Option(help="ASAP XML.", readable=False)] = None,
     label: Annotated[str | None, typer.Option(help="normal or tumor.")] = None,
     exhaustive: Annotated[bool, typer.Option(help="Whether all tumour is annotated.")] = True,
     options: Options = "{}",

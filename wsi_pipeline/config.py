@@ -16,7 +16,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 # Raised by one where a stage's results change: everything that it made is then made again.
 STEP_VERSIONS = {
-    "convert": 1,
+    "convert": 2,
     "tissue": 1,
     "truth": 1,
     "patches": 1,
@@ -61,8 +61,14 @@ class PyramidOptions(Section):
     passthrough: bool = Field(
         True,
         description="Whether levels that are JPEG tiles are copied tile by tile, not decoded: the store then has "
-        "the size and the pixels of the slide. false decodes and compresses without loss.",
+        "the size and the pixels of the slide.",
     )
+    codec: Literal["jpeg", "zstd"] = Field(
+        "jpeg", description="What levels that are not copied are compressed with: jpeg, or zstd without loss."
+    )
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG quality.")
+    subsampling: Literal["444", "422", "420"] = Field("444", description="JPEG chroma subsampling; 444 is none.")
+    zstd_level: Annotated[int, Field(ge=1, le=19)] = Field(3, description="Zstandard level.")
     chunk_px: Annotated[int, Field(ge=64, le=4096)] = Field(
         512, description="Edge of a chunk, the smallest part that is read, in pixels, where tiles are not copied."
     )
@@ -70,8 +76,15 @@ class PyramidOptions(Section):
         4096,
         description="Edge of a shard, one file, in pixels; a multiple of chunk_px (of the tiles, about this much).",
     )
-    zstd_level: Annotated[int, Field(ge=1, le=19)] = Field(
-        3, description="Zstandard level of the lossless compression."
+    damaged_tiles: Literal["error", "white"] = Field(
+        "error",
+        description="What a damaged tile of the slide is: an error, or white and listed in the receipt; white "
+        "decodes every tile to find them.",
+    )
+    verify: Literal["sample", "all"] = Field(
+        "sample",
+        description="Which tiles of the finished store are decoded and compared with OpenSlide's pixels: 16 a level, "
+        "or all.",
     )
 
     @model_validator(mode="after")

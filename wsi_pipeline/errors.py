@@ -42,6 +42,8 @@ class AboutFileError(PipelineError):
         super().__init__(f"slide {slide}: {path}: {problem}", remedy=remedy)
         self.slide = slide
         self.path = path
+        self.problem = problem
+        self.remedy = remedy
 
 
 class SlideError(AboutFileError):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.errors import StoreError
+
 _CHUNK = 1 << 20
+
+
+# What a file system answers when it has no room, or may not be written to at all.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+_NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
 
 
 @contextmanager
@@ -21,22 +29,31 @@ def publish(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `target`; it takes the target's place when the block succeeds.
 
     The block may make a file or a folder there. On any exception it is removed and the target is
-    left as it was.
+    left as it was. Raises `StoreError` where there is no room or no permission to write.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays at the end because writers choose the format by it.
     partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
-    leftover = re.compile(rf"\.partial-\d+-{re.escape(target.name)}")
-    for path in target.parent.iterdir():
-        if leftover.fullmatch(path.name):
-            remove(path)
     try:
-        yield partial
-        if target.is_dir():
-            remove(target)
-        partial.replace(target)
-    finally:
-        remove(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        leftover = re.compile(rf"\.partial-\d+-{re.escape(target.name)}")
+        for path in target.parent.iterdir():
+            if leftover.fullmatch(path.name):
+                remove(path)
+        try:
+            yield partial
+            if target.is_dir():
+                remove(target)
+            partial.replace(target)
+        finally:
+            remove(partial)
+    except OSError as error:
+        here = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(target.parent)
+        if error.errno in _NO_ROOM or (error.errno in _NO_PERMISSION and here):
+            raise StoreError(
+                f"{target}: cannot be written ({os.strerror(error.errno or 0)})",
+                remedy="Free space or give permission there, or put the results elsewhere (results in the config)",
+            ) from error
+        raise
 
 
 def remove(path: Path) -> None:
@@ -77,12 +94,20 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_tree(folder: Path, threads: int = 1) -> str:
-    """SHA-256 over the relative names and contents of all files below `folder`, in name order."""
+def digest_names(digests: Mapping[str, str]) -> str:
+    """SHA-256 over names and digests, in name order."""
+    return digest_bytes("".join(f"{name}\0{digests[name]}\n" for name in sorted(digests)).encode())
+
+
+def digest_tree(folder: Path, threads: int = 1, known: Mapping[str, str] | None = None) -> str:
+    """SHA-256 over the relative names and contents of all files below `folder`.
+
+    `known` has the digests of files that were taken when they were written.
+    """
+    given = known or {}
     # Snakemake puts its own marker into folders that it tracks.
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".snakemake_timestamp")
-    digest = hashlib.sha256()
+    paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.name != ".snakemake_timestamp"}
+    files = {name: path for name, path in paths.items() if name in given or path.is_file()}
     with ThreadPoolExecutor(threads) as pool:
-        for path, content in zip(paths, pool.map(digest_file, paths), strict=True):
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
+        digests = pool.map(lambda name: given.get(name) or digest_file(files[name]), files)
+        return digest_names(dict(zip(files, digests, strict=True)))

@@ -1,90 +1,148 @@
-"""The zarr v3 codec `imagecodecs_jpeg`, and JPEG tiles of TIFF files as streams that stand alone.
+"""JPEG streams: encoding and decoding as a zarr configuration says, and tiles of TIFF files as streams.
 
-Name and configuration are those of the `imagecodecs-zarr` package (Python 3.12 and later), so that
-stores open anywhere with it. Where it is installed it is used; elsewhere `register` makes zarr know
-the same codec.
+Markers and segments: ITU-T T.81, annex B.
 """
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from typing import Any, Self
 
 import imagecodecs
 import numpy as np
-from zarr.abc.codec import ArrayBytesCodec
-from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, NDBuffer
-from zarr.core.common import JSON, parse_named_configuration
-from zarr.registry import register_codec
+from numpy.typing import NDArray
 
-CODEC = "imagecodecs_jpeg"
+from wsi_pipeline.geometry import Size
+
 START, END = b"\xff\xd8", b"\xff\xd9"
+_SCAN = 0xDA
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BYTES_KEYS = ("tables", "header")
+# Writers may pad a tile behind its end marker.
+_PADDING = 8
 
 
-@dataclass(frozen=True)
-class ImagecodecsJpeg(ArrayBytesCodec):
-    """Chunks (y, x) or (y, x, 3) of uint8 as JPEG streams.
+@dataclass(frozen=True, slots=True)
+class Jpeg:
+    """Pictures (y, x) or (y, x, 3) of uint8 as JPEG streams; the names are those of the `imagecodecs-zarr` package.
 
     `level` is the quality when encoding. `colorspace_data` and `colorspace_jpeg` name the colour
     spaces of the array and inside the stream (`RGB`, `YCbCr`, `GRAYSCALE`); without them the stream's
-    own markers decide. `subsampling` is `444`, `422` or `420`.
+    own markers decide. `subsampling` is `444`, `422` or `420`. `tables` are those of abbreviated
+    streams; `header` goes before each chunk's bytes, which then lack their end marker. The other keys
+    are passed to `imagecodecs` as they are.
     """
 
-    is_fixed_size = False
-
     level: int | None = None
+    bitspersample: int | None = None
+    tables: bytes | None = None
+    header: bytes | None = None
     colorspace_data: str | None = None
     colorspace_jpeg: str | None = None
-    subsampling: str | None = None
+    subsampling: str | tuple[int, int] | None = None
+    optimize: bool | None = None
+    smoothing: bool | None = None
+    lossless: bool | None = None
+    predictor: int | None = None
+    fancyupsampling: bool | None = None
 
     @classmethod
-    def from_dict(cls, data: dict[str, JSON]) -> Self:
-        _, configuration = parse_named_configuration(data, CODEC, require_configuration=False)
-        given: dict[str, Any] = dict(configuration or {})
+    def from_configuration(cls, configuration: dict[str, Any]) -> Self:
+        """Read the configuration in a store's metadata; `ValueError` for unknown keys."""
+        given = dict(configuration)
         unknown = given.keys() - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"{CODEC}: {', '.join(sorted(unknown))} is not supported here; install imagecodecs-zarr")
+            raise ValueError(f"unknown key {', '.join(sorted(unknown))}")
+        for key in _BYTES_KEYS:
+            if isinstance(given.get(key), str):
+                given[key] = base64.b64decode(given[key], validate=True)
+        if isinstance(given.get("subsampling"), list):
+            given["subsampling"] = tuple(given["subsampling"])
         return cls(**given)
 
-    def to_dict(self) -> dict[str, JSON]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        configuration: dict[str, JSON] = {name: value for name, value in values.items() if value is not None}
-        return {"name": CODEC, "configuration": configuration} if configuration else {"name": CODEC}
+    def configuration(self) -> dict[str, Any]:
+        """The keys that are set, as JSON values."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            key: base64.b64encode(value).decode() if key in _BYTES_KEYS else value
+            for key, value in given.items()
+            if value is not None
+        }
 
-    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        pixels = imagecodecs.jpeg8_decode(
-            chunk_data.to_bytes(), colorspace=self.colorspace_jpeg, outcolorspace=self.colorspace_data
+    def decode(self, stream: bytes | memoryview) -> NDArray[Any]:
+        """The pixels of a stream, (y, x) or (y, x, channels); `ValueError` where it is damaged."""
+        if self.header is not None:
+            stream = b"".join((self.header, stream, END))
+        # Passed only where it is set: older releases do not know it.
+        more: dict[str, Any] = {} if self.fancyupsampling is None else {"fancyupsampling": self.fancyupsampling}
+        more |= {"tables": self.tables, "colorspace": self.colorspace_jpeg, "outcolorspace": self.colorspace_data}
+        decode: Any = imagecodecs.jpeg8_decode
+        try:
+            pixels: NDArray[Any] = decode(stream, **more)
+        except imagecodecs.Jpeg8Error as error:
+            raise ValueError(f"damaged JPEG stream: {error}") from error
+        return pixels
+
+    def encode(self, pixels: NDArray[Any]) -> bytes:
+        """(y, x) or (y, x, channels) as a stream."""
+        return bytes(
+            imagecodecs.jpeg8_encode(
+                np.ascontiguousarray(pixels),
+                level=self.level,
+                colorspace=self.colorspace_data,
+                outcolorspace=self.colorspace_jpeg,
+                subsampling=self.subsampling,
+                optimize=self.optimize,
+                smoothing=self.smoothing,
+                lossless=self.lossless,
+                predictor=self.predictor,
+                bitspersample=self.bitspersample,
+            )
         )
-        return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(chunk_spec.shape))
-
-    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
-        stream = imagecodecs.jpeg8_encode(
-            np.ascontiguousarray(chunk_data.as_numpy_array()),
-            level=self.level,
-            colorspace=self.colorspace_data,
-            outcolorspace=self.colorspace_jpeg,
-            subsampling=self.subsampling,
-        )
-        return chunk_spec.prototype.buffer.from_bytes(stream)
-
-    def compute_encoded_size(self, _input_byte_length: int, _chunk_spec: ArraySpec) -> int:
-        raise NotImplementedError("the size of a JPEG stream depends on the picture")
 
 
-def register() -> None:
-    """Make zarr know the codec, unless the `imagecodecs-zarr` package does."""
-    if find_spec("imagecodecs_zarr") is None:
-        register_codec(CODEC, ImagecodecsJpeg)
-
-
-def self_contained(tables: bytes | None, tile: bytes) -> bytes:
-    """A tile's stream with the tables of its TIFF page merged in; `ValueError` where it is no JPEG stream."""
-    if not tile.startswith(START):
-        raise ValueError("the data of the tile does not begin as a JPEG stream")
+def self_contained(tables: bytes | None, stream: bytes | memoryview) -> bytes:
+    """A stream with the tables of its TIFF page merged in."""
     if not tables:
-        return tile
-    inner = tables.removeprefix(START)
+        return bytes(stream)
     # Some writers leave out the end marker of the tables.
-    return START + inner.removesuffix(END) + tile[len(START) :]
+    return b"".join((START, tables.removeprefix(START).removesuffix(END), stream[len(START) :]))
+
+
+def check_stream(stream: bytes | memoryview, size: Size, known: bytes = b"") -> bytes:
+    """`ValueError` unless this has the outer form of a whole tile: `size` px, 3 components of 8 bits, an end.
+
+    The compressed data itself is not looked at. Returns what stands before it, which for the next
+    tile is `known` to be right: writers give all tiles of a level the same.
+    """
+    if not known or stream[: len(known)] != known:
+        known = _checked_header(stream, size)
+    if END not in bytes(stream[-_PADDING:]):
+        raise ValueError("the JPEG stream of the tile does not end")
+    return known
+
+
+def _checked_header(stream: bytes | memoryview, size: Size) -> bytes:
+    if stream[:2] != START:
+        raise ValueError("the data of the tile does not begin as a JPEG stream")
+    frame, at = b"", len(START)
+    while True:
+        head = bytes(stream[at : at + 10])
+        if len(head) < 10 or head[0] != 0xFF:
+            raise ValueError("the JPEG stream of the tile has no scan")
+        if head[1] == _SCAN:
+            break
+        if head[1] in _FRAMES:
+            frame = head
+        # A marker may be preceded by any number of bytes 0xFF.
+        at += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:4], "big")
+    if not frame:
+        raise ValueError("the JPEG stream of the tile has no frame")
+    height, width = int.from_bytes(frame[5:7], "big"), int.from_bytes(frame[7:9], "big")
+    if (width, height, frame[4], frame[9]) != (size.width, size.height, 8, 3):
+        raise ValueError(
+            f"the JPEG stream is {width} x {height} px of {frame[9]} x {frame[4]} bits, the tile {size.width} x "
+            f"{size.height} px of 3 x 8"
+        )
+    return bytes(stream[: at + 2])

@@ -2,108 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
-import zarr
-from numpy.typing import NDArray
-from zarr.codecs import TransposeCodec
 
-from wsi_pipeline.geometry import Box
-from wsi_pipeline.jpeg import ImagecodecsJpeg
-from wsi_pipeline.pyramid import BACKGROUND
-from wsi_pipeline.receipts import Facts
+from wsi_pipeline.codecs import zarr_codecs
+from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.jpeg import Jpeg, self_contained
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.shards import write_shard
-from wsi_pipeline.slides import SourceSlide
+from wsi_pipeline.shards import Chunk, ChunkGrid, write_shards
+from wsi_pipeline.slides import WHITE, SourceSlide
+from wsi_pipeline.store import create_level
 from wsi_pipeline.tiff import TiledTiff, TileLevel
+from wsi_pipeline.verify import MadeLevel, Tile, agrees, centre
 
-COMPARED_TILES = 16
+# Where tables would add more than this to a level, they are kept once, in its metadata.
+MOST_TABLES = 0.02
+_PROBES = 3
 _TRUNCATED = "The file may be truncated: compare its checksum with the source's and copy it again"
+# Of this vendor's slides OpenSlide draws a tile anew from the finer level where either level lacks it.
+_REDRAWN = "aperio"
+
+
+def merges_tables(page: TileLevel) -> bool:
+    """Whether tables go into each stream, which then stands alone, or once into the metadata of the level."""
+    there = int(np.count_nonzero(page.counts))
+    return page.tables is None or len(page.tables) * there <= MOST_TABLES * page.nbytes
+
+
+def is_plain_grid(source: SourceSlide, tiff: TiledTiff, page: TileLevel, number: int) -> bool:
+    """Whether the tiles of the page are what OpenSlide shows at their place in the level.
+
+    They are not where a format overlaps or moves its tiles, which a few of them tell, and where
+    OpenSlide puts something other than white in the place of missing ones. Tiles that nobody can read
+    say nothing.
+    """
+    if page.lacks_tiles and source.facts.background != WHITE:
+        return False
+    if tiff.lacks_tiles and source.facts.vendor == _REDRAWN and number > 0:
+        return False
+    codec = Jpeg(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=page.tables)
+    grid = ChunkGrid.of(page.size, page.tile, 0)
+    there = np.flatnonzero(page.counts)
+    if not len(there):
+        return True
+    rng = generator(0, "probe", source.slide, number)
+    picked = {int(there[0]), int(there[-1]), *rng.choice(there, _PROBES - 2).tolist()}
+    tiles = [divmod(index, page.columns)[::-1] for index in sorted(picked)]
+    for (column, row), stream in zip(tiles, tiff.read(page, tiles), strict=True):
+        if stream is None or isinstance(stream, ValueError):
+            continue
+        box = grid.box(column, row)
+        try:
+            if not agrees(source, codec.decode(stream), centre(box.clipped(page.size)), box, number):
+                return False
+        except (ValueError, SlideError):
+            continue
+    return True
 
 
 def copy_level(
-    source: SourceSlide, tiff: TiledTiff, level: TileLevel, number: int, folder: Path, shard_px: int, threads: int
-) -> Facts:
-    """Write the array `folder` with the tiles of level `number`; returns what was copied and compared.
+    source: SourceSlide,
+    tiff: TiledTiff,
+    page: TileLevel,
+    number: int,
+    folder: Path,
+    options: PyramidOptions,
+    threads: int,
+) -> MadeLevel:
+    """Write the array `folder` with the tiles of level `number`.
 
-    Raises `SlideError`, naming level, column and row, for a damaged tile and for one whose pixels are
-    not those that OpenSlide reads.
+    Raises `SlideError`, naming level, column and row, for a damaged tile, unless the options ask for white ones.
     """
-    across, down = max(1, shard_px // level.tile.width), max(1, shard_px // level.tile.height)
-    zarr.create_array(
-        folder,
-        shape=(3, level.size.height, level.size.width),
-        chunks=(3, level.tile.height, level.tile.width),
-        shards=(3, down * level.tile.height, across * level.tile.width),
-        dtype="uint8",
-        filters=[TransposeCodec(order=(1, 2, 0))],
-        serializer=ImagecodecsJpeg(colorspace_data="RGB", colorspace_jpeg=level.colorspace),
-        compressors=None,
-        fill_value=BACKGROUND,
-        dimension_names=["c", "y", "x"],
-    )
+    merge = merges_tables(page)
+    codec = Jpeg(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=None if merge else page.tables)
+    grid = ChunkGrid.of(page.size, page.tile, options.shard_px)
+    create_level(folder, grid, zarr_codecs(codec))
+    damaged = set[Tile]()
 
-    def write(corner: tuple[int, int]) -> int:
-        first_row, first_column = corner
+    def encoded(tiles: list[Tile]) -> Sequence[Chunk | None]:
+        chunks = list[Chunk | None]()
+        for tile, found in zip(tiles, tiff.read(page, tiles), strict=True):
+            stream = found
+            if isinstance(stream, memoryview) and options.damaged_tiles == "white":
+                stream = _decodable(codec, page, stream)
+            if isinstance(stream, ValueError):
+                if options.damaged_tiles == "error":
+                    column, row = tile
+                    problem = f"damaged at level {number}, column {column}, row {row} ({stream})"
+                    raise source.error(problem, _TRUNCATED) from stream
+                damaged.add(tile)
+                chunks.append(None)
+            elif stream is None:
+                chunks.append(None)
+            else:
+                chunks.append(self_contained(page.tables, stream) if merge else stream)
+        return chunks
 
-        def chunks() -> Iterator[tuple[int, bytes | None]]:
-            for row in range(first_row, min(first_row + down, level.rows)):
-                for column in range(first_column, min(first_column + across, level.columns)):
-                    position = (row - first_row) * across + column - first_column
-                    yield position, _tile(source, tiff, level, number, column, row)
-
-        path = folder / "c" / "0" / str(first_row // down) / str(first_column // across)
-        return write_shard(path, chunks(), across * down)
-
-    corners = [(row, column) for row in range(0, level.rows, down) for column in range(0, level.columns, across)]
-    with ThreadPoolExecutor(threads) as pool:
-        present = sum(pool.map(write, corners))
-    return {
-        "tile": [level.tile.width, level.tile.height],
+    present, digests = write_shards(folder, grid, encoded, threads)
+    facts = {
+        "method": "copied",
+        "tile": [page.tile.width, page.tile.height],
         "tiles": present,
-        "absent_tiles": level.rows * level.columns - present,
-        "compared_tiles": compare(source, tiff, level, number),
+        "absent_tiles": grid.rows * grid.columns - present - len(damaged),
+        "damaged_tiles": sorted(map(list, damaged)),
+        "tables": "merged" if merge else "shared",
     }
+    return MadeLevel(facts, digests, None, frozenset(damaged))
 
 
-def compare(source: SourceSlide, tiff: TiledTiff, level: TileLevel, number: int) -> int:
-    """Compare a seeded sample of tiles with OpenSlide's pixels; returns how many were compared."""
-    # Elsewhere OpenSlide interpolates, and equality can be asked of the first tile only.
-    candidates = level.rows * level.columns if source.is_exact(number) else 1
-    rng = generator(0, "compare", source.slide, number)
-    sample = rng.choice(candidates, min(candidates, COMPARED_TILES), replace=False, shuffle=False)
-    for index in np.sort(sample).tolist():
-        row, column = divmod(index, level.columns)
-        box = Box(column * level.tile.width, row * level.tile.height, level.tile.width, level.tile.height)
-        inside = box.clipped(level.size)
-        own = _decoded(source, tiff, level, number, column, row)[: inside.height, : inside.width]
-        if not np.array_equal(own, source.read(inside, number)):
-            raise source.error(
-                f"the tile at level {number}, column {column}, row {row} is not what OpenSlide reads there",
-                "Set pyramid.passthrough to false in the config",
-            )
-    return len(sample)
-
-
-def _tile(source: SourceSlide, tiff: TiledTiff, level: TileLevel, number: int, column: int, row: int) -> bytes | None:
+def _decodable(codec: Jpeg, page: TileLevel, stream: memoryview) -> memoryview | ValueError:
     try:
-        return tiff.tile(level, column, row)
+        replace(codec, tables=page.tables).decode(stream)
     except ValueError as error:
-        raise source.error(f"damaged at level {number}, column {column}, row {row} ({error})", _TRUNCATED) from error
-
-
-def _decoded(
-    source: SourceSlide, tiff: TiledTiff, level: TileLevel, number: int, column: int, row: int
-) -> NDArray[np.uint8]:
-    stream = _tile(source, tiff, level, number, column, row)
-    if stream is None:
-        return np.full((level.tile.height, level.tile.width, 3), BACKGROUND, np.uint8)
-    try:
-        pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(stream, colorspace=level.colorspace, outcolorspace="RGB")
-    except imagecodecs.Jpeg8Error as error:
-        raise source.error(f"damaged at level {number}, column {column}, row {row} ({error})", _TRUNCATED) from error
-    return pixels
+        return error
+    return stream

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Grid, PatchSpec, Size
-from wsi_pipeline.jpeg import register
-from wsi_pipeline.store import array_of, open_group, transformations
+from wsi_pipeline.levels import Cache, Level
+from wsi_pipeline.store import transformations
 
-BACKGROUND = 255
+# Enough for a row of tiles of 512 px across a slide of 40,000 px.
+CACHE_BYTES = 64 << 20
 # A level this near to the scale asked for is used as it is: resampling would cost more than it mends.
 MPP_TOLERANCE = 0.05
 # Rounding in scales must not add a column of pixels that covers next to nothing of the slide.
 _SLIVER = 1e-3
 
 
-register()
-
-
 class Pyramid:
-    """A slide's levels, from the finest; safe to share between threads and to send to processes."""
+    """A slide's levels, from the finest; safe to share between threads, to fork and to send to processes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        group = open_group(path)
-        self._scales = [(scale[1], scale[2]) for scale, _ in transformations(group, path)]
-        self._arrays: list[zarr.Array[Any]] = [array_of(group, str(k)) for k in range(len(self._scales))]
-        self.sizes = [Size(a.shape[2], a.shape[1]) for a in self._arrays]
+    def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES) -> None:
+        """Open a store; up to `cache_bytes` of decoded chunks are kept. Raises `StoreError`."""
+        self.path, self._cache_bytes = path, cache_bytes
+        try:
+            attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: not a pyramid ({error})", remedy="Convert the slide again") from error
+        self._scales = [(scale[1], scale[2]) for scale, _ in transformations(attributes, path)]
+        cache = Cache[NDArray[np.uint8]](cache_bytes, lambda pixels: pixels.nbytes)
+        self.levels = [Level(path / str(k), cache) for k in range(len(self._scales))]
+        self.sizes = [level.size for level in self.levels]
         self.mpps = [(y + x) / 2 for y, x in self._scales]
 
-    def __reduce__(self) -> tuple[type[Pyramid], tuple[Path]]:
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[type[Pyramid], tuple[Path, int]]:
+        return type(self), (self.path, self._cache_bytes)
 
     @property
     def size(self) -> Size:
@@ -52,18 +56,7 @@ class Pyramid:
 
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
         """Pixels of `box`, in pixels of `level`, as (height, width, 3) uint8; white outside the slide."""
-        inside = box.clipped(self.sizes[level])
-        if inside == box:
-            return self._decode(box, level)
-        out = np.full((box.height, box.width, 3), BACKGROUND, np.uint8)
-        if inside.width and inside.height:
-            top, left = inside.y - box.y, inside.x - box.x
-            out[top : top + inside.height, left : left + inside.width] = self._decode(inside, level)
-        return out
-
-    def _decode(self, box: Box, level: int) -> NDArray[np.uint8]:
-        planes = np.asarray(self._arrays[level][:, box.y : box.bottom, box.x : box.right])
-        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+        return self.levels[level].read(box)
 
     def level_for(self, mpp: float) -> int:
         """The coarsest level that is not coarser than `mpp` (within the tolerance), else level 0."""
@@ -103,6 +96,26 @@ class Pyramid:
         if spec.read_px == spec.size_px:
             return pixels
         return resized(pixels, Size(spec.size_px, spec.size_px))
+
+    def read_patches(self, x: Sequence[int], y: Sequence[int], spec: PatchSpec, threads: int = 1) -> NDArray[np.uint8]:
+        """The patches whose top left corners are at the level-0 pixels (x, y), as (n, size_px, size_px, 3) uint8.
+
+        They are read in the order of their chunks, so that neighbours share what is decoded.
+        """
+        out = np.empty((len(x), spec.size_px, spec.size_px, 3), np.uint8)
+        chunk = self.levels[spec.level].grid.chunk
+        ratio = self.mpps[spec.level] / self.mpp
+        across, down = chunk.width * ratio, chunk.height * ratio
+        order = sorted(range(len(x)), key=lambda k: (y[k] // down, x[k] // across, y[k], x[k]))
+
+        def read(part: Sequence[int]) -> None:
+            for k in part:
+                out[k] = self.read_patch(x[k], y[k], spec)
+
+        step = max(1, -(-len(order) // threads))
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, [order[k : k + step] for k in range(0, len(order), step)]))
+        return out
 
     def read_scaled(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """Pixels of `box`, in pixels of a virtual image at `mpp` that starts at the slide's corner.

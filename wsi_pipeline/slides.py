@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import MPP_RANGE, Box, Size, is_plausible_mpp
 
 WHITE = (255, 255, 255)
+# No scanner makes more; a file that says so is damaged or made to fill disks.
+_MOST_PIXELS = 10**12
+_DAMAGED = "The file may be truncated: compare its checksum with the source's and copy it again"
 # Scanners round the two spacings on their own; a larger difference means that one is wrong.
 _ANISOTROPY = 0.02
 
@@ -24,6 +28,8 @@ class SlideFacts:
     vendor: str
     objective_power: str | None
     background: tuple[int, int, int]
+    quickhash: str | None
+    bounds: Box | None
     mpp: float
     mpp_source: str
     levels: tuple[Size, ...]
@@ -35,15 +41,22 @@ class SourceSlide:
     def __init__(self, slide: str, path: Path, mpp: float | None = None) -> None:
         """Open the slide `path`; `mpp` is the sheet's override. Raises `SlideError`."""
         self.slide, self.path = slide, path
-        if not path.is_file():
+        if path.is_dir():
+            raise self.error("a folder, not a slide file", "Name one file of the slide in the sheet's column path")
+        if not path.exists():
             raise self.error("no such file", "Correct the sheet's column path")
+        if not os.access(path, os.R_OK):
+            raise self.error("no permission to read it", "Give the user that runs the pipeline read permission")
+        self._handle = self._open()
+        self.facts = self._read_facts(mpp)
+
+    def _open(self) -> openslide.OpenSlide:
         try:
-            self._handle = openslide.OpenSlide(path)
-        except openslide.OpenSlideError as error:
+            return openslide.OpenSlide(self.path)
+        except (openslide.OpenSlideError, OSError) as error:
             raise self.error(
                 f"not a slide that OpenSlide can read ({error})", "Check the file or take the slide out of the sheet"
             ) from error
-        self.facts = self._read_facts(mpp)
 
     def close(self) -> None:
         self._handle.close()
@@ -53,16 +66,13 @@ class SourceSlide:
 
         Transparent pixels, which some formats have between scanned areas, take the background colour.
         """
-        # OpenSlide divides by its own downsample, one for both axes, to come back to the level's pixels.
-        downsample = self._handle.level_downsamples[level]
-        corner = (round(box.x * downsample), round(box.y * downsample))
+        corner, _ = self._corner(box, level)
         try:
             region = np.asarray(self._handle.read_region(corner, level, (box.width, box.height)))
         except (openslide.OpenSlideError, OSError) as error:
-            raise self.error(
-                f"damaged at level {level}, x {box.x}, y {box.y} ({error})",
-                "The file may be truncated: compare its checksum with the source's and copy it again",
-            ) from error
+            # The handle answers nothing else after an error.
+            self._handle = self._open()
+            raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", _DAMAGED) from error
         rgb, alpha = region[..., :3], region[..., 3:]
         if alpha.min() == 255:
             return np.ascontiguousarray(rgb)
@@ -72,22 +82,53 @@ class SourceSlide:
         return ((blended + 127) // 255).astype(np.uint8)
 
     def is_exact(self, level: int) -> bool:
-        """Whether any pixel of `level` can be asked for without OpenSlide interpolating between pixels."""
+        """Whether OpenSlide reads every box of `level` without interpolating between its pixels."""
         return float(self._handle.level_downsamples[level]).is_integer()
+
+    def offset(self, box: Box, level: int) -> tuple[float, float]:
+        """How far right of and below the first pixel of `box` OpenSlide reads, in pixels of `level`.
+
+        OpenSlide takes corners in whole level-0 pixels and divides them by one downsample for both axes;
+        where that is no whole number it interpolates between the pixels of the level.
+        """
+        return self._corner(box, level)[1]
+
+    def _corner(self, box: Box, level: int) -> tuple[tuple[int, int], tuple[float, float]]:
+        downsample = self._handle.level_downsamples[level]
+        x, y = round(box.x * downsample), round(box.y * downsample)
+        return (x, y), (x / downsample - box.x, y / downsample - box.y)
 
     def _read_facts(self, override: float | None) -> SlideFacts:
         properties = self._handle.properties
         mpp, mpp_source = (override, "sheet") if override is not None else (self._own_mpp(), "slide")
         color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
         background = tuple(bytes.fromhex(color)) if color else WHITE
+        levels = tuple(Size(width, height) for width, height in self._handle.level_dimensions)
+        if levels[0].width * levels[0].height > _MOST_PIXELS:
+            raise self.error(
+                f"{levels[0].width} x {levels[0].height} px are more than any scanner makes",
+                "Check the file or take the slide out of the sheet",
+            )
         return SlideFacts(
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
             objective_power=properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
             background=(background[0], background[1], background[2]),
+            quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1),
+            bounds=self._bounds(),
             mpp=mpp,
             mpp_source=mpp_source,
-            levels=tuple(Size(width, height) for width, height in self._handle.level_dimensions),
+            levels=levels,
         )
+
+    def _bounds(self) -> Box | None:
+        names = (
+            openslide.PROPERTY_NAME_BOUNDS_X,
+            openslide.PROPERTY_NAME_BOUNDS_Y,
+            openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+            openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+        )
+        values = [self._handle.properties.get(name) for name in names]
+        return None if None in values else Box(*(int(value) for value in values if value is not None))
 
     def _own_mpp(self) -> float:
         properties = self._handle.properties

@@ -7,7 +7,7 @@ is translated by (r - 1) / 2 level-0 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +19,11 @@ from zarr.codecs import BloscCodec
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.files import publish
+from wsi_pipeline.shards import ChunkGrid
 
 Attributes = dict[str, Any]
+# What is not there is glass.
+BACKGROUND = 255
 _RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 
 
@@ -45,6 +48,20 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
         raise StoreError(
             f"{group.store_path}: no array {name}", remedy="Run the stage that makes the store again"
         ) from error
+
+
+def create_level(folder: Path, grid: ChunkGrid, codecs: Mapping[str, Any]) -> None:
+    """Write the metadata of one level of a pyramid, (c, y, x) uint8, white where it has no chunks."""
+    zarr.create_array(
+        folder,
+        shape=(3, grid.size.height, grid.size.width),
+        chunks=(3, grid.chunk.height, grid.chunk.width),
+        shards=(3, grid.shard.height, grid.shard.width),
+        dtype="uint8",
+        fill_value=BACKGROUND,
+        dimension_names=["c", "y", "x"],
+        **codecs,
+    )
 
 
 def pyramid_attributes(name: str, scales: Sequence[tuple[float, float]]) -> Attributes:
@@ -136,15 +153,15 @@ def write_image(
 def read_image(path: Path, slide_mpp: float) -> Image:
     """Read what `write_image` wrote; `slide_mpp` is the slide's own scale."""
     group = open_group(path)
-    scale, translation = transformations(group, path)[0]
+    scale, translation = transformations(group.attrs, path)[0]
     data = np.asarray(array_of(group, "0")[...])
     return Image(data, mpp=scale[-1], first_centre_um=translation[-1] + slide_mpp / 2)
 
 
-def transformations(group: zarr.Group, path: Path) -> list[tuple[list[float], list[float]]]:
+def transformations(attributes: Mapping[str, Any], path: Path) -> list[tuple[list[float], list[float]]]:
     """Scale and translation of each level, in um."""
     try:
-        ome = cast("Attributes", group.attrs["ome"])
+        ome = attributes["ome"]
         return [
             (d["coordinateTransformations"][0]["scale"], d["coordinateTransformations"][1]["translation"])
             for d in ome["multiscales"][0]["datasets"]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.jpeg import self_contained
+from wsi_pipeline.jpeg import check_stream
 
 # A TIFF with more tiles than this in one level is not a slide; its lists alone would fill the memory.
 _MOST_TILES = 20_000_000
 _JPEG, _PLANAR_CONTIGUOUS = 7, 1
 _COLORSPACES = {2: "RGB", 6: "YCbCr"}
+# Tiles this near to each other in the file are read at once.
+_GAP_BYTES = 1 << 16
+_SPAN_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +34,28 @@ class TileLevel:
     columns: int
     rows: int
     tables: bytes | None
-    offsets: Sequence[int]
-    counts: Sequence[int]
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tiles together."""
+        return int(self.counts.sum())
+
+    @property
+    def lacks_tiles(self) -> bool:
+        """Whether tiles are missing."""
+        return not self.counts.all()
+
+    def covers(self, size: Size) -> bool:
+        """Whether this page is a level of `size` with its last column and row of tiles filled up."""
+        whole = Size(self.columns * self.tile.width, self.rows * self.tile.height)
+        grid = (-(-size.width // self.tile.width), -(-size.height // self.tile.height))
+        return self.size == whole and grid == (self.columns, self.rows)
 
 
 class TiledTiff:
-    """The JPEG-tiled levels of a TIFF file; `tile` may be called from several threads."""
+    """The JPEG-tiled levels of a TIFF file; `read` may be called from several threads."""
 
     def __init__(self, path: Path) -> None:
         """Open a TIFF; a file that is none has no levels."""
@@ -56,19 +77,75 @@ class TiledTiff:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def level(self, size: Size) -> TileLevel | None:
-        """The JPEG-tiled page of this size, if there is one."""
-        return self._levels.get(size)
+    @property
+    def lacks_tiles(self) -> bool:
+        """Whether any level does."""
+        return any(level.lacks_tiles for level in self._levels.values())
 
-    def tile(self, level: TileLevel, column: int, row: int) -> bytes | None:
-        """A tile as a JPEG stream that stands alone; None where there is none, `ValueError` where it is damaged."""
-        index = row * level.columns + column
-        offset, count = level.offsets[index], level.counts[index]
-        if count == 0:
-            return None
-        if offset + count > self._length:
-            raise ValueError("the file ends before the tile")
-        return self_contained(level.tables, os.pread(self._file, count, offset))
+    def level(self, size: Size) -> TileLevel | None:
+        """The JPEG-tiled page of this size, if there is one.
+
+        Philips writes the sizes of coarser levels filled up to whole tiles.
+        """
+        exact = self._levels.get(size)
+        if exact is not None:
+            return exact
+        return next((replace(page, size=size) for page in self._levels.values() if page.covers(size)), None)
+
+    def read(self, level: TileLevel, tiles: Sequence[tuple[int, int]]) -> list[memoryview | ValueError | None]:
+        """Streams of the tiles (column, row), in the order given; nothing is decoded.
+
+        None stands for a tile that is not there, a `ValueError` for one that is damaged.
+        """
+        indices = [row * level.columns + column for column, row in tiles]
+        offsets, counts = level.offsets[indices], level.counts[indices]
+        found: list[memoryview | ValueError | None] = [None] * len(tiles)
+        span, start, stop = list[int](), 0, 0
+        for k in np.argsort(offsets, kind="stable").tolist():
+            offset, count = int(offsets[k]), int(counts[k])
+            if count == 0:
+                continue
+            if offset < 0 or count < 0 or offset + count > self._length:
+                found[k] = ValueError("the file ends before the tile")
+                continue
+            if count > _most_bytes(level.tile):
+                found[k] = ValueError(f"{count} bytes are too many for it")
+                continue
+            if span and (offset > stop + _GAP_BYTES or offset + count > start + _SPAN_BYTES):
+                self._read_span(level, start, stop, span, offsets, counts, found)
+                span = []
+            if not span:
+                start, stop = offset, offset
+            span.append(k)
+            stop = max(stop, offset + count)
+        self._read_span(level, start, stop, span, offsets, counts, found)
+        return found
+
+    def _read_span(
+        self,
+        level: TileLevel,
+        start: int,
+        stop: int,
+        span: list[int],
+        offsets: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        found: list[memoryview | ValueError | None],
+    ) -> None:
+        data = memoryview(os.pread(self._file, stop - start, start))
+        header = b""
+        for k in span:
+            first = int(offsets[k]) - start
+            stream = data[first : first + int(counts[k])]
+            try:
+                header = check_stream(stream, level.tile, header)
+                found[k] = stream
+            except ValueError as error:
+                found[k] = error
+
+
+def _most_bytes(tile: Size) -> int:
+    # No JPEG stream is this much larger than its pixels.
+    return 4 * 3 * tile.width * tile.height + (1 << 16)
 
 
 def _tile_level(page: Any) -> TileLevel | None:
@@ -80,6 +157,7 @@ def _tile_level(page: Any) -> TileLevel | None:
         return None
     size, tile = Size(page.imagewidth, page.imagelength), Size(page.tilewidth, page.tilelength)
     columns, rows = -(-size.width // tile.width), -(-size.height // tile.height)
-    if not columns * rows <= _MOST_TILES or len(page.dataoffsets) < columns * rows:
+    if not columns * rows <= _MOST_TILES or min(len(page.dataoffsets), len(page.databytecounts)) < columns * rows:
         return None
-    return TileLevel(size, tile, colorspace, columns, rows, page.jpegtables, page.dataoffsets, page.databytecounts)
+    offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    return TileLevel(size, tile, colorspace, columns, rows, page.jpegtables, offsets, counts)

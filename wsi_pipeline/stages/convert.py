@@ -1,39 +1,35 @@
 """Stage convert: a slide becomes a sharded OME-Zarr pyramid with every level of the source.
 
 A level that is a grid of JPEG tiles is copied: its chunks are the tiles' own streams, never decoded.
-A seeded sample of them is compared with OpenSlide's pixels. Other levels are read through OpenSlide
-and compressed without loss. Coarser levels are added by halving until the coarsest one is small.
-Shards are written one by one in a few threads, so memory is bounded by the shards in flight.
+Other levels are read through OpenSlide and encoded. Coarser levels are added by halving until the
+coarsest one is small. Tiles of the finished store are compared with OpenSlide's pixels. Shards are
+written one by one in a few threads, so memory is bounded by the shards in flight.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from wsi_pipeline.config import PyramidOptions
-from wsi_pipeline.files import digest_file, digest_tree, publish
-from wsi_pipeline.geometry import Box, Size, tiles
-from wsi_pipeline.passthrough import copy_level
-from wsi_pipeline.pyramid import BACKGROUND
+from wsi_pipeline.files import digest_file, digest_names, digest_tree, publish
+from wsi_pipeline.geometry import Size
+from wsi_pipeline.levels import open_level
+from wsi_pipeline.passthrough import copy_level, is_plain_grid
+from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import Facts, write_receipt
+from wsi_pipeline.reencode import half, halve_level, read_level
 from wsi_pipeline.slides import SlideFacts, SourceSlide
-from wsi_pipeline.store import compressor, pyramid_attributes
-from wsi_pipeline.tiff import TiledTiff
+from wsi_pipeline.store import pyramid_attributes
+from wsi_pipeline.tiff import TiledTiff, TileLevel
+from wsi_pipeline.verify import MadeLevel, check_level
 
 log = logging.getLogger(__name__)
 
 COARSEST_PX = 1024
-_READ_PX = 1024
-
-ReadRegion = Callable[[Box], NDArray[np.uint8]]
 
 
 def run(
@@ -49,57 +45,90 @@ def run(
     opened = SourceSlide(slide, source, mpp)
     try:
         facts = opened.facts
-        sizes = [*facts.levels, *_added_levels(facts.levels[-1])]
-        scales = _scales(facts, len(sizes))
-        levels: list[Facts] = []
+        sizes = level_sizes(facts)
         with ThreadPoolExecutor(1) as hashing, TiledTiff(source) as tiff, publish(store) as partial:
-            source_digest = hashing.submit(digest_file, source)
-            group = zarr.create_group(partial, attributes=pyramid_attributes(slide, scales))
-            for level, size in enumerate(sizes):
-                jpeg = tiff.level(size) if options.passthrough and level < len(facts.levels) else None
-                if jpeg is not None:
-                    copied = copy_level(opened, tiff, jpeg, level, partial / str(level), options.shard_px, threads)
-                    levels.append({"method": "copied", **copied})
-                    continue
-                array = _create_level(group, level, size, options)
-                own = level < len(facts.levels)
-                read = _from_slide(opened, level) if own else _from_finer(group, level)
-                _fill(array, size, options, read, threads)
-                levels.append({"method": "read" if own else "halved"})
-            digest = digest_tree(partial, threads)
+            source_digest = hashing.submit(_source_digest, source)
+            zarr.create_group(partial, attributes=pyramid_attributes(slide, _scales(facts, len(sizes))))
+            made = [_make_level(opened, tiff, partial, level, options, threads) for level in range(len(sizes))]
+            digests = {
+                f"{level}/{name}": digest for level, own in enumerate(made) for name, digest in own.digests.items()
+            }
+            store_digest = digest_tree(partial, threads, known=digests)
+            pyramid = Pyramid(partial)
+            compared = [
+                check_level(
+                    opened, pyramid.levels[level], level, made[level],
+                    everything=options.verify == "all", threads=threads,
+                )
+                for level in range(len(facts.levels))
+            ]  # fmt: skip
     finally:
         opened.close()
+    levels = [{"width": size.width, "height": size.height, **own.facts} for size, own in zip(sizes, made, strict=True)]
+    for level, comparison in zip(levels, compared, strict=False):
+        level |= comparison
     write_receipt(
-        receipt,
-        "convert",
-        {
-            "slide": slide,
-            "source_sha256": source_digest.result(),
-            "vendor": facts.vendor,
-            "objective_power": facts.objective_power,
-            "background": list(facts.background),
-            "mpp": facts.mpp,
-            "mpp_source": facts.mpp_source,
-            "levels": [
-                {"width": size.width, "height": size.height, **how} for size, how in zip(sizes, levels, strict=True)
-            ],
-            "store_sha256": digest,
-        },
+        receipt, "convert", {**_facts(slide, facts, source_digest), "levels": levels, "store_digest": store_digest},
         options,
-    )
+    )  # fmt: skip
+    damaged = sum(len(level["damaged_tiles"]) for level in levels)
     log.info(
-        "%s: %d x %d px at %.4g um per pixel, %d levels, %d of them copied (%s)",
+        "%s: %d x %d px at %.4g um per pixel, %d levels, %d of them copied (%s)%s",
         slide, sizes[0].width, sizes[0].height, facts.mpp, len(sizes),
-        sum(how["method"] == "copied" for how in levels), facts.vendor,
+        sum(level["method"] == "copied" for level in levels), facts.vendor,
+        f", {damaged} damaged tiles are white" if damaged else "",
     )  # fmt: skip
 
 
-def _added_levels(coarsest: Size) -> list[Size]:
-    added = []
-    while max(coarsest.width, coarsest.height) > COARSEST_PX:
-        coarsest = Size((coarsest.width + 1) // 2, (coarsest.height + 1) // 2)
-        added.append(coarsest)
-    return added
+def copied_page(source: SourceSlide, tiff: TiledTiff, level: int, options: PyramidOptions) -> TileLevel | None:
+    """The page of the file whose tiles can be copied as level `level`; None where it has to be decoded."""
+    if not options.passthrough or level >= len(source.facts.levels):
+        return None
+    page = tiff.level(source.facts.levels[level])
+    return page if page is not None and is_plain_grid(source, tiff, page, level) else None
+
+
+def level_sizes(facts: SlideFacts) -> list[Size]:
+    """Sizes of the levels of the store: the slide's own, then halves until one is small."""
+    sizes = list(facts.levels)
+    while max(sizes[-1].width, sizes[-1].height) > COARSEST_PX:
+        sizes.append(half(sizes[-1]))
+    return sizes
+
+
+def _make_level(
+    source: SourceSlide, tiff: TiledTiff, store: Path, level: int, options: PyramidOptions, threads: int
+) -> MadeLevel:
+    folder = store / str(level)
+    page = copied_page(source, tiff, level, options)
+    if page is not None:
+        return copy_level(source, tiff, page, level, folder, options, threads)
+    if level < len(source.facts.levels):
+        return read_level(source, level, folder, options, threads)
+    return halve_level(open_level(store / str(level - 1)), folder, options, threads)
+
+
+def _source_digest(source: Path) -> str:
+    """SHA-256 of the slide: of its file, and for MIRAX of the folder of data beside it."""
+    folder = source.with_suffix("")
+    if source.suffix.lower() == ".mrxs" and folder.is_dir():
+        return digest_names({source.name: digest_file(source), folder.name: digest_tree(folder)})
+    return digest_file(source)
+
+
+def _facts(slide: str, facts: SlideFacts, source_digest: Future[str]) -> Facts:
+    bounds = facts.bounds
+    return {
+        "slide": slide,
+        "source_sha256": source_digest.result(),
+        "source_quickhash": facts.quickhash,
+        "vendor": facts.vendor,
+        "objective_power": facts.objective_power,
+        "background": list(facts.background),
+        "bounds": None if bounds is None else [bounds.x, bounds.y, bounds.width, bounds.height],
+        "mpp": facts.mpp,
+        "mpp_source": facts.mpp_source,
+    }
 
 
 def _scales(facts: SlideFacts, levels: int) -> list[tuple[float, float]]:
@@ -108,60 +137,3 @@ def _scales(facts: SlideFacts, levels: int) -> list[tuple[float, float]]:
     while len(scales) < levels:
         scales.append((2 * scales[-1][0], 2 * scales[-1][1]))
     return scales
-
-
-def _create_level(group: zarr.Group, level: int, size: Size, options: PyramidOptions) -> zarr.Array[Any]:
-    return group.create_array(
-        str(level),
-        shape=(3, size.height, size.width),
-        chunks=(3, options.chunk_px, options.chunk_px),
-        shards=(3, options.shard_px, options.shard_px),
-        dtype="uint8",
-        compressors=compressor(options.zstd_level),
-        fill_value=BACKGROUND,
-        dimension_names=["c", "y", "x"],
-    )
-
-
-def _fill(array: zarr.Array[Any], size: Size, options: PyramidOptions, read: ReadRegion, threads: int) -> None:
-    def write(shard: Box) -> None:
-        array[:, shard.y : shard.bottom, shard.x : shard.right] = read(shard).transpose(2, 0, 1)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(write, tiles(size, options.shard_px)):
-            pass
-
-
-def _from_slide(source: SourceSlide, level: int) -> ReadRegion:
-    def read(shard: Box) -> NDArray[np.uint8]:
-        out = np.empty((shard.height, shard.width, 3), np.uint8)
-        for part in tiles(Size(shard.width, shard.height), _READ_PX):
-            box = Box(shard.x + part.x, shard.y + part.y, part.width, part.height)
-            out[part.y : part.bottom, part.x : part.right] = source.read(box, level)
-        return out
-
-    return read
-
-
-def _from_finer(group: zarr.Group, level: int) -> ReadRegion:
-    finer: Any = group[str(level - 1)]
-    _, height, width = finer.shape
-
-    def read(shard: Box) -> NDArray[np.uint8]:
-        out = np.empty((shard.height, shard.width, 3), np.uint8)
-        for part in tiles(Size(shard.width, shard.height), _READ_PX):
-            y, x = 2 * (shard.y + part.y), 2 * (shard.x + part.x)
-            pixels = finer[:, y : min(y + 2 * part.height, height), x : min(x + 2 * part.width, width)]
-            halved = halve(np.asarray(pixels).transpose(1, 2, 0))
-            out[part.y : part.bottom, part.x : part.right] = halved
-        return out
-
-    return read
-
-
-def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(h, w, c) uint8 at half size: mean of 2 x 2, the last row and column repeated where odd."""
-    odd = [(0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)]
-    even = np.pad(pixels, odd, mode="edge").astype(np.uint16)
-    total = even[0::2, 0::2] + even[1::2, 0::2] + even[0::2, 1::2] + even[1::2, 1::2]
-    return ((total + 2) // 4).astype(np.uint8)

@@ -8,7 +8,6 @@ lies between is left out. Draws are seeded by (seed, slide), and a higher cap on
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,11 +143,9 @@ def _write_pixels(store: Path, pyramid: Pyramid, spec: PatchSpec, drawn: Candida
         fill_value=0,
         dimension_names=["patch", "y", "x", "c"],
     )
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(drawn.x), _SHARD):
-            part = slice(start, start + _SHARD)
-            read = pool.map(lambda x, y: pyramid.read_patch(x, y, spec), drawn.x[part].tolist(), drawn.y[part].tolist())
-            array[part] = np.stack(list(read))
+    for start in range(0, len(drawn.x), _SHARD):
+        part = slice(start, start + _SHARD)
+        array[part] = pyramid.read_patches(drawn.x[part].tolist(), drawn.y[part].tolist(), spec, threads)
 
 
 def _table(slide: str, spec: PatchSpec, drawn: Candidates) -> pa.Table:

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.registry import get_codec_class
+
+from wsi_pipeline.codecs import CODEC, ImagecodecsJpeg, Lossless, codec_of, register, zarr_codecs
+from wsi_pipeline.geometry import Size
+from wsi_pipeline.jpeg import Jpeg, check_stream, self_contained
+from wsi_pipeline.shards import ChunkGrid, Shard, write_shard, write_shards
+
+
+def gradient(height: int = 64, width: int = 96) -> np.ndarray:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0] = np.arange(width)
+    pixels[..., 1] = np.arange(height)[:, None] * 2
+    return pixels
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", (2, 1)])
+@pytest.mark.parametrize("colorspace", ["RGB", "YCbCr", None])
+def test_zarr_encodes_and_decodes_with_the_codec(
+    tmp_path: Path, colorspace: str | None, subsampling: str | tuple[int, int]
+) -> None:
+    space = colorspace and "RGB"
+    codec = ImagecodecsJpeg(
+        Jpeg(level=95, colorspace_data=space, colorspace_jpeg=colorspace, subsampling=subsampling, optimize=True)
+    )
+    assert ImagecodecsJpeg.from_dict(codec.to_dict()) == codec
+    pixels = gradient()
+    array = zarr.create_array(
+        tmp_path / "a", shape=pixels.shape, chunks=(32, 48, 3), dtype="uint8", serializer=codec, compressors=None
+    )
+    array[...] = pixels
+    read = np.asarray(zarr.open_array(tmp_path / "a", mode="r")[...])
+    assert np.abs(read.astype(int) - pixels).max() <= 8
+    stream = next(p for p in (tmp_path / "a" / "c").rglob("*") if p.is_file()).read_bytes()
+    np.testing.assert_array_equal(read[:32, :48], codec.jpeg.decode(stream))
+
+
+def test_grey_chunks_are_pictures_too(tmp_path: Path) -> None:
+    grey = gradient()[..., 0]
+    array = zarr.create_array(
+        tmp_path / "a", shape=grey.shape, chunks=grey.shape, dtype="uint8",
+        serializer=ImagecodecsJpeg(Jpeg(level=100)), compressors=None,
+    )  # fmt: skip
+    array[...] = grey
+    assert np.abs(np.asarray(array[...]).astype(int) - grey).max() <= 2
+
+
+def test_quality_and_subsampling_change_the_stream() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    sizes = [
+        len(Jpeg(level=level, colorspace_data="RGB", colorspace_jpeg="YCbCr", subsampling=s).encode(pixels))
+        for level, s in ((95, "444"), (95, "420"), (50, "420"))
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def split_tables(whole: bytes) -> tuple[bytes, bytes]:
+    """A JPEG stream as tables and an abbreviated stream (T.81, B.4 and B.5)."""
+    tables, rest, at = b"", b"", 2
+    while whole[at + 1] != 0xDA:
+        length = 2 + int.from_bytes(whole[at + 2 : at + 4], "big")
+        segment = whole[at : at + length]
+        if segment[1] in (0xDB, 0xC4):
+            tables += segment
+        else:
+            rest += segment
+        at += length
+    return b"\xff\xd8" + tables + b"\xff\xd9", b"\xff\xd8" + rest + whole[at:]
+
+
+def test_tables_and_headers_of_the_configuration_are_used() -> None:
+    whole = Jpeg(level=90, colorspace_data="RGB", colorspace_jpeg="RGB").encode(gradient())
+    tables, stream = split_tables(whole)
+    wanted = Jpeg().decode(whole)
+    codec = ImagecodecsJpeg(Jpeg(tables=tables, colorspace_data="RGB", colorspace_jpeg="RGB"))
+    named = codec.to_dict()
+    assert named["configuration"]["tables"] == base64.b64encode(tables).decode()  # type: ignore[index, call-overload]
+    assert ImagecodecsJpeg.from_dict(named) == codec
+    np.testing.assert_array_equal(codec.jpeg.decode(stream), wanted)
+    np.testing.assert_array_equal(Jpeg().decode(self_contained(tables, stream)), wanted)
+    assert self_contained(None, memoryview(whole)) == whole
+    at = whole.index(b"\xff\xda")
+    np.testing.assert_array_equal(Jpeg(header=whole[:at]).decode(whole[at:-2]), wanted)
+
+
+def test_a_configuration_that_is_not_known_is_refused() -> None:
+    assert ImagecodecsJpeg(Jpeg()).to_dict() == {"name": "imagecodecs_jpeg"}
+    with pytest.raises(ValueError, match="unknown key size"):
+        ImagecodecsJpeg.from_dict({"name": "imagecodecs_jpeg", "configuration": {"size": "x"}})
+
+
+def test_an_installed_package_with_the_codec_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert get_codec_class(CODEC) is ImagecodecsJpeg
+    registered: list[str] = []
+    monkeypatch.setattr("wsi_pipeline.codecs.register_codec", lambda name, _: registered.append(name))
+    register()
+    assert registered == [CODEC]
+    entry = importlib.metadata.EntryPoint(CODEC, "imagecodecs.zarr:Jpeg", "zarr.codecs")
+    found = importlib.metadata.EntryPoints([entry])
+    monkeypatch.setattr("wsi_pipeline.codecs.entry_points", lambda **selection: found.select(**selection))
+    register()
+    assert registered == [CODEC]
+
+
+def test_damaged_streams_are_value_errors() -> None:
+    chunk = Size(96, 64)
+    lossless = Lossless(chunk)
+    frame = lossless.encode(gradient())
+    np.testing.assert_array_equal(lossless.decode(frame), gradient())
+    for data in (b"", frame[:10], b"\xff" * 200, frame[:16] + bytes(40), lossless.encode(gradient(8, 8))):
+        with pytest.raises(ValueError, match=r"."):
+            lossless.decode(data)
+    for data in (b"", b"\xff\xd8", b"\0" * 100):
+        with pytest.raises(ValueError, match="damaged JPEG stream"):
+            Jpeg().decode(data)
+
+
+def test_streams_are_looked_at_before_they_are_copied() -> None:
+    whole = imagecodecs.jpeg8_encode(gradient(), 90)
+    size = Size(96, 64)
+    check_stream(whole, size)
+    check_stream(whole + b"\0", size)
+    check_stream(b"\xff\xd8\xff\xff" + whole[2:], size)
+    for stream, problem in (
+        (b"\0" + whole, "does not begin"),
+        (whole[:-40], "does not end"),
+        (b"\xff\xd8" + bytes(300), "no scan"),
+        (b"\xff\xd8\xff\xda" + bytes(300), "no frame"),
+        (b"\xff\xd8\xff", "no scan"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            check_stream(stream, size)
+    with pytest.raises(ValueError, match="is 96 x 64 px of 3 x 8 bits, the tile 96 x 63"):
+        check_stream(whole, Size(96, 63))
+    with pytest.raises(ValueError, match="of 1 x 8 bits"):
+        check_stream(imagecodecs.jpeg8_encode(gradient()[..., 0].copy()), size)
+
+
+def test_only_the_chains_of_pyramids_are_read() -> None:
+    chunk = Size(8, 8)
+    transpose = {"name": "transpose", "configuration": {"order": [1, 2, 0]}}
+    assert codec_of([transpose, {"name": CODEC}], chunk) == Jpeg()
+    for chain in ([{"name": CODEC}], [transpose, {"name": "bytes"}], []):
+        with pytest.raises(ValueError, match="are not those of a pyramid"):
+            codec_of(chain, chunk)
+    assert set(zarr_codecs(Lossless(chunk))) == {"filters", "serializer", "compressors"}
+
+
+@given(st.lists(st.one_of(st.none(), st.binary(min_size=1, max_size=300)), min_size=4, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_shards_are_zarrs(tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes | None]) -> None:
+    folder = tmp_path_factory.mktemp("shard")
+    padded = [None if c is None else c.ljust(300, b"\7") for c in chunks]
+    array = zarr.create_array(
+        folder / "a", shape=(600, 2), chunks=(150, 2), shards=(600, 2), dtype="uint8", compressors=None, fill_value=9
+    )
+    path = folder / "a" / "c" / "0" / "0"
+    assert write_shard(path, range(4), padded, 4)[0] == sum(c is not None for c in chunks)
+    for k, data in enumerate(padded):
+        wanted = np.full(300, 9, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+        np.testing.assert_array_equal(np.asarray(array[150 * k : 150 * (k + 1)]).ravel(), wanted)
+        if path.exists():
+            assert Shard(path, 4).chunk(k) == data
+
+
+def test_damaged_shards_are_value_errors(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    write_shard(path, [0, 1], [b"abc", b"def"], 2)
+    content = path.read_bytes()
+    for data, problem in (
+        (content[:10], "too short"),
+        (content[:-1] + b"\0", "checksum"),
+        (content[1:], "behind the end"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=problem):
+            Shard(path, 2).chunk(1)
+
+
+def test_one_error_stops_the_other_shards(tmp_path: Path) -> None:
+    grid, begun = ChunkGrid.of(Size(800, 8), Size(8, 8), 8), list[tuple[int, int]]()
+
+    def encoded(tiles: list[tuple[int, int]]) -> list[bytes | None]:
+        begun.extend(tiles)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        write_shards(tmp_path, grid, encoded, 1)
+    assert len(begun) < 100
+
+
+def test_a_slide_of_full_size_is_at_most_two_thousand_files() -> None:
+    for tile in (Size(240, 240), Size(256, 256), Size(512, 512), Size(1024, 1024)):
+        files, size = 1, Size(200_000, 100_000)
+        while max(size.width, size.height) > 512:
+            files += 1 + len(ChunkGrid.of(size, tile, 4096).shards())
+            size = Size(size.width // 2, size.height // 2)
+        assert files <= 2000

@@ -1,0 +1,261 @@
+"""What bad slides get: one line that says what to do, or a clean restart; never a store that looks whole."""
+
+from __future__ import annotations
+
+import json
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import tissue_picture, write_tiff
+from test_passthrough import drop_tile, write_pages
+
+from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.files import publish
+from wsi_pipeline.geometry import Box
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import convert
+
+OPTIONS = PyramidOptions(chunk_px=256, shard_px=1024)
+WHITE = OPTIONS.model_copy(update={"damaged_tiles": "white"})
+
+
+def run(folder: Path, source: Path, options: PyramidOptions = OPTIONS) -> list[dict[str, Any]]:
+    convert.run("s1", source, folder / "s1" / "p.ome.zarr", folder / "s1" / "p.json", options, 0.5)
+    levels: list[dict[str, Any]] = json.loads((folder / "s1" / "p.json").read_text())["levels"]
+    return levels
+
+
+def refused(folder: Path, source: Path, problem: str, options: PyramidOptions = OPTIONS) -> None:
+    """The error is one line that names slide, file and remedy, and nothing is left."""
+    with pytest.raises(SlideError, match=problem) as caught:
+        run(folder, source, options)
+    text = str(caught.value)
+    assert text.startswith(f"slide s1: {source}: ")
+    assert "\n" not in text
+    assert caught.value.remedy in text
+    assert not (folder / "s1").exists() or list((folder / "s1").iterdir()) == []
+
+
+def tile_of(source: Path, index: int) -> tuple[int, int]:
+    """Offset and byte count of a tile of the first page."""
+    with tifffile.TiffFile(source) as tiff:
+        page = tiff.pages.first
+        return page.dataoffsets[index], page.databytecounts[index]
+
+
+def overwrite(source: Path, offset: int, data: bytes) -> None:
+    with source.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    """A slide of two levels; OpenSlide itself reads all tiles of the last one when it opens it."""
+    picture = tissue_picture(1700, 1100)
+    return write_pages(tmp_path / "s.tif", [picture, np.ascontiguousarray(picture[::2, ::2])])
+
+
+def zeroed(source: Path) -> str:
+    offset, count = tile_of(source, 9)
+    overwrite(source, offset, bytes(count))
+    return "does not begin as a JPEG stream"
+
+
+def headless(source: Path) -> str:
+    offset, _ = tile_of(source, 9)
+    overwrite(source, offset + 2, bytes(200))
+    return "has no scan"
+
+
+def endless(source: Path) -> str:
+    offset, count = tile_of(source, 9)
+    drop_tile(source, 0, 9, count - 60, offset)
+    return "does not end"
+
+
+def beyond(source: Path) -> str:
+    offset, _ = tile_of(source, 9)
+    drop_tile(source, 0, 9, 5000, offset + 10**7)
+    return "the file ends before the tile"
+
+
+def bloated(source: Path) -> str:
+    offset, _ = tile_of(source, 9)
+    with source.open("ab") as file:
+        file.truncate(source.stat().st_size + 2_000_000)
+    drop_tile(source, 0, 9, 1_900_000, offset)
+    return "are too many for it"
+
+
+DAMAGES = [zeroed, headless, endless, beyond, bloated]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tile_is_named(tmp_path: Path, slide: Path, damage: Any) -> None:
+    problem = damage(slide)
+    refused(tmp_path, slide, rf"damaged at level 0, column 2, row 1 \(.*{problem}.*copy it again")
+
+
+@pytest.mark.parametrize("passthrough", [True, False])
+@pytest.mark.parametrize("damage", [zeroed, beyond])
+def test_a_damaged_tile_is_white_where_the_config_says_so(
+    tmp_path: Path, slide: Path, damage: Any, passthrough: bool
+) -> None:
+    damage(slide)
+    (level, _) = run(tmp_path, slide, WHITE.model_copy(update={"passthrough": passthrough}))
+    assert level["damaged_tiles"] == [[2, 1]]
+    assert level["method"] == ("copied" if passthrough else "read")
+    pyramid = Pyramid(tmp_path / "s1" / "p.ome.zarr")
+    assert (pyramid.read(Box(512, 256, 256, 256), 0) == 255).all()
+    for other in (Box(256, 256, 256, 256), Box(768, 256, 256, 256)):
+        assert pyramid.read(other, 0).mean() < 200
+
+
+def test_a_damaged_tile_of_a_slide_that_is_read_is_named(tmp_path: Path, slide: Path) -> None:
+    zeroed(slide)
+    options = OPTIONS.model_copy(update={"passthrough": False})
+    refused(tmp_path, slide, r"damaged at level 0, column 2, row 1 of 256 px .*copy it again", options)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("compression", ["jpeg", "deflate", "none"])
+def test_truncated_files(tmp_path: Path, compression: str, share: float) -> None:
+    whole = write_tiff(tmp_path / "whole.tif", tissue_picture(), compression=compression).read_bytes()
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(whole[: int(len(whole) * share)])
+    refused(tmp_path, cut, "damaged at level|not a slide that OpenSlide can read")
+
+
+def test_what_is_no_slide_file(tmp_path: Path) -> None:
+    text = tmp_path / "text.tif"
+    text.write_text("not a slide")
+    refused(tmp_path, text, "not a slide that OpenSlide can read")
+    refused(tmp_path, tmp_path / "nothing.tif", "no such file")
+    refused(tmp_path, tmp_path, "a folder, not a slide file")
+    empty = tmp_path / "empty.svs"
+    empty.touch()
+    refused(tmp_path, empty, "not a slide that OpenSlide can read")
+
+
+def directory(entries: list[tuple[int, int, int, int]], following: int) -> bytes:
+    """A little-endian TIFF directory of (tag, type, count, value or offset)."""
+    body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<H", len(entries)) + body + struct.pack("<I", following)
+
+
+def tiled_entries(width: int, height: int, tile: int, count: int) -> list[tuple[int, int, int, int]]:
+    return [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 7), (262, 3, 1, 6), (277, 3, 1, 3),
+        (322, 4, 1, tile), (323, 4, 1, tile), (324, 4, count, 8), (325, 4, count, 8),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entries", "following"),
+    [
+        pytest.param(tiled_entries(1024, 1024, 256, 16), 8, id="cyclic"),
+        pytest.param(tiled_entries(2**31 - 1, 2**31 - 1, 16, 2**31 - 1), 0, id="tiles"),
+        pytest.param(tiled_entries(2**30, 2**30, 2**15, 2**30), 0, id="pixels"),
+        pytest.param(tiled_entries(0, 0, 0, 0), 0, id="empty"),
+    ],
+)
+def test_bombs_and_cycles(tmp_path: Path, entries: list[tuple[int, int, int, int]], following: int) -> None:
+    source = tmp_path / "s.tif"
+    source.write_bytes(b"II*\0\x08\0\0\0" + directory(entries, following) + bytes(4096))
+    started = time.monotonic()
+    refused(tmp_path, source, "not a slide that OpenSlide can read|damaged at level|more than any scanner makes")
+    assert time.monotonic() - started < 20
+
+
+def test_a_billion_levels(tmp_path: Path) -> None:
+    """A chain of 20,000 directories without pixels: read in bounded time, and refused."""
+    source, size = tmp_path / "s.tif", 2 + 12 * 10 + 4
+    entries = tiled_entries(1024, 1024, 256, 16)
+    chain = b"".join(directory(entries, 8 + size * (k + 1)) for k in range(20_000))
+    source.write_bytes(b"II*\0\x08\0\0\0" + chain + bytes(4096))
+    refused(tmp_path, source, "not a slide that OpenSlide can read|damaged at level")
+
+
+def convert_arguments(source: Path, out: Path) -> list[str]:
+    return [
+        "convert", str(source), "--slide", "s1", "--mpp", "0.5", "--store", str(out / "p.ome.zarr"),
+        "--receipt", str(out / "p.json"),
+    ]  # fmt: skip
+
+
+def run_command(source: Path, out: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, after the Python code `before`."""
+    code = f"import os, resource, sys\nfrom wsi_pipeline import cli\n{before}\ncli.main()"
+    command = [sys.executable, "-c", code, *convert_arguments(source, out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_permissions(tmp_path: Path, slide: Path) -> None:
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    out, warm = tmp_path / "out", tmp_path / "warm"
+    out.mkdir()
+    # Permissions do not hold for root; what is imported later could not be read by another user.
+    before = (
+        f"from pathlib import Path\nfrom wsi_pipeline.config import PyramidOptions\n"
+        f"from wsi_pipeline.stages import convert\nfrom wsi_pipeline.options import parse_options\n"
+        f"convert.run('w', Path({str(warm / 's.tif')!r}), Path({str(warm / 'p')!r}), Path({str(warm / 'r')!r}),"
+        f" PyramidOptions(), 0.5)\nif os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
+    )
+    warm.mkdir()
+    (warm / "s.tif").write_bytes(slide.read_bytes())
+    for hidden, problem in ((slide, "no permission to read it"), (out, "cannot be written (Permission denied)")):
+        mode = hidden.stat().st_mode
+        hidden.chmod(0o500 if hidden.is_dir() else 0)
+        done = run_command(slide, out, before)
+        hidden.chmod(mode)
+        assert done.returncode == 2, done.stderr
+        assert problem in done.stderr
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("w: ")]
+        assert len(errors) == 1
+        assert errors[0].startswith("error: ")
+        assert list(out.iterdir()) == []
+
+
+def test_a_full_disk(tmp_path: Path, slide: Path) -> None:
+    """A file size limit stands in for it: the write fails in the kernel, with the error that it gives then."""
+    out = tmp_path / "out"
+    done = run_command(slide, out, "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))")
+    assert done.returncode == 2, done.stderr
+    assert "p.ome.zarr: cannot be written (File too large). Free space" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(out.iterdir()) == []
+    with pytest.raises(OSError, match="other"), publish(out / "x"):
+        raise OSError("other")
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_whole_and_starts_again(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (4096, 4096, 3), dtype=np.uint8)
+    source, out = write_tiff(tmp_path / "s.tif", noise, compression="deflate"), tmp_path / "out"
+    command = [sys.executable, "-m", "wsi_pipeline", *convert_arguments(source, out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
+        deadline = time.monotonic() + 60
+        while not list(out.glob(".partial-*/0/c/0/0/0")):
+            assert child.poll() is None, "the conversion ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert not (out / "p.ome.zarr").exists()
+    assert not (out / "p.json").exists()
+    assert list(out.glob(".partial-*"))
+    assert run_command(source, out).returncode == 0
+    assert sorted(p.name for p in out.iterdir()) == ["p.json", "p.ome.zarr"]
+    clean = tmp_path / "clean"
+    assert run_command(source, clean).returncode == 0
+    assert (clean / "p.json").read_bytes() == (out / "p.json").read_bytes()
