@@ -173,7 +173,7 @@ def test_bombs_and_cycles(tmp_path: Path, entries: list[tuple[int, int, int, int
     source = tmp_path / "s.tif"
     source.write_bytes(b"II*\0\x08\0\0\0" + directory(entries, following) + bytes(4096))
     started = time.monotonic()
-    refused(tmp_path, source, "not a slide that OpenSlide can read|damaged at level|more than any scanner makes")
+    refused(tmp_path, source, "not a slide that OpenSlide can read|damaged at level|more than a file of this size")
     assert time.monotonic() - started < 20
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# Inception-v3 at 299 px on two cores (docs/benchmarks.md).
+CPU_PATCHES_PER_SECOND = 12.0
 
 Slide = Annotated[str, typer.Option(help="Slide id.")]
 Options = Annotated[str, typer.Option(metavar="JSON", help="Options of the stage; left out ones are defaults.")]
@@ -56,6 +59,9 @@ def convert(
     store: Store,
     receipt: Receipt,
     mpp: Annotated[float | None, typer.Option(help="Scale in um per pixel, instead of the slide's own.")] = None,
+    verify: Annotated[
+        Literal["sample", "all"] | None, typer.Option(help="Tiles to compare with OpenSlide's pixels.")
+    ] = None,
     options: Options = "{}",
     threads: Threads = 1,
 ) -> None:
@@ -64,7 +70,35 @@ def convert(
     from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import convert as stage
 
-    stage.run(slide, source, store, receipt, parse_options("convert", PyramidOptions, options), mpp, threads)
+    parsed = parse_options("convert", PyramidOptions, options)
+    if verify is not None:
+        parsed = parsed.model_copy(update={"verify": verify})
+    stage.run(slide, source, store, receipt, parsed, mpp, threads)
+
+
+@app.command()
+def plan(
+    sheet: Annotated[Path, typer.Argument(help="The slide sheet.", readable=False)],
+    config: Annotated[Path | None, typer.Option(help="Config file (YAML); left out keys are defaults.")] = None,
+    rate: Annotated[
+        float, typer.Option(min=0.001, help="Patches a second that your GPU or CPU predicts, for the times.")
+    ] = CPU_PATCHES_PER_SECOND,
+    output: Annotated[Path | None, typer.Option("--json", help="JSON file to write the plan into.")] = None,
+    threads: Threads = 4,
+) -> None:
+    """Say what a cohort will cost and what looks wrong with it, before anything runs; exit 2 on errors."""
+    from wsi_pipeline.files import canonical_json, write_text
+    from wsi_pipeline.options import load_config, read_yaml
+    from wsi_pipeline.plan import plan_cohort, plan_text
+    from wsi_pipeline.sheet import load_sheet
+
+    loaded = load_config({} if config is None else read_yaml(config))
+    found = plan_cohort(load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False), loaded, threads)
+    print(plan_text(found, rate))
+    if output is not None:
+        write_text(output, canonical_json(found.as_json()))
+    if found.has_errors:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import types
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
+import yaml
 from pydantic import ValidationError
 
 from wsi_pipeline.config import STEP_VERSIONS, Config, Section
@@ -18,6 +20,17 @@ S = TypeVar("S", bound=Section)
 def load_config(values: dict[str, Any]) -> Config:
     """Validate a config; `ConfigError` names the key, and the nearest known one of a misspelt key."""
     return validated(Config, values, "config")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; `ConfigError` where there is none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: the config cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a mapping of keys to values")
+    return values
 
 
 def options_json(stage: str, options: Section) -> str:

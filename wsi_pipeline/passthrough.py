@@ -14,7 +14,7 @@ from wsi_pipeline.errors import SlideError
 from wsi_pipeline.jpeg import Jpeg, self_contained
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.shards import Chunk, ChunkGrid, write_shards
-from wsi_pipeline.slides import WHITE, SourceSlide
+from wsi_pipeline.slides import DAMAGED, WHITE, SourceSlide
 from wsi_pipeline.store import create_level
 from wsi_pipeline.tiff import TiledTiff, TileLevel
 from wsi_pipeline.verify import MadeLevel, Tile, agrees, centre
@@ -22,7 +22,6 @@ from wsi_pipeline.verify import MadeLevel, Tile, agrees, centre
 # Where tables would add more than this to a level, they are kept once, in its metadata.
 MOST_TABLES = 0.02
 _PROBES = 3
-_TRUNCATED = "The file may be truncated: compare its checksum with the source's and copy it again"
 # Of this vendor's slides OpenSlide draws a tile anew from the finer level where either level lacks it.
 _REDRAWN = "aperio"
 
@@ -93,7 +92,7 @@ def copy_level(
                 if options.damaged_tiles == "error":
                     column, row = tile
                     problem = f"damaged at level {number}, column {column}, row {row} ({stream})"
-                    raise source.error(problem, _TRUNCATED) from stream
+                    raise source.error(problem, DAMAGED) from stream
                 damaged.add(tile)
                 chunks.append(None)
             elif stream is None:

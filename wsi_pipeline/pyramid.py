@@ -60,28 +60,11 @@ class Pyramid:
 
     def level_for(self, mpp: float) -> int:
         """The coarsest level that is not coarser than `mpp` (within the tolerance), else level 0."""
-        fine_enough = [k for k, m in enumerate(self.mpps) if m <= mpp * (1 + MPP_TOLERANCE)]
-        return fine_enough[-1] if fine_enough else 0
+        return level_for(self.mpps, mpp)
 
     def patch_spec(self, size_px: int, mpp: float, *, allow_upsampling: bool = False) -> PatchSpec:
         """How patches of `size_px` pixels at `mpp` are read here; `StoreError` where that is too fine."""
-        level = self.level_for(mpp)
-        own = self.mpps[level]
-        if own > mpp * (1 + MPP_TOLERANCE) and not allow_upsampling:
-            raise StoreError(
-                f"{self.path}: the slide has {own:.4g} um per pixel, coarser than the {mpp:.4g} asked for",
-                remedy="Use a model and patches of a coarser mpp, or take the slide out of the sheet",
-            )
-        native = abs(own - mpp) <= MPP_TOLERANCE * mpp
-        real = own if native else mpp
-        return PatchSpec(
-            size_px=size_px,
-            mpp=real,
-            level=level,
-            read_px=size_px if native else max(1, round(size_px * mpp / own)),
-            level0_px=size_px * real / self.mpp,
-            um=size_px * real,
-        )
+        return patch_spec(self.mpps, size_px, mpp, where=str(self.path), allow_upsampling=allow_upsampling)
 
     def grid(self, spec: PatchSpec, stride_um: float | None) -> Grid:
         """Patch positions over the whole slide; `stride_um` None is one patch."""
@@ -164,6 +147,38 @@ class Pyramid:
             for y in range(0, size.height, band)
         ]
         return np.concatenate(rows), mpp
+
+
+def level_for(mpps: Sequence[float], mpp: float) -> int:
+    """The coarsest of the levels with the scales `mpps` that is not coarser than `mpp` (within the tolerance)."""
+    fine_enough = [k for k, m in enumerate(mpps) if m <= mpp * (1 + MPP_TOLERANCE)]
+    return fine_enough[-1] if fine_enough else 0
+
+
+def patch_spec(
+    mpps: Sequence[float], size_px: int, mpp: float, *, where: str, allow_upsampling: bool = False
+) -> PatchSpec:
+    """How patches of `size_px` pixels at `mpp` are read from levels with the scales `mpps`.
+
+    Raises `StoreError`, naming `where`, where the finest level is coarser than that.
+    """
+    level = level_for(mpps, mpp)
+    own = mpps[level]
+    if own > mpp * (1 + MPP_TOLERANCE) and not allow_upsampling:
+        raise StoreError(
+            f"{where}: the slide has {own:.4g} um per pixel, coarser than the {mpp:.4g} asked for",
+            remedy="Use a model and patches of a coarser mpp, or take the slide out of the sheet",
+        )
+    native = abs(own - mpp) <= MPP_TOLERANCE * mpp
+    real = own if native else mpp
+    return PatchSpec(
+        size_px=size_px,
+        mpp=real,
+        level=level,
+        read_px=size_px if native else max(1, round(size_px * mpp / own)),
+        level0_px=size_px * real / mpps[0],
+        um=size_px * real,
+    )
 
 
 def _edges(start: int, stop: int, ratio: float) -> NDArray[np.int64]:

@@ -16,7 +16,10 @@ from wsi_pipeline.geometry import MPP_RANGE, Box, Size, is_plausible_mpp
 WHITE = (255, 255, 255)
 # No scanner makes more; a file that says so is damaged or made to fill disks.
 _MOST_PIXELS = 10**12
-_DAMAGED = "The file may be truncated: compare its checksum with the source's and copy it again"
+# Nor does any TIFF hold more in so few bytes: blank JPEG tiles have some 150 pixels a byte.
+_MOST_PIXELS_PER_BYTE = 20_000
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DAMAGED = "The file may be truncated: compare its checksum with the source's and copy it again"
 # Scanners round the two spacings on their own; a larger difference means that one is wrong.
 _ANISOTROPY = 0.02
 
@@ -72,7 +75,7 @@ class SourceSlide:
         except (openslide.OpenSlideError, OSError) as error:
             # The handle answers nothing else after an error.
             self._handle = self._open()
-            raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", _DAMAGED) from error
+            raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", DAMAGED) from error
         rgb, alpha = region[..., :3], region[..., 3:]
         if alpha.min() == 255:
             return np.ascontiguousarray(rgb)
@@ -104,9 +107,9 @@ class SourceSlide:
         color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
         background = tuple(bytes.fromhex(color)) if color else WHITE
         levels = tuple(Size(width, height) for width, height in self._handle.level_dimensions)
-        if levels[0].width * levels[0].height > _MOST_PIXELS:
+        if levels[0].width * levels[0].height > self._most_pixels():
             raise self.error(
-                f"{levels[0].width} x {levels[0].height} px are more than any scanner makes",
+                f"{levels[0].width} x {levels[0].height} px are more than a file of this size can hold",
                 "Check the file or take the slide out of the sheet",
             )
         return SlideFacts(
@@ -119,6 +122,11 @@ class SourceSlide:
             mpp_source=mpp_source,
             levels=levels,
         )
+
+    def _most_pixels(self) -> int:
+        with self.path.open("rb") as file:
+            is_tiff = file.read(4) in _TIFF
+        return min(_MOST_PIXELS, self.path.stat().st_size * _MOST_PIXELS_PER_BYTE) if is_tiff else _MOST_PIXELS
 
     def _bounds(self) -> Box | None:
         names = (

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.codecs import ChunkCodec
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.levels import Level
 from wsi_pipeline.receipts import Facts
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.slides import SourceSlide
+from wsi_pipeline.slides import DAMAGED, SourceSlide
 from wsi_pipeline.store import BACKGROUND
 
 SAMPLE_TILES = 16
@@ -58,7 +59,11 @@ def check_level(
     def check(tile: Tile) -> tuple[int, int, int]:
         box = level.grid.box(*tile)
         inside = box.clipped(level.size)
-        own = level.chunk(*tile)
+        try:
+            own = level.chunk(*tile)
+        except StoreError as error:
+            column, row = tile
+            raise source.error(f"damaged at level {number}, column {column}, row {row} ({error})", DAMAGED) from error
         if made.codec is None:
             whole = everything or number == 0
             if not agrees(source, own, inside if whole else centre(inside), box, number):

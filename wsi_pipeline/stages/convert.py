@@ -48,7 +48,7 @@ def run(
         sizes = level_sizes(facts)
         with ThreadPoolExecutor(1) as hashing, TiledTiff(source) as tiff, publish(store) as partial:
             source_digest = hashing.submit(_source_digest, source)
-            zarr.create_group(partial, attributes=pyramid_attributes(slide, _scales(facts, len(sizes))))
+            zarr.create_group(partial, attributes=pyramid_attributes(slide, level_scales(facts, len(sizes))))
             made = [_make_level(opened, tiff, partial, level, options, threads) for level in range(len(sizes))]
             digests = {
                 f"{level}/{name}": digest for level, own in enumerate(made) for name, digest in own.digests.items()
@@ -131,7 +131,8 @@ def _facts(slide: str, facts: SlideFacts, source_digest: Future[str]) -> Facts:
     }
 
 
-def _scales(facts: SlideFacts, levels: int) -> list[tuple[float, float]]:
+def level_scales(facts: SlideFacts, levels: int) -> list[tuple[float, float]]:
+    """Scale of each level, (y, x) um per pixel, from the real ratio of the sizes."""
     base = facts.levels[0]
     scales = [(facts.mpp * base.height / size.height, facts.mpp * base.width / size.width) for size in facts.levels]
     while len(scales) < levels:

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import square, tissue_picture, write_asap, write_tiff
+from test_passthrough import write_pages
+from typer.testing import CliRunner
+
+from wsi_pipeline.cli import app
+from wsi_pipeline.config import Config
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.options import read_yaml
+from wsi_pipeline.plan import plan_cohort
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.sheet import load_sheet
+from wsi_pipeline.stages import convert, heatmap, tissue
+
+CONFIG = Config.model_validate({"patches": {"mpp": 0.5, "size_px": 96}})
+
+
+def write_sheet(folder: Path, *rows: tuple[str, str, str, str, str]) -> Path:
+    sheet = folder / "slides.tsv"
+    lines = ["slide\tpath\tsplit\tannotation\tmpp", *("\t".join(row) for row in rows)]
+    sheet.write_text("\n".join(lines) + "\n")
+    return sheet
+
+
+def stored(folder: Path) -> tuple[int, int]:
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return len(files), sum(p.stat().st_size for p in files)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "deflate"])
+def test_the_plan_is_near_what_happens(tmp_path: Path, compression: str) -> None:
+    source = write_tiff(tmp_path / "s.tif", tissue_picture(2300, 2100), compression=compression)
+    sheet = load_sheet(write_sheet(tmp_path, ("s1", str(source), "test", "", "")))
+    (plan,) = plan_cohort(sheet, CONFIG).slides
+    store = tmp_path / "p.ome.zarr"
+    convert.run("s1", source, store, tmp_path / "p.json", CONFIG.pyramid)
+    files, size = stored(store)
+    assert plan.files == files
+    if compression == "jpeg":
+        assert plan.store_bytes == pytest.approx(size, rel=0.02, abs=20_000)
+        assert plan.read_levels == 0
+    else:
+        # A few chunks were sampled.
+        assert 0.3 * size < plan.store_bytes < 3 * size
+        assert plan.copied_levels == 0
+    tissue.run("s1", store, tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png", CONFIG.tissue)
+    pyramid = Pyramid(store)
+    grid = pyramid.grid(pyramid.patch_spec(96, 0.5), None)
+    mask = heatmap.read_image(tmp_path / "t.ome.zarr", pyramid.mpp)
+    positions = int((heatmap.grid_shares(mask.data > 0, mask.mpp, grid, pyramid.mpp) > 0).sum())
+    assert plan.patches == pytest.approx(positions, rel=0.1)
+
+
+def run_plan(*arguments: Any) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_a_good_cohort_is_described(tmp_path: Path) -> None:
+    source = write_tiff(tmp_path / "s.tif", tissue_picture())
+    asap = write_asap(tmp_path / "a.xml", [("Tumor", square(300, 300, 200))])
+    sheet = write_sheet(tmp_path, ("s1", str(source), "train", str(asap), ""), ("s2", str(source), "test", "", "0.25"))
+    config = tmp_path / "config.yaml"
+    config.write_text("patches: {mpp: 0.5, size_px: 96}\n")
+    code, text = run_plan(sheet, "--config", config, "--rate", 50, "--json", tmp_path / "plan.json")
+    assert code == 0, text
+    lines = text.splitlines()
+    assert lines[0].split()[:4] == ["slide", "split", "format", "pixels"]
+    assert "s1" in lines[1]
+    assert "1600 x 1200" in lines[1]
+    assert "4 copied" in lines[1]
+    assert "2 slides: 2 generic-tiff" in text
+    assert "2 are copied tile by tile, 0 are decoded" in text
+    assert "at 50 a second" in text
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert [slide["mpp"] for slide in written["slides"]] == pytest.approx([0.5, 0.25])
+    assert written["problems"] == []
+
+
+def test_what_looks_wrong_is_said_with_its_remedy_and_the_rest_is_planned(tmp_path: Path) -> None:
+    good = write_tiff(tmp_path / "good.tif", tissue_picture())
+    scaleless = write_tiff(tmp_path / "scaleless.tif", tissue_picture(), mpp=None)
+    coarse = write_tiff(tmp_path / "coarse.tif", tissue_picture(), mpp=4.0)
+    picture = tissue_picture()
+    odd = write_pages(tmp_path / "odd.tif", [picture, np.ascontiguousarray(picture[::2, ::3])])
+    blank = write_tiff(tmp_path / "blank.tif", np.full((1200, 1600, 3), 255, np.uint8))
+    broken = tmp_path / "broken.svs"
+    broken.write_text("no")
+    far = write_asap(tmp_path / "far.xml", [("Tumor", square(90000, 300, 200))])
+    sheet = write_sheet(
+        tmp_path, ("good", str(good), "test", "", ""), ("scaleless", str(scaleless), "test", "", ""),
+        ("coarse", str(coarse), "test", "", ""), ("odd", str(odd), "test", "", ""),
+        ("blank", str(blank), "test", "", ""), ("broken", str(broken), "test", "", ""),
+        ("gone", str(tmp_path / "gone.tif"), "test", "", ""), ("far", str(good), "train", str(far), ""),
+    )  # fmt: skip
+    plan = plan_cohort(load_sheet(sheet, check_files=False), CONFIG, threads=2)
+    assert [slide.slide for slide in plan.slides] == ["good", "odd", "blank", "far"]
+    errors = {problem.slide: problem.text for problem in plan.problems if problem.error}
+    assert set(errors) == {"scaleless", "coarse", "broken", "gone", "far"}
+    assert "Set the sheet's column mpp" in errors["scaleless"]
+    assert "coarser than the 0.5 asked for" in errors["coarse"]
+    assert "not a slide that OpenSlide can read" in errors["broken"]
+    assert "Correct the sheet's column path" in errors["gone"]
+    warnings = {problem.slide: problem.text for problem in plan.problems if not problem.error}
+    assert set(warnings) == {"odd", "blank"}
+    assert "level 1 is 3.00 times smaller across but 2.00 times down" in warnings["odd"]
+    assert "no tissue found" in warnings["blank"]
+    assert all("\n" not in problem.text for problem in plan.problems)
+    config = tmp_path / "config.yaml"
+    config.write_text("patches: {mpp: 0.5, size_px: 96}\n")
+    code, text = run_plan(sheet, "--config", config)
+    assert code == 2
+    assert sum(line.startswith("error: slide ") for line in text.splitlines()) == 5
+    assert sum(line.startswith("warning: slide ") for line in text.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("- a", "not a mapping"), ("{", "cannot be read"), (None, "cannot be read")]
+)
+def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str | None, problem: str) -> None:
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        read_yaml(path)
