@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wsi_pipeline.errors import ConfigError, PipelineError
+from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
 
 app = typer.Typer(
     name="wsi-pipeline",
@@ -67,13 +67,29 @@ def convert(
 ) -> None:
     """Convert a slide to an OME-Zarr pyramid."""
     from wsi_pipeline.config import PyramidOptions
+    from wsi_pipeline.files import remove_leftovers
     from wsi_pipeline.options import parse_options
-    from wsi_pipeline.stages import convert as stage
+    from wsi_pipeline.supervise import CrashError, supervised
 
     parsed = parse_options("convert", PyramidOptions, options)
     if verify is not None:
         parsed = parsed.model_copy(update={"verify": verify})
-    stage.run(slide, source, store, receipt, parsed, mpp, threads)
+
+    def run() -> None:
+        from wsi_pipeline.stages import convert as stage
+
+        stage.run(slide, source, store, receipt, parsed, mpp, threads)
+
+    try:
+        code = supervised(run)
+    except CrashError as crash:
+        remove_leftovers(store)
+        raise SlideError(
+            slide, source, f"the libraries that read slides crashed on it ({crash})",
+            remedy="It is damaged: compare its checksum with the source's and copy it again",
+        ) from crash  # fmt: skip
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -35,10 +35,7 @@ def publish(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        leftover = re.compile(rf"\.partial-\d+-{re.escape(target.name)}")
-        for path in target.parent.iterdir():
-            if leftover.fullmatch(path.name):
-                remove(path)
+        remove_leftovers(target)
         try:
             yield partial
             if target.is_dir():
@@ -54,6 +51,15 @@ def publish(target: Path) -> Iterator[Path]:
                 remedy="Free space or give permission there, or put the results elsewhere (results in the config)",
             ) from error
         raise
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what a process that was killed has left of `target`."""
+    leftover = re.compile(rf"\.partial-\d+-{re.escape(target.name)}")
+    if target.parent.is_dir():
+        for path in target.parent.iterdir():
+            if leftover.fullmatch(path.name):
+                remove(path)
 
 
 def remove(path: Path) -> None:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fuzz import check, write_sources
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources")
+    write_sources(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("seeds", [range(k, k + 20) for k in range(0, 100, 20)])
+def test_mutated_slides_end_in_one_line_or_in_a_whole_store(sources: Path, seeds: range) -> None:
+    outcomes = [check(sources, seed) for seed in seeds]
+    assert "refused" in outcomes
+    assert "whole" in outcomes
+
+
+def supervised_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
+    whole = "import os, signal, sys, time\nfrom wsi_pipeline.errors import StoreError\n"
+    whole += f"from wsi_pipeline.supervise import CrashError, supervised\ndef run():\n    {code}\n"
+    whole += "try:\n    sys.exit(supervised(run))\nexcept CrashError as crash:\n    print('crash', crash)"
+    return subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False)
+
+
+def test_what_becomes_of_a_supervised_function() -> None:
+    assert supervised_in_a_process("pass").returncode == 0
+    mistake = supervised_in_a_process("raise StoreError('a.zarr: not there', remedy='Make it')")
+    assert (mistake.returncode, mistake.stderr) == (2, "error: a.zarr: not there. Make it\n")
+    bug = supervised_in_a_process("1 / 0")
+    assert bug.returncode == 1
+    assert "ZeroDivisionError" in bug.stderr
+    crash = supervised_in_a_process("os.kill(os.getpid(), signal.SIGSEGV)")
+    assert crash.stdout == "crash SIGSEGV\n"
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        assert supervised_in_a_process(f"os.kill(os.getpid(), {int(number)})").returncode == -number
+
+
+def test_the_fork_ends_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "import os, time\nfrom pathlib import Path\nfrom wsi_pipeline.supervise import supervised\n"
+        f"def run():\n    Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n    time.sleep(60)\n"
+        "supervised(run)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert parent.poll() is None
+        parent.kill()
+    child = Path("/proc") / (tmp_path / "pid").read_text()
+    deadline = time.monotonic() + 20
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline, "the fork outlived its parent"
+        time.sleep(0.01)
+
+
+def test_a_crash_names_slide_file_and_remedy(tmp_path: Path) -> None:
+    source, out = tmp_path / "s.tif", tmp_path / "out"
+    out.mkdir()
+    source.touch()
+    (out / ".partial-1-p.ome.zarr").mkdir()
+    code = (
+        "import os, signal\nfrom wsi_pipeline import cli\nfrom wsi_pipeline.stages import convert\n"
+        "convert.run = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)\ncli.main()"
+    )
+    arguments = ["convert", source, "--slide", "s1", "--store", out / "p.ome.zarr", "--receipt", out / "p.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    said = f"error: slide s1: {source}: the libraries that read slides crashed on it (SIGSEGV). It is damaged"
+    assert done.stderr.startswith(said)
+    assert list(out.iterdir()) == []
