@@ -1,9 +1,12 @@
-"""Conversion side by side: our stage, OpenSlide to zarr (zstd), and `cp` with `sync`.
+"""Conversion side by side: our stage, `cp`, OpenSlide to zarr, and other tools.
 
-    python benchmarks/convert.py SLIDE [--repeat 3]
+    python benchmarks/convert.py SLIDE [--repeat 3] [--peers PYTHON] [--ways TEXT ...]
 
-Every way reads the same file, which is read once before the clock starts, and writes to the same disk.
-Prints a Markdown table: best wall time of the repeats, bytes written, ratio to our stage.
+Each way runs in a process of its own, in turns, with the source and nothing else in the page cache
+(which takes root); times end when everything is on the disk (`sync`), and the best of the repeats
+counts. PYTHON is that of an
+environment with `benchmarks/peers.txt`. `--ways` takes only those whose name begins with one of the
+texts. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -11,69 +14,66 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from wsi_pipeline.config import PyramidOptions
-from wsi_pipeline.stages import convert
+from ways import WAYS, Found, run_way
+
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+PEERS = ("ngff-zarr", "ome-zarr")
 
 
-def stage(passthrough: bool, threads: int) -> Callable[[Path, Path], None]:
-    """Our stage, digests and comparison of tiles included."""
-
-    def run(source: Path, out: Path) -> None:
-        options = PyramidOptions(passthrough=passthrough)
-        convert.run("slide", source, out / "p.ome.zarr", out / "p.json", options, mpp=0.25, threads=threads)
-
-    return run
-
-
-def copy(source: Path, out: Path) -> None:
-    subprocess.run(["cp", str(source), str(out / "copy")], check=True)  # noqa: S603, S607
-    subprocess.run(["sync", str(out / "copy")], check=True)  # noqa: S603, S607
+def prepare(source: Path) -> None:
+    """Nothing but the source in the page cache, where that is permitted: else the first to write pays for all."""
+    os.sync()
+    if os.access(DROP_CACHES, os.W_OK):
+        DROP_CACHES.write_text("3")
+    with source.open("rb") as file:
+        while file.read(1 << 24):
+            pass
 
 
-WAYS: dict[str, Callable[[Path, Path], None]] = {
-    "this stage, tiles copied": stage(True, 2),
-    "OpenSlide to zarr zstd-3 bitshuffle, 2 threads": stage(False, 2),
-    "OpenSlide to zarr zstd-3 bitshuffle, 1 thread": stage(False, 1),
-    "cp and sync": copy,
-}
-
-
-def measured(way: Callable[[Path, Path], None], source: Path, repeat: int) -> tuple[float, int]:
-    best, size = float("inf"), 0
-    for _ in range(repeat):
-        out = Path(tempfile.mkdtemp(dir=os.environ.get("TMPDIR", ".")))
-        start = time.perf_counter()
-        way(source, out)
-        best = min(best, time.perf_counter() - start)
-        size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-        shutil.rmtree(out)
-    return best, size
+def measured(name: str, source: Path, folder: Path, python: str) -> Found | None:
+    out = Path(tempfile.mkdtemp(dir=folder))
+    prepare(source)
+    try:
+        found = run_way(name, source, out, python)
+        files = [p for p in out.rglob("*") if p.is_file()]
+        return {**found, "megabytes": sum(p.stat().st_size for p in files) / 1e6, "files": len(files)}
+    except subprocess.CalledProcessError as error:
+        print(f"{name}: failed: {error.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("slide", type=Path)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--peers", metavar="PYTHON")
+    parser.add_argument("--ways", nargs="*", default=[""])
     arguments = parser.parse_args()
     source: Path = arguments.slide
-    source.read_bytes()
-    results = {name: measured(way, source, arguments.repeat) for name, way in WAYS.items()}
-    ours = next(iter(results.values()))[0]
-    print(
-        f"{source.name}, {source.stat().st_size / 1e6:.1f} MB; {os.cpu_count()} cores, {platform.machine()}, ", end=""
-    )
-    print(f"Python {platform.python_version()}\n")
-    print("| way | wall, s | MB written | times this stage |\n|---|---|---|---|")
-    for name, (seconds, size) in results.items():
-        print(f"| {name} | {seconds:.2f} | {size / 1e6:.1f} | {seconds / ours:.1f} |")
+    names = [n for n in WAYS if not n.startswith("read") and n.startswith(tuple(arguments.ways))]
+    names = [name for name in names if name not in PEERS or arguments.peers]
+    best: dict[str, Found] = {}
+    # Nothing is deleted before the end: ext4 is slow to make files where it has just deleted some.
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as folder:
+        for _ in range(arguments.repeat):
+            for name in names:
+                python = arguments.peers if name in PEERS else sys.executable
+                found = measured(name, source, Path(folder), python)
+                if found is not None and found["seconds"] < best.get(name, found | {"seconds": 1e9})["seconds"]:
+                    best[name] = found
+    ours = best[names[0]]["seconds"]
+    size = source.stat().st_size / 1e6
+    print(f"{source.name}, {size:.1f} MB; {os.cpu_count()} cores, {platform.machine()}, ", end="")
+    print(f"Python {platform.python_version()}; best of {arguments.repeat}\n")
+    print("| way | wall, s | times the first | MB written | files | peak memory, MiB |\n|---|---|---|---|---|---|")
+    for name, way in best.items():
+        numbers = f"{way['seconds']:.2f} | {way['seconds'] / ours:.1f} | {way['megabytes']:.1f} | {way['files']:.0f}"
+        print(f"| {name} | {numbers} | {way['peak_mib']:.0f} |")
 
 
 if __name__ == "__main__":

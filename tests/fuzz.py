@@ -22,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from conftest import tissue_picture, write_tiff
 from test_passthrough import drop_tile, philips, write_pages
 
@@ -32,7 +33,7 @@ from wsi_pipeline.stages import convert
 from wsi_pipeline.supervise import CrashError, supervised
 
 HANG_SECONDS = 60
-SOURCES = ("generic", "aperio", "philips", "tables", "deflate", "flat")
+SOURCES = ("generic", "aperio", "philips", "tables", "deflate", "flat", "strips")
 
 
 def write_sources(folder: Path) -> None:
@@ -45,6 +46,10 @@ def write_sources(folder: Path) -> None:
     write_pages(folder / "aperio", pages, tile=(128, 128), description=aperio)
     drop_tile(folder / "aperio", 0, 3)
     write_pages(folder / "philips", [np.pad(p, ((0, 0), (0, 40), (0, 0)))[:512] for p in pages[:1]], **philips(1))
+    tifffile.imwrite(
+        folder / "strips", picture, photometric="rgb", rowsperstrip=16, compression="lzw", resolution=(20000, 20000),
+        resolutionunit=3,
+    )  # fmt: skip
     write_tiff(folder / "tables.tif", picture).rename(folder / "tables")
     write_tiff(folder / "deflate.tif", picture, compression="deflate").rename(folder / "deflate")
 

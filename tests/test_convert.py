@@ -75,6 +75,38 @@ def test_jpeg_2000_tiles_of_aperio_are_read(tmp_path: Path) -> None:
     assert_lossless(folder, source)
 
 
+@pytest.mark.parametrize("compression", ["deflate", "lzw", None])
+@pytest.mark.parametrize("kind", ["rgb", "grey"])
+def test_stripped_tiffs_are_read(tmp_path: Path, compression: str | None, kind: str) -> None:
+    picture = tissue_picture(1700, 1100)
+    stored = picture if kind == "rgb" else picture[..., 0]
+    source = tmp_path / "s.tif"
+    tifffile.imwrite(
+        source, stored, photometric="rgb" if kind == "rgb" else "minisblack", rowsperstrip=16,
+        compression=compression, resolution=(20000, 20000), resolutionunit=3,
+    )  # fmt: skip
+    folder = convert_with(tmp_path / "s1", source, LOSSLESS.model_copy(update={"verify": "all"}))
+    receipt = receipt_of(folder)
+    assert (receipt["vendor"], receipt["mpp"]) == ("stripped-tiff", pytest.approx(0.5))
+    assert [level["method"] for level in receipt["levels"]] == ["read", "halved"]
+    wanted = picture if kind == "rgb" else np.repeat(stored[..., None], 3, axis=2)
+    np.testing.assert_array_equal(Pyramid(folder / "pyramid.ome.zarr").read(Box(0, 0, 1700, 1100), 0), wanted)
+
+
+def test_a_stripped_tiff_that_is_cut_off_or_without_scale_is_refused(tmp_path: Path) -> None:
+    source = write_plain(tmp_path / "s.tif", tissue_picture(1700, 1100), rowsperstrip=16, compression="deflate")
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SlideError, match=r"slide s1: .*damaged at level 0"):
+        convert_with(tmp_path / "s1", source, LOSSLESS)
+    tifffile.imwrite(source, tissue_picture(1700, 1100), photometric="rgb", rowsperstrip=16)
+    with pytest.raises(SlideError, match="Set the sheet's column mpp"):
+        convert_with(tmp_path / "s1", source, LOSSLESS)
+    tifffile.imwrite(source, tissue_picture(1700, 1100).astype(np.uint16), photometric="rgb", rowsperstrip=16)
+    with pytest.raises(SlideError, match="no TIFF of 8 bits in strips"):
+        convert_with(tmp_path / "s1", source, LOSSLESS)
+
+
 @pytest.mark.parametrize(("subsampling", "quality", "mean"), [("444", 98, 1.5), ("444", 90, 3.5), ("420", 90, 6)])
 def test_jpeg_is_as_near_as_its_quality(tmp_path: Path, subsampling: Any, quality: int, mean: float) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture(1700, 1100), compression="deflate")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -16,7 +17,7 @@ from wsi_pipeline import passthrough
 from wsi_pipeline.config import PyramidOptions
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size, tiles
-from wsi_pipeline.jpeg import Jpeg
+from wsi_pipeline.jpeg import Jpeg, without_text
 from wsi_pipeline.levels import Level
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.slides import SourceSlide
@@ -232,6 +233,27 @@ def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthr
     assert not SourceSlide("s", source).is_exact(1)
     assert [level["compared_tiles"] for level in levels_of(folder)] == [35, 12]
     assert methods(folder) == ["copied" if passthrough else "read"] * 2
+
+
+def test_text_inside_the_streams_stays_behind(tmp_path: Path) -> None:
+    """A page of one tile, whose stream has a comment and Exif; another one in the tables."""
+    picture = tissue_picture(512, 512)
+    whole = imagecodecs.jpeg8_encode(picture, 90)
+    text = b"\xff\xfe\0\x0aDoe,Jane" + b"\xff\xe1\0\x0a1.1.1970"
+    assert whole[2:4] == b"\xff\xe0"
+    stream = whole[:20] + text + whole[20:]
+    source = tmp_path / "s.tif"
+    tifffile.imwrite(
+        source, iter([stream]), shape=picture.shape, dtype="uint8", tile=(512, 512), photometric="ycbcr",
+        compression="jpeg", subsampling=(2, 2), resolution=(20000, 20000), resolutionunit=3,
+    )  # fmt: skip
+    assert b"Doe,Jane" in source.read_bytes()
+    folder = converted(tmp_path, source)
+    assert methods(folder) == ["copied"]
+    assert_same_pixels(source, folder)
+    stored = Pyramid(folder / "pyramid.ome.zarr").levels[0].stream(0, 0)
+    assert stored == whole
+    assert without_text(b"\xff\xd8" + text + b"\xff\xdb\0\4xx\xff\xd9") == b"\xff\xd8\xff\xdb\0\4xx\xff\xd9"
 
 
 def test_what_is_no_tiff_has_no_tiled_levels(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # What tifffile cannot read is left to OpenSlide, whose error is the one that helps.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    logging.getLogger("pyvips").setLevel(logging.WARNING)
     try:
         app()
     except PipelineError as error:

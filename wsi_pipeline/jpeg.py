@@ -18,6 +18,8 @@ from wsi_pipeline.geometry import Size
 START, END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Comments and application data, other than what JFIF and Adobe say of the colours.
+_TEXT = frozenset({0xFE, *range(0xE1, 0xEE), 0xEF})
 _BYTES_KEYS = ("tables", "header")
 # Writers may pad a tile behind its end marker.
 _PADDING = 8
@@ -108,6 +110,17 @@ def self_contained(tables: bytes | None, stream: bytes | memoryview) -> bytes:
         return bytes(stream)
     # Some writers leave out the end marker of the tables.
     return b"".join((START, tables.removeprefix(START).removesuffix(END), stream[len(START) :]))
+
+
+def without_text(head: bytes) -> bytes:
+    """Tables, or what stands before the data of a stream, without comments and application data (Exif, XMP)."""
+    kept, at = [START], len(START)
+    while at + 4 <= len(head):
+        stop = at + 1 if head[at + 1] == 0xFF else at + 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+        if head[at + 1] not in _TEXT:
+            kept.append(head[at:stop])
+        at = stop
+    return b"".join((*kept, head[at:]))
 
 
 def check_stream(stream: bytes | memoryview, size: Size, known: bytes = b"") -> bytes:

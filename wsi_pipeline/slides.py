@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import MPP_RANGE, Box, Size, is_plausible_mpp
+from wsi_pipeline.stripped import StrippedTiff
 
 WHITE = (255, 255, 255)
 # No scanner makes more; a file that says so is damaged or made to fill disks.
@@ -53,9 +54,14 @@ class SourceSlide:
         self._handle = self._open()
         self.facts = self._read_facts(mpp)
 
-    def _open(self) -> openslide.OpenSlide:
+    def _open(self) -> openslide.OpenSlide | StrippedTiff:
         try:
-            return openslide.OpenSlide(self.path)
+            try:
+                return openslide.OpenSlide(self.path)
+            except openslide.OpenSlideUnsupportedFormatError:
+                if not self._is_tiff():
+                    raise
+                return StrippedTiff(self.path)
         except (openslide.OpenSlideError, OSError) as error:
             raise self.error(
                 f"not a slide that OpenSlide can read ({error})", "Check the file or take the slide out of the sheet"
@@ -123,10 +129,13 @@ class SourceSlide:
             levels=levels,
         )
 
-    def _most_pixels(self) -> int:
+    def _is_tiff(self) -> bool:
         with self.path.open("rb") as file:
-            is_tiff = file.read(4) in _TIFF
-        return min(_MOST_PIXELS, self.path.stat().st_size * _MOST_PIXELS_PER_BYTE) if is_tiff else _MOST_PIXELS
+            return file.read(4) in _TIFF
+
+    def _most_pixels(self) -> int:
+        by_bytes = self.path.stat().st_size * _MOST_PIXELS_PER_BYTE
+        return min(_MOST_PIXELS, by_bytes) if self._is_tiff() else _MOST_PIXELS
 
     def _bounds(self) -> Box | None:
         names = (

@@ -13,7 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.jpeg import check_stream
+from wsi_pipeline.jpeg import check_stream, without_text
 
 # A TIFF with more tiles than this in one level is not a slide; its lists alone would fill the memory.
 _MOST_TILES = 20_000_000
@@ -93,7 +93,7 @@ class TiledTiff:
         return next((replace(page, size=size) for page in self._levels.values() if page.covers(size)), None)
 
     def read(self, level: TileLevel, tiles: Sequence[tuple[int, int]]) -> list[memoryview | ValueError | None]:
-        """Streams of the tiles (column, row), in the order given; nothing is decoded.
+        """Streams of the tiles (column, row), in the order given; nothing is decoded, comments are left out.
 
         None stands for a tile that is not there, a `ValueError` for one that is damaged.
         """
@@ -132,13 +132,16 @@ class TiledTiff:
         found: list[memoryview | ValueError | None],
     ) -> None:
         data = memoryview(os.pread(self._file, stop - start, start))
-        header = b""
+        header = cleaned = b""
         for k in span:
             first = int(offsets[k]) - start
             stream = data[first : first + int(counts[k])]
             try:
-                header = check_stream(stream, level.tile, header)
-                found[k] = stream
+                known = header
+                header = check_stream(stream, level.tile, known)
+                if header is not known:
+                    cleaned = without_text(header)
+                found[k] = stream if cleaned == header else memoryview(cleaned + stream[len(header) :])
             except ValueError as error:
                 found[k] = error
 
@@ -160,4 +163,5 @@ def _tile_level(page: Any) -> TileLevel | None:
     if not columns * rows <= _MOST_TILES or min(len(page.dataoffsets), len(page.databytecounts)) < columns * rows:
         return None
     offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
-    return TileLevel(size, tile, colorspace, columns, rows, page.jpegtables, offsets, counts)
+    tables = None if page.jpegtables is None else without_text(page.jpegtables)
+    return TileLevel(size, tile, colorspace, columns, rows, tables, offsets, counts)

@@ -1,6 +1,6 @@
 """Open a pyramid with readers that know nothing of this project, and compare a box of pixels.
 
-    python open_store.py STORE PIXELS.npy X Y
+python open_store.py STORE PIXELS.npy X Y
 """
 
 import sys
