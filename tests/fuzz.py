@@ -1,6 +1,6 @@
 """Convert mutated slides for a while, and say how many.
 
-    python tests/fuzz.py --seconds 60 [--seed 0] [--processes 2]
+    python tests/fuzz.py --seconds 60 [--seed 0] [--most 1000] [--processes 2]
 
 Each input must end in one clear line with nothing left behind, or in a store of which every chunk is
 either decoded or named as damaged. A crash, a hang, a traceback or a leftover ends the run with the
@@ -144,15 +144,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most", type=int, default=10**6, help="inputs at most")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     sources = Path(tempfile.mkdtemp())
-    write_sources(sources)
     context = multiprocessing.get_context("fork")
+    # libvips must not have run in a process that is forked.
+    writer = context.Process(target=write_sources, args=(sources,))
+    writer.start()
+    writer.join()
     children = []
     for k in range(arguments.processes):
         results = context.SimpleQueue()
-        seeds = list(range(arguments.seed + k, arguments.seed + 10**6, arguments.processes))
+        seeds = list(range(arguments.seed + k, arguments.seed + arguments.most, arguments.processes))
         child = context.Process(target=work, args=(sources, seeds, arguments.seconds, results))
         child.start()
         children.append((child, results))
@@ -166,10 +170,10 @@ def main() -> int:
         time.sleep(0.05)
     shutil.rmtree(sources)
     begun = outcomes.pop("begun", 0)
-    print(f"{begun} mutated slides in {arguments.seconds:g} s: {dict(outcomes)}")
+    print(f"{begun} mutated slides, {arguments.seconds:g} s at most: {dict(outcomes)}")
     failed = [last[k] for k, (child, _) in enumerate(children) if child.exitcode != 0]
     for seed in failed:
-        print(f"failed: --seed {seed} --processes 1", file=sys.stderr)
+        print(f"failed: --seed {seed} --most 1", file=sys.stderr)
     return 1 if failed or not begun else 0
 
 

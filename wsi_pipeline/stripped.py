@@ -37,7 +37,7 @@ class StrippedTiff:
         )
         self.level_dimensions = ((image.width, image.height),)
         self.properties = {openslide.PROPERTY_NAME_VENDOR: VENDOR}
-        if "resolution-unit" in image.get_fields():
+        if "resolution-unit" in image.get_fields() and min(image.xres, image.yres) > 0:
             self.properties[openslide.PROPERTY_NAME_MPP_X] = str(_UM_PER_MM / image.xres)
             self.properties[openslide.PROPERTY_NAME_MPP_Y] = str(_UM_PER_MM / image.yres)
 
