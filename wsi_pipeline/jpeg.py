@@ -131,7 +131,7 @@ def check_stream(stream: bytes | memoryview, size: Size, known: bytes = b"") -> 
     """
     if not known or stream[: len(known)] != known:
         known = _checked_header(stream, size)
-    if END not in bytes(stream[-_PADDING:]):
+    if stream[-2:] != END and END not in bytes(stream[-_PADDING:]):
         raise ValueError("the JPEG stream of the tile does not end")
     return known
 

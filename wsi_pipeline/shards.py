@@ -113,21 +113,18 @@ def write_shard(path: Path, positions: Sequence[int], chunks: Sequence[Chunk | N
     A cryptographic digest would take as long as all the rest; the source has one. A shard without any
     chunk is not written, as zarr reads it as fill values.
     """
-    index = np.full((count, 2), _ABSENT, "<u8")
-    parts, offset = list[Chunk](), 0
-    for position, data in zip(positions, chunks, strict=True):
-        if data is not None:
-            index[position] = offset, len(data)
-            parts.append(data)
-            offset += len(data)
-    if not parts:
+    present = [(position, data) for position, data in zip(positions, chunks, strict=True) if data is not None]
+    if not present:
         return 0, ""
+    parts = [data for _, data in present]
+    lengths = np.array([len(data) for data in parts])
+    index = np.full((count, 2), _ABSENT, "<u8")
+    index[[position for position, _ in present]] = np.stack((np.cumsum(lengths) - lengths, lengths), axis=1)
     raw = index.tobytes()
-    parts += [raw, google_crc32c.value(raw).to_bytes(_CRC_BYTES, "little")]
+    content = b"".join((*parts, raw, google_crc32c.value(raw).to_bytes(_CRC_BYTES, "little")))
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = b"".join(parts)
     path.write_bytes(content)
-    return int((index[:, 1] != _ABSENT).sum()), f"crc32c:{google_crc32c.value(content):08x}:{len(content)}"
+    return len(parts), f"crc32c:{google_crc32c.value(content):08x}:{len(content)}"
 
 
 class Shard:

@@ -23,6 +23,9 @@ _COLORSPACES = {2: "RGB", 6: "YCbCr"}
 _GAP_BYTES = 1 << 16
 _SPAN_BYTES = 1 << 25
 
+# Index of a tile among those that are asked for, its offset and its byte count.
+_Place = tuple[int, int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class TileLevel:
@@ -100,50 +103,44 @@ class TiledTiff:
         indices = [row * level.columns + column for column, row in tiles]
         offsets, counts = level.offsets[indices], level.counts[indices]
         found: list[memoryview | ValueError | None] = [None] * len(tiles)
-        span, start, stop = list[int](), 0, 0
-        for k in np.argsort(offsets, kind="stable").tolist():
-            offset, count = int(offsets[k]), int(counts[k])
-            if count == 0:
-                continue
-            if offset < 0 or count < 0 or offset + count > self._length:
-                found[k] = ValueError("the file ends before the tile")
-                continue
-            if count > _most_bytes(level.tile):
-                found[k] = ValueError(f"{count} bytes are too many for it")
-                continue
+        outside = (offsets < 0) | (counts < 0) | (offsets > self._length - counts)
+        bloated = ~outside & (counts > _most_bytes(level.tile))
+        for k in np.flatnonzero(outside & (counts != 0)).tolist():
+            found[k] = ValueError("the file ends before the tile")
+        for k in np.flatnonzero(bloated).tolist():
+            found[k] = ValueError(f"{counts[k]} bytes are too many for it")
+        good = np.flatnonzero(~outside & ~bloated & (counts != 0))
+        good = good[np.argsort(offsets[good], kind="stable")]
+        start = stop = 0
+        span = list[_Place]()
+        for place in zip(good.tolist(), offsets[good].tolist(), counts[good].tolist(), strict=True):
+            _, offset, count = place
             if span and (offset > stop + _GAP_BYTES or offset + count > start + _SPAN_BYTES):
-                self._read_span(level, start, stop, span, offsets, counts, found)
+                self._read_span(level, start, stop, span, found)
                 span = []
             if not span:
-                start, stop = offset, offset
-            span.append(k)
+                start = stop = offset
+            span.append(place)
             stop = max(stop, offset + count)
-        self._read_span(level, start, stop, span, offsets, counts, found)
+        self._read_span(level, start, stop, span, found)
         return found
 
     def _read_span(
-        self,
-        level: TileLevel,
-        start: int,
-        stop: int,
-        span: list[int],
-        offsets: NDArray[np.int64],
-        counts: NDArray[np.int64],
-        found: list[memoryview | ValueError | None],
+        self, level: TileLevel, start: int, stop: int, span: list[_Place], found: list[memoryview | ValueError | None]
     ) -> None:
         data = memoryview(os.pread(self._file, stop - start, start))
         header = cleaned = b""
-        for k in span:
-            first = int(offsets[k]) - start
-            stream = data[first : first + int(counts[k])]
+        for k, offset, count in span:
+            stream = data[offset - start : offset - start + count]
             try:
                 known = header
                 header = check_stream(stream, level.tile, known)
-                if header is not known:
-                    cleaned = without_text(header)
-                found[k] = stream if cleaned == header else memoryview(cleaned + stream[len(header) :])
             except ValueError as error:
                 found[k] = error
+                continue
+            if header is not known:
+                cleaned = without_text(header)
+            found[k] = stream if cleaned == header else memoryview(cleaned + stream[len(header) :])
 
 
 def _most_bytes(tile: Size) -> int:
