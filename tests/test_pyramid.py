@@ -136,7 +136,7 @@ def test_caches_are_bounded(tissue_slide: Path) -> None:
     (level, *_) = pyramid.levels
     wanted = Pyramid(tissue_slide / "pyramid.ome.zarr").read(Box(0, 0, 1600, 1200), 0)
     np.testing.assert_array_equal(pyramid.read(Box(0, 0, 1600, 1200), 0), wanted)
-    assert len(level._cache) == 5
+    assert len(level._chunks) == 5
     shards = Cache[int](3)
     assert [shards.get(k, lambda k=k: k) for k in (1, 2, 3, 1, 4)] == [1, 2, 3, 1, 4]  # type: ignore[misc]
     assert shards.get(1, lambda: -1) == 1
@@ -150,7 +150,7 @@ def test_a_fork_reads_while_a_thread_of_its_parent_holds_the_locks(tissue_slide:
     wanted = pyramid.read(box, 0)
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
-    with pyramid.levels[0]._cache._lock, pyramid.levels[0]._shards._lock:
+    with pyramid.levels[0]._chunks._lock, pyramid.levels[0]._shards._lock:
         with warnings.catch_warnings():
             # Python warns of just what this is about.
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -22,6 +22,7 @@ from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.shards import ChunkGrid, Shard
 from wsi_pipeline.store import BACKGROUND
 
+# Shared by the levels of a slide; the usual limit of a process is 1,024 open files.
 OPEN_SHARDS = 128
 
 Value = TypeVar("Value")
@@ -63,17 +64,21 @@ class Cache(Generic[Value]):
 
 
 def open_level(folder: Path, cache_bytes: int = 0) -> Level:
-    """A level by itself, with a cache of its own."""
-    return Level(folder, Cache(cache_bytes, lambda pixels: pixels.nbytes))
+    """A level by itself, with caches of its own."""
+    return Level(folder, *caches(cache_bytes))
+
+
+def caches(most_bytes: int) -> tuple[Cache[NDArray[np.uint8]], Cache[Shard | None]]:
+    """A cache of decoded chunks and one of open shard files, for levels that share them."""
+    return Cache(most_bytes, lambda pixels: pixels.nbytes), Cache(OPEN_SHARDS)
 
 
 class Level:
     """An array (3, height, width) of a pyramid, read as (height, width, 3) uint8; safe between threads and forks."""
 
-    def __init__(self, folder: Path, cache: Cache[NDArray[np.uint8]]) -> None:
-        """Open the array `folder`; decoded chunks go into `cache`. Raises `StoreError`."""
-        self._folder, self._cache = folder, cache
-        self._shards: Cache[Shard | None] = Cache(OPEN_SHARDS)
+    def __init__(self, folder: Path, chunks: Cache[NDArray[np.uint8]], shards: Cache[Shard | None]) -> None:
+        """Open the array `folder`, with caches of decoded chunks and of open files. Raises `StoreError`."""
+        self._folder, self._chunks, self._shards = folder, chunks, shards
         try:
             metadata = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
             _, height, width = metadata["shape"]
@@ -109,14 +114,14 @@ class Level:
 
     def chunk(self, column: int, row: int) -> NDArray[np.uint8]:
         """A whole decoded chunk, not to be written to. Raises `StoreError`, naming column and row."""
-        return self._cache.get((self._folder, column, row), lambda: self._decoded(column, row))
+        return self._chunks.get((self._folder, column, row), lambda: self._decoded(column, row))
 
     def stream(self, column: int, row: int) -> bytes | None:
         """The bytes of a chunk as they are stored, None where there is none. Raises `StoreError`."""
         grid = self.grid
         where = (column // grid.across, row // grid.down)
         try:
-            shard = self._shards.get(where, lambda: self._opened(where))
+            shard = self._shards.get((self._folder, *where), lambda: self._opened(where))
             return None if shard is None else shard.chunk(grid.position(column, row))
         except (ValueError, OSError) as error:
             raise self._damaged(column, row, error) from error

@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Grid, PatchSpec, Size
-from wsi_pipeline.levels import Cache, Level
+from wsi_pipeline.levels import Level, caches
 from wsi_pipeline.store import transformations
 
 # Enough for a row of tiles of 512 px across a slide of 40,000 px.
@@ -36,8 +36,8 @@ class Pyramid:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path}: not a pyramid ({error})", remedy="Convert the slide again") from error
         self._scales = [(scale[1], scale[2]) for scale, _ in transformations(attributes, path)]
-        cache = Cache[NDArray[np.uint8]](cache_bytes, lambda pixels: pixels.nbytes)
-        self.levels = [Level(path / str(k), cache) for k in range(len(self._scales))]
+        shared = caches(cache_bytes)
+        self.levels = [Level(path / str(k), *shared) for k in range(len(self._scales))]
         self.sizes = [level.size for level in self.levels]
         self.mpps = [(y + x) / 2 for y, x in self._scales]
 
