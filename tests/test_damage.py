@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -201,8 +203,15 @@ def run_command(source: Path, out: Path, before: str = "") -> subprocess.Complet
 
 
 def test_permissions(tmp_path: Path, slide: Path) -> None:
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "s.tif").write_bytes(slide.read_bytes())
+    closed.chmod(0o700)
+    # pytest's own folders are closed to others; how many there are depends on how it runs.
+    for folder in tmp_path.parents:
+        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+            folder.chmod(0o755)
+    tmp_path.chmod(0o755)
     out, warm = tmp_path / "out", tmp_path / "warm"
     out.mkdir()
     # Permissions do not hold for root; what is imported later could not be read by another user.
@@ -225,6 +234,9 @@ def test_permissions(tmp_path: Path, slide: Path) -> None:
         assert len(errors) == 1
         assert errors[0].startswith("error: ")
         assert list(out.iterdir()) == []
+    if os.geteuid() == 0:
+        done = run_command(closed / "s.tif", out, before)
+        assert f"error: slide s1: {closed / 's.tif'}: no permission to read it" in done.stderr
 
 
 def test_a_full_disk(tmp_path: Path, slide: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +46,23 @@ class SourceSlide:
     def __init__(self, slide: str, path: Path, mpp: float | None = None) -> None:
         """Open the slide `path`; `mpp` is the sheet's override. Raises `SlideError`."""
         self.slide, self.path = slide, path
-        if path.is_dir():
-            raise self.error("a folder, not a slide file", "Name one file of the slide in the sheet's column path")
-        if not path.exists():
-            raise self.error("no such file", "Correct the sheet's column path")
-        if not os.access(path, os.R_OK):
-            raise self.error("no permission to read it", "Give the user that runs the pipeline read permission")
+        self._check_file()
         self._handle = self._open()
         self.facts = self._read_facts(mpp)
+
+    def _check_file(self) -> None:
+        try:
+            mode = self.path.stat().st_mode
+        except PermissionError:
+            readable = False
+        except OSError as error:
+            raise self.error("no such file", "Correct the sheet's column path") from error
+        else:
+            if stat.S_ISDIR(mode):
+                raise self.error("a folder, not a slide file", "Name one file of the slide in the sheet's column path")
+            readable = os.access(self.path, os.R_OK)
+        if not readable:
+            raise self.error("no permission to read it", "Give the user that runs the pipeline read permission")
 
     def _open(self) -> openslide.OpenSlide | StrippedTiff:
         try:
