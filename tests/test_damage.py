@@ -123,10 +123,19 @@ def test_a_damaged_tile_is_white_where_the_config_says_so(
         assert pyramid.read(other, 0).mean() < 200
 
 
+@pytest.mark.parametrize("passthrough", [True, False])
+def test_too_many_damaged_tiles_are_an_error_all_the_same(tmp_path: Path, slide: Path, passthrough: bool) -> None:
+    for index in range(17):
+        offset, count = tile_of(slide, index)
+        overwrite(slide, offset, bytes(count))
+    options = WHITE.model_copy(update={"passthrough": passthrough})
+    refused(tmp_path, slide, r"damaged at level 0, column \d, row \d, as 16 other tiles", options)
+
+
 def test_a_damaged_tile_of_a_slide_that_is_read_is_named(tmp_path: Path, slide: Path) -> None:
     zeroed(slide)
     options = OPTIONS.model_copy(update={"passthrough": False})
-    refused(tmp_path, slide, r"damaged at level 0, column 2, row 1 of 256 px .*copy it again", options)
+    refused(tmp_path, slide, r"damaged at level 0, column 2, row 1 \(of 256 px: .*copy it again", options)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])

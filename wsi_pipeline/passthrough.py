@@ -14,10 +14,10 @@ from wsi_pipeline.errors import SlideError
 from wsi_pipeline.jpeg import Jpeg, self_contained
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.shards import Chunk, ChunkGrid, write_shards
-from wsi_pipeline.slides import DAMAGED, WHITE, SourceSlide
+from wsi_pipeline.slides import WHITE, SourceSlide
 from wsi_pipeline.store import create_level
 from wsi_pipeline.tiff import TiledTiff, TileLevel
-from wsi_pipeline.verify import MadeLevel, Tile, agrees, centre
+from wsi_pipeline.verify import DamagedTiles, MadeLevel, Tile, agrees, centre
 
 # Where tables would add more than this to a level, they are kept once, in its metadata.
 MOST_TABLES = 0.02
@@ -80,7 +80,7 @@ def copy_level(
     codec = Jpeg(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=None if merge else page.tables)
     grid = ChunkGrid.of(page.size, page.tile, options.shard_px)
     create_level(folder, grid, zarr_codecs(codec))
-    damaged = set[Tile]()
+    damaged = DamagedTiles(source, number, grid.count, options.damaged_tiles)
 
     def encoded(tiles: list[Tile]) -> Sequence[Chunk | None]:
         chunks = list[Chunk | None]()
@@ -89,11 +89,7 @@ def copy_level(
             if isinstance(stream, memoryview) and options.damaged_tiles == "white":
                 stream = _decodable(codec, page, stream)
             if isinstance(stream, ValueError):
-                if options.damaged_tiles == "error":
-                    column, row = tile
-                    problem = f"damaged at level {number}, column {column}, row {row} ({stream})"
-                    raise source.error(problem, DAMAGED) from stream
-                damaged.add(tile)
+                damaged.add(tile, str(stream))
                 chunks.append(None)
             elif stream is None:
                 chunks.append(None)
@@ -106,11 +102,11 @@ def copy_level(
         "method": "copied",
         "tile": [page.tile.width, page.tile.height],
         "tiles": present,
-        "absent_tiles": grid.rows * grid.columns - present - len(damaged),
-        "damaged_tiles": sorted(map(list, damaged)),
+        "absent_tiles": grid.count - present - len(damaged.tiles),
+        "damaged_tiles": sorted(map(list, damaged.tiles)),
         "tables": "merged" if merge else "shared",
     }
-    return MadeLevel(facts, digests, None, frozenset(damaged))
+    return MadeLevel(facts, digests, None, frozenset(damaged.tiles))
 
 
 def _decodable(codec: Jpeg, page: TileLevel, stream: memoryview) -> memoryview | ValueError:

@@ -145,7 +145,7 @@ def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Pro
             page = copied_page(source, tiff, level, options)
             grid = ChunkGrid.of(size, chunk if page is None else page.tile, options.shard_px)
             files += 1 + len(grid.shards())
-            count = grid.rows * grid.columns
+            count = grid.count
             if page is not None:
                 tables = len(page.tables or b"") if merges_tables(page) else 0
                 size_bytes = page.nbytes + tables * int(np.count_nonzero(page.counts))
@@ -183,7 +183,7 @@ def _sampled(source: SourceSlide, level: int, config: Config) -> tuple[float, fl
     options, size = config.pyramid, source.facts.levels[level]
     grid = ChunkGrid.of(size, Size(options.chunk_px, options.chunk_px), options.shard_px)
     codec = chunk_codec(options, grid.chunk)
-    places = generator(0, "plan", source.slide).integers(grid.rows * grid.columns, size=_SAMPLE_CHUNKS)
+    places = generator(0, "plan", source.slide).integers(grid.count, size=_SAMPLE_CHUNKS)
     written, started = 0, time.perf_counter()
     for index in places.tolist():
         row, column = divmod(index, grid.columns)

@@ -17,7 +17,7 @@ from wsi_pipeline.levels import Level
 from wsi_pipeline.shards import Chunk, ChunkGrid, write_shards
 from wsi_pipeline.slides import SourceSlide
 from wsi_pipeline.store import BACKGROUND, create_level
-from wsi_pipeline.verify import MadeLevel, Tile, padded
+from wsi_pipeline.verify import DamagedTiles, MadeLevel, Tile, padded
 
 # Regions of about this edge are read at once: small enough to bound memory, large enough to cost few calls.
 _READ_PX = 1024
@@ -31,21 +31,11 @@ def read_level(source: SourceSlide, number: int, folder: Path, options: PyramidO
     Raises `SlideError`, naming level, column and row of the chunk, where the slide is damaged, unless
     the options ask for white chunks.
     """
-    damaged = set[Tile]()
-
-    def mend(tile: Tile, error: SlideError) -> None:
-        if options.damaged_tiles == "error":
-            column, row = tile
-            problem = (
-                f"damaged at level {number}, column {column}, row {row} of {options.chunk_px} px ({error.problem})"
-            )
-            raise source.error(problem, error.remedy) from error
-        damaged.add(tile)
-
     size = source.facts.levels[number]
     # Where OpenSlide interpolates, what it reads depends on the corner, which then is that of the chunk.
     step = _step(options) if source.is_exact(number) else 1
-    return _make(folder, size, lambda box: source.read(box, number), "read", step, mend, damaged, options, threads)
+    damaged = DamagedTiles(source, number, ChunkGrid.of(size, _chunk(options), 0).count, options.damaged_tiles)
+    return _make(folder, size, lambda box: source.read(box, number), "read", step, damaged, options, threads)
 
 
 def halve_level(finer: Level, folder: Path, options: PyramidOptions, threads: int) -> MadeLevel:
@@ -54,10 +44,11 @@ def halve_level(finer: Level, folder: Path, options: PyramidOptions, threads: in
     def read(box: Box) -> NDArray[np.uint8]:
         return halved(finer.read(Box(2 * box.x, 2 * box.y, 2 * box.width, 2 * box.height).clipped(finer.size)))
 
-    def mend(_: Tile, error: SlideError) -> None:
-        raise error
+    return _make(folder, half(finer.size), read, "halved", _step(options), None, options, threads)
 
-    return _make(folder, half(finer.size), read, "halved", _step(options), mend, set(), options, threads)
+
+def _chunk(options: PyramidOptions) -> Size:
+    return Size(options.chunk_px, options.chunk_px)
 
 
 def _step(options: PyramidOptions) -> int:
@@ -83,12 +74,11 @@ def _make(
     read: ReadRegion,
     method: str,
     step: int,
-    mend: Callable[[Tile, SlideError], None],
-    damaged: set[Tile],
+    damaged: DamagedTiles | None,
     options: PyramidOptions,
     threads: int,
 ) -> MadeLevel:
-    chunk = Size(options.chunk_px, options.chunk_px)
+    chunk = _chunk(options)
     grid = ChunkGrid.of(size, chunk, options.shard_px)
     codec = chunk_codec(options, chunk)
     create_level(folder, grid, zarr_codecs(codec))
@@ -101,9 +91,11 @@ def _make(
         try:
             region = read(Box(x, y, right - x, bottom - y).clipped(size))
         except SlideError as error:
+            if damaged is None:
+                raise
             if len(tiles) > 1:
                 return {tile: pixels for own in tiles for tile, pixels in read_chunks([own]).items()}
-            mend(tiles[0], error)
+            damaged.add(tiles[0], f"of {options.chunk_px} px: {error.problem}")
             return {tiles[0]: None}
         parts = [region[b.y - y : b.bottom - y, b.x - x : b.right - x] for b in boxes]
         return {tile: padded(part, box) for tile, part, box in zip(tiles, parts, boxes, strict=True)}
@@ -120,11 +112,12 @@ def _make(
         return [streams[tile] for tile in tiles]
 
     present, digests = write_shards(folder, grid, encoded, threads)
+    white = set() if damaged is None else damaged.tiles
     facts = {
         "method": method,
         "tile": [chunk.width, chunk.height],
         "tiles": present,
-        "absent_tiles": grid.rows * grid.columns - present - len(damaged),
-        "damaged_tiles": sorted(map(list, damaged)),
+        "absent_tiles": grid.count - present - len(white),
+        "damaged_tiles": sorted(map(list, white)),
     }
-    return MadeLevel(facts, digests, codec, frozenset(damaged))
+    return MadeLevel(facts, digests, codec, frozenset(white))

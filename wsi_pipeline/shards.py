@@ -47,6 +47,11 @@ class ChunkGrid:
         return -(-self.size.height // self.chunk.height)
 
     @property
+    def count(self) -> int:
+        """How many chunks there are."""
+        return self.columns * self.rows
+
+    @property
     def shard(self) -> Size:
         """Size of a shard in pixels."""
         return Size(self.across * self.chunk.width, self.down * self.chunk.height)

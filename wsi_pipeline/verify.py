@@ -19,6 +19,8 @@ from wsi_pipeline.slides import DAMAGED, SourceSlide
 from wsi_pipeline.store import BACKGROUND
 
 SAMPLE_TILES = 16
+# A slide with more damaged tiles than this is no slide with a damaged tile.
+_MOST_DAMAGED_TILES, _MOST_DAMAGED_SHARE = 16, 0.01
 _CENTRE_PX = 128
 # Where OpenSlide interpolates, it does so with weights of 7 bits on either axis and rounds.
 _INTERPOLATION_TOLERANCE = 3
@@ -37,6 +39,24 @@ class MadeLevel:
     digests: dict[str, str]
     codec: ChunkCodec | None
     damaged: frozenset[Tile]
+
+
+class DamagedTiles:
+    """The tiles of a level that nobody can read, where the options allow for some."""
+
+    def __init__(self, source: SourceSlide, number: int, count: int, policy: str) -> None:
+        """`count` is how many tiles the level has, `policy` is `error` or `white`."""
+        self.tiles = set[Tile]()
+        self._source, self._number = source, number
+        self._most = 0 if policy == "error" else max(_MOST_DAMAGED_TILES, int(_MOST_DAMAGED_SHARE * count))
+
+    def add(self, tile: Tile, problem: str) -> None:
+        """Count a damaged tile; `SlideError`, naming it, where that is one too many."""
+        self.tiles.add(tile)
+        if len(self.tiles) > self._most:
+            where = f"damaged at level {self._number}, column {tile[0]}, row {tile[1]}"
+            more = f", as {self._most} other tiles" if self._most else ""
+            raise self._source.error(f"{where}{more} ({problem})", DAMAGED)
 
 
 @dataclass(slots=True)
@@ -134,7 +154,7 @@ def _all_tiles(level: Level) -> Iterator[Tile]:
 
 def _sample(slide: str, level: Level, number: int) -> list[Tile]:
     """Up to 16 tiles that are there and as many that are not, of those met first in a seeded order."""
-    order = generator(0, "compare", slide, number).permutation(level.grid.rows * level.grid.columns)
+    order = generator(0, "compare", slide, number).permutation(level.grid.count)
     there, absent = list[Tile](), list[Tile]()
     for index in order.tolist():
         row, column = divmod(index, level.grid.columns)
