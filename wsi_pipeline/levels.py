@@ -63,9 +63,9 @@ class Cache(Generic[Value]):
         return len(self._values)
 
 
-def open_level(folder: Path, cache_bytes: int = 0) -> Level:
-    """A level by itself, with caches of its own."""
-    return Level(folder, *caches(cache_bytes))
+def open_level(folder: Path) -> Level:
+    """A level by itself, for reading once: no chunk but the last is kept."""
+    return Level(folder, *caches(0))
 
 
 def caches(most_bytes: int) -> tuple[Cache[NDArray[np.uint8]], Cache[Shard | None]]:

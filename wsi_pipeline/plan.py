@@ -246,7 +246,7 @@ def _totals(slides: list[SlidePlan], rate: float) -> Iterator[str]:
     sources, stores = sum(s.source_bytes for s in slides), sum(s.store_bytes for s in slides)
     yield f"pyramids: about {_gigabytes(stores)} in {sum(s.files for s in slides)} files; slides {_gigabytes(sources)}"
     seconds = sum(slide.convert_seconds for slide in slides)
-    yield f"conversion: about {_duration(seconds)} in all, one slide after the other with one thread"
+    yield f"conversion: about {_duration(seconds)} in all, one slide after the other"
     known = [slide.patches for slide in slides if slide.split == "test" and slide.patches is not None]
     if known:
         time_taken = _duration(sum(known) / rate)

@@ -27,9 +27,9 @@ BACKGROUND = 255
 _RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 
 
-def compressor(level: int = 3) -> BloscCodec:
+def compressor() -> BloscCodec:
     """Lossless compression of 8-bit images."""
-    return BloscCodec(cname="zstd", clevel=level, shuffle="bitshuffle", typesize=1)
+    return BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=1)
 
 
 def open_group(path: Path) -> zarr.Group:
