@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import base64
+import errno
+import fcntl
 import importlib.metadata
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import google_crc32c
 import imagecodecs
 import numpy as np
 import pytest
@@ -12,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.registry import get_codec_class
 
+from wsi_pipeline import direct
 from wsi_pipeline.codecs import CODEC, ImagecodecsJpeg, Lossless, codec_of, register, zarr_codecs
+from wsi_pipeline.direct import BLOCK_BYTES, write_blocks
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.jpeg import Jpeg, check_stream, self_contained
+from wsi_pipeline.jpeg import Jpeg, ends, head_of, self_contained
 from wsi_pipeline.shards import ChunkGrid, Shard, write_shard, write_shards
 
 
@@ -89,7 +96,7 @@ def test_tables_and_headers_of_the_configuration_are_used() -> None:
     assert ImagecodecsJpeg.from_dict(named) == codec
     np.testing.assert_array_equal(codec.jpeg.decode(stream), wanted)
     np.testing.assert_array_equal(Jpeg().decode(self_contained(tables, stream)), wanted)
-    assert self_contained(None, memoryview(whole)) == whole
+    assert self_contained(None, whole) == whole
     at = whole.index(b"\xff\xda")
     np.testing.assert_array_equal(Jpeg(header=whole[:at]).decode(whole[at:-2]), wanted)
 
@@ -129,22 +136,24 @@ def test_damaged_streams_are_value_errors() -> None:
 def test_streams_are_looked_at_before_they_are_copied() -> None:
     whole = imagecodecs.jpeg8_encode(gradient(), 90)
     size = Size(96, 64)
-    check_stream(whole, size)
-    check_stream(whole + b"\0", size)
-    check_stream(b"\xff\xd8\xff\xff" + whole[2:], size)
+    assert whole.startswith(head_of(whole, size))
+    assert head_of(whole, size)[-2:] == b"\xff\xda"
+    assert head_of(b"\xff\xd8\xff\xff" + whole[2:], size)[4:] == head_of(whole, size)[2:]
+    assert ends(whole)
+    assert ends(whole + b"\0")
+    assert not ends(whole[:-40])
     for stream, problem in (
         (b"\0" + whole, "does not begin"),
-        (whole[:-40], "does not end"),
         (b"\xff\xd8" + bytes(300), "no scan"),
         (b"\xff\xd8\xff\xda" + bytes(300), "no frame"),
         (b"\xff\xd8\xff", "no scan"),
     ):
         with pytest.raises(ValueError, match=problem):
-            check_stream(stream, size)
+            head_of(stream, size)
     with pytest.raises(ValueError, match="is 96 x 64 px of 3 x 8 bits, the tile 96 x 63"):
-        check_stream(whole, Size(96, 63))
+        head_of(whole, Size(96, 63))
     with pytest.raises(ValueError, match="of 1 x 8 bits"):
-        check_stream(imagecodecs.jpeg8_encode(gradient()[..., 0].copy()), size)
+        head_of(imagecodecs.jpeg8_encode(gradient()[..., 0].copy()), size)
 
 
 def test_only_the_chains_of_pyramids_are_read() -> None:
@@ -166,7 +175,8 @@ def test_shards_are_zarrs(tmp_path_factory: pytest.TempPathFactory, chunks: list
         folder / "a", shape=(600, 2), chunks=(150, 2), shards=(600, 2), dtype="uint8", compressors=None, fill_value=9
     )
     path = folder / "a" / "c" / "0" / "0"
-    assert write_shard(path, range(4), padded, 4)[0] == sum(c is not None for c in chunks)
+    parts = [None if c is None else (c[:7], memoryview(c)[7:]) for c in padded]
+    assert write_shard(path, range(4), parts, 4)[0] == sum(c is not None for c in chunks)
     for k, data in enumerate(padded):
         wanted = np.full(300, 9, np.uint8) if data is None else np.frombuffer(data, np.uint8)
         np.testing.assert_array_equal(np.asarray(array[150 * k : 150 * (k + 1)]).ravel(), wanted)
@@ -176,22 +186,59 @@ def test_shards_are_zarrs(tmp_path_factory: pytest.TempPathFactory, chunks: list
 
 def test_damaged_shards_are_value_errors(tmp_path: Path) -> None:
     path = tmp_path / "shard"
-    write_shard(path, [0, 1], [b"abc", b"def"], 2)
+    write_shard(path, [0, 1], [(b"abc",), (b"def",)], 2)
     content = path.read_bytes()
     for data, problem in (
         (content[:10], "too short"),
         (content[:-1] + b"\0", "checksum"),
-        (content[1:], "behind the end"),
+        (content[-36:], "behind the end"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=problem):
             Shard(path, 2).chunk(1)
 
 
+@pytest.mark.parametrize("refuses", ["never", "opening", "writing"])
+def test_shards_are_whole_blocks_with_and_without_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    """File systems that cannot write past the cache say so at the one or at the other."""
+    direct_flags = list[bool]()
+
+    def opened(path: Path, flags: int, mode: int) -> int:
+        direct_flags.append(bool(flags & os.O_DIRECT))
+        if refuses == "opening" and direct_flags[-1]:
+            raise OSError(errno.EINVAL, "no")
+        return os.open(path, flags, mode)
+
+    def written(file: int, data: memoryview) -> int:
+        if refuses == "writing" and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no")
+        return os.write(file, data[:BLOCK_BYTES])
+
+    monkeypatch.setattr(direct, "os", SimpleNamespace(**vars(os) | {"open": opened, "write": written}))
+    long = bytes(range(256)) * 100
+    for data in (long, b"short"):
+        path = tmp_path / str(len(data))
+        _, digest = write_shard(path, [1], [(data[:3], data[3:])], 2)
+        content = path.read_bytes()
+        assert len(content) % BLOCK_BYTES == 0
+        assert digest == f"crc32c:{google_crc32c.value(content):08x}:{len(content)}"
+        assert Shard(path, 2).chunk(1) == data
+        # Nothing of the file before is left in the gap.
+        assert not any(content[len(data) : -36])
+    assert direct_flags == ([True, False] if refuses == "opening" else [True]) * 2
+
+
+def test_writing_for_other_reasons_fails(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_blocks(tmp_path / "no" / "x", [b"a"], b"b")
+
+
 def test_one_error_stops_the_other_shards(tmp_path: Path) -> None:
     grid, begun = ChunkGrid.of(Size(800, 8), Size(8, 8), 8), list[tuple[int, int]]()
 
-    def encoded(tiles: list[tuple[int, int]]) -> list[bytes | None]:
+    def encoded(tiles: list[tuple[int, int]]) -> list[tuple[bytes, ...] | None]:
         begun.extend(tiles)
         raise ValueError("no")
 

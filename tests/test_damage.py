@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from test_passthrough import drop_tile, write_pages
 from wsi_pipeline.config import PyramidOptions
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.files import publish
-from wsi_pipeline.geometry import Box
+from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.slides import SourceSlide
 from wsi_pipeline.stages import convert
+from wsi_pipeline.tiff import TiledTiff
 
 OPTIONS = PyramidOptions(chunk_px=256, shard_px=1024)
 WHITE = OPTIONS.model_copy(update={"damaged_tiles": "white"})
@@ -136,6 +139,37 @@ def test_a_damaged_tile_of_a_slide_that_is_read_is_named(tmp_path: Path, slide: 
     zeroed(slide)
     options = OPTIONS.model_copy(update={"passthrough": False})
     refused(tmp_path, slide, r"damaged at level 0, column 2, row 1 \(of 256 px: .*copy it again", options)
+
+
+def test_only_what_is_damaged_is_blamed(slide: Path) -> None:
+    """OpenSlide answers every call with the error of an earlier one, which may be another thread's."""
+    zeroed(slide)
+    source = SourceSlide("s1", slide, 0.5)
+    bad = Box(512, 256, 256, 256)
+    boxes = [bad, Box(0, 0, 256, 256), bad, Box(256, 768, 256, 256)] * 20
+
+    def blamed(box: Box) -> bool:
+        try:
+            source.read(box, 0)
+        except SlideError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(blamed, boxes)) == [box == bad for box in boxes]
+
+
+def test_a_file_that_shrinks_while_it_is_read(slide: Path) -> None:
+    """What an earlier read has left in memory is not taken for the tile."""
+    with TiledTiff(slide) as tiff:
+        level = tiff.level(Size(1700, 1100))
+        assert level is not None
+        tiles = [(column, row) for row in range(level.rows) for column in range(level.columns)]
+        assert not any(isinstance(found, ValueError) for found in tiff.read(level, tiles))
+        keep = sorted(level.offsets.tolist())[5]
+        os.truncate(slide, keep + 100)
+        problems = [str(found) for found in tiff.read(level, tiles) if isinstance(found, ValueError)]
+        assert problems == ["the file ends before the tile"] * (len(tiles) - 5)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])

@@ -16,8 +16,8 @@ from typing import Any
 
 from wsi_pipeline.errors import StoreError
 
-_CHUNK = 1 << 20
-
+# Large, as each chunk waits for its turn among the threads that write.
+_CHUNK = 1 << 22
 
 # What a file system answers when it has no room, or may not be written to at all.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -93,10 +93,10 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(_CHUNK, max(1, path.stat().st_size))))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 

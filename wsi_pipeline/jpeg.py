@@ -104,10 +104,10 @@ class Jpeg:
         )
 
 
-def self_contained(tables: bytes | None, stream: bytes | memoryview) -> bytes:
-    """A stream with the tables of its TIFF page merged in."""
+def self_contained(tables: bytes | None, stream: bytes) -> bytes:
+    """A stream, or what stands before its data, with the tables of its TIFF page merged in."""
     if not tables:
-        return bytes(stream)
+        return stream
     # Some writers leave out the end marker of the tables.
     return b"".join((START, tables.removeprefix(START).removesuffix(END), stream[len(START) :]))
 
@@ -123,20 +123,13 @@ def without_text(head: bytes) -> bytes:
     return b"".join((*kept, head[at:]))
 
 
-def check_stream(stream: bytes | memoryview, size: Size, known: bytes = b"") -> bytes:
-    """`ValueError` unless this has the outer form of a whole tile: `size` px, 3 components of 8 bits, an end.
-
-    The compressed data itself is not looked at. Returns what stands before it, which for the next
-    tile is `known` to be right: writers give all tiles of a level the same.
-    """
-    if not known or stream[: len(known)] != known:
-        known = _checked_header(stream, size)
-    if stream[-2:] != END and END not in bytes(stream[-_PADDING:]):
-        raise ValueError("the JPEG stream of the tile does not end")
-    return known
+def ends(stream: bytes | memoryview) -> bool:
+    """Whether a stream has its end marker."""
+    return stream[-2:] == END or END in bytes(stream[-_PADDING:])
 
 
-def _checked_header(stream: bytes | memoryview, size: Size) -> bytes:
+def head_of(stream: bytes | memoryview, size: Size) -> bytes:
+    """What stands before the compressed data of a whole tile; `ValueError` unless that is of `size`, 3 x 8 bits."""
     if stream[:2] != START:
         raise ValueError("the data of the tile does not begin as a JPEG stream")
     frame, at = b"", len(START)

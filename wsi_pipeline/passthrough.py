@@ -16,7 +16,7 @@ from wsi_pipeline.seeds import generator
 from wsi_pipeline.shards import Chunk, ChunkGrid, write_shards
 from wsi_pipeline.slides import WHITE, SourceSlide
 from wsi_pipeline.store import create_level
-from wsi_pipeline.tiff import TiledTiff, TileLevel
+from wsi_pipeline.tiff import Stream, TiledTiff, TileLevel
 from wsi_pipeline.verify import DamagedTiles, MadeLevel, Tile, agrees, centre
 
 # Where tables would add more than this to a level, they are kept once, in its metadata.
@@ -56,7 +56,7 @@ def is_plain_grid(source: SourceSlide, tiff: TiledTiff, page: TileLevel, number:
             continue
         box = grid.box(column, row)
         try:
-            if not agrees(source, codec.decode(stream), centre(box.clipped(page.size)), box, number):
+            if not agrees(source, codec.decode(b"".join(stream)), centre(box.clipped(page.size)), box, number):
                 return False
         except (ValueError, SlideError):
             continue
@@ -84,17 +84,21 @@ def copy_level(
 
     def encoded(tiles: list[Tile]) -> Sequence[Chunk | None]:
         chunks = list[Chunk | None]()
+        stored, kept = b"", b""
         for tile, found in zip(tiles, tiff.read(page, tiles), strict=True):
             stream = found
-            if isinstance(stream, memoryview) and options.damaged_tiles == "white":
+            if options.damaged_tiles == "white" and isinstance(stream, tuple):
                 stream = _decodable(codec, page, stream)
             if isinstance(stream, ValueError):
                 damaged.add(tile, str(stream))
                 chunks.append(None)
-            elif stream is None:
-                chunks.append(None)
+            elif stream is None or not merge:
+                chunks.append(stream)
             else:
-                chunks.append(self_contained(page.tables, stream) if merge else stream)
+                head, data = stream
+                if head is not stored:
+                    stored, kept = head, self_contained(page.tables, head)
+                chunks.append((kept, data))
         return chunks
 
     present, digests = write_shards(folder, grid, encoded, threads)
@@ -109,9 +113,9 @@ def copy_level(
     return MadeLevel(facts, digests, None, frozenset(damaged.tiles))
 
 
-def _decodable(codec: Jpeg, page: TileLevel, stream: memoryview) -> memoryview | ValueError:
+def _decodable(codec: Jpeg, page: TileLevel, stream: Stream) -> Stream | ValueError:
     try:
-        replace(codec, tables=page.tables).decode(stream)
+        replace(codec, tables=page.tables).decode(b"".join(stream))
     except ValueError as error:
         return error
     return stream

@@ -104,11 +104,11 @@ def _make(
         regions: dict[Tile, list[Tile]] = {}
         for column, row in tiles:
             regions.setdefault((column // step, row // step), []).append((column, row))
-        streams: dict[Tile, bytes | None] = {}
+        streams: dict[Tile, Chunk | None] = {}
         for members in regions.values():
             for tile, pixels in read_chunks(members).items():
                 empty = pixels is None or pixels.min() == BACKGROUND
-                streams[tile] = None if pixels is None or empty else codec.encode(pixels)
+                streams[tile] = None if pixels is None or empty else (codec.encode(pixels),)
         return [streams[tile] for tile in tiles]
 
     present, digests = write_shards(folder, grid, encoded, threads)

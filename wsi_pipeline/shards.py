@@ -2,6 +2,7 @@
 
 Layout of `sharding_indexed` with its index at the end: the chunks, then for each chunk its offset and
 its length as little-endian uint64 (both 2^64 - 1 where there is none), then the CRC-32C of the index.
+Before the index there are zeros, so that the file is a whole number of blocks.
 Specification: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
 """
 
@@ -16,12 +17,14 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from wsi_pipeline.direct import write_blocks
 from wsi_pipeline.geometry import Box, Size
 
 _ABSENT = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
 
-Chunk = bytes | memoryview
+# A chunk is written in parts, so that nobody has to join them first.
+Chunk = tuple[bytes | memoryview, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +121,20 @@ def write_shard(path: Path, positions: Sequence[int], chunks: Sequence[Chunk | N
     A cryptographic digest would take as long as all the rest; the source has one. A shard without any
     chunk is not written, as zarr reads it as fill values.
     """
-    present = [(position, data) for position, data in zip(positions, chunks, strict=True) if data is not None]
+    present = [(position, chunk) for position, chunk in zip(positions, chunks, strict=True) if chunk is not None]
     if not present:
         return 0, ""
-    parts = [data for _, data in present]
-    lengths = np.array([len(data) for data in parts])
+    lengths = np.array([sum(map(len, chunk)) for _, chunk in present])
     index = np.full((count, 2), _ABSENT, "<u8")
     index[[position for position, _ in present]] = np.stack((np.cumsum(lengths) - lengths, lengths), axis=1)
     raw = index.tobytes()
-    content = b"".join((*parts, raw, google_crc32c.value(raw).to_bytes(_CRC_BYTES, "little")))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return len(parts), f"crc32c:{google_crc32c.value(content):08x}:{len(content)}"
+    checksum, length = write_blocks(
+        path,
+        [part for _, chunk in present for part in chunk],
+        raw + google_crc32c.value(raw).to_bytes(_CRC_BYTES, "little"),
+    )
+    return len(present), f"crc32c:{checksum:08x}:{length}"
 
 
 class Shard:

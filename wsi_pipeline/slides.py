@@ -15,6 +15,9 @@ from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import MPP_RANGE, Box, Size, is_plausible_mpp
 from wsi_pipeline.stripped import StrippedTiff
 
+_Handle = openslide.OpenSlide | StrippedTiff
+_UNREADABLE = (openslide.OpenSlideError, OSError)
+
 WHITE = (255, 255, 255)
 # No scanner makes more; a file that says so is damaged or made to fill disks.
 _MOST_PIXELS = 10**12
@@ -48,6 +51,7 @@ class SourceSlide:
         self.slide, self.path = slide, path
         self._check_file()
         self._handle = self._open()
+        self._downsamples = tuple(self._handle.level_downsamples)
         self.facts = self._read_facts(mpp)
 
     def _check_file(self) -> None:
@@ -64,7 +68,7 @@ class SourceSlide:
         if not readable:
             raise self.error("no permission to read it", "Give the user that runs the pipeline read permission")
 
-    def _open(self) -> openslide.OpenSlide | StrippedTiff:
+    def _open(self) -> _Handle:
         try:
             try:
                 return openslide.OpenSlide(self.path)
@@ -72,7 +76,7 @@ class SourceSlide:
                 if not self._is_tiff():
                     raise
                 return StrippedTiff(self.path)
-        except (openslide.OpenSlideError, OSError) as error:
+        except _UNREADABLE as error:
             raise self.error(
                 f"not a slide that OpenSlide can read ({error})", "Check the file or take the slide out of the sheet"
             ) from error
@@ -85,13 +89,10 @@ class SourceSlide:
 
         Transparent pixels, which some formats have between scanned areas, take the background colour.
         """
-        corner, _ = self._corner(box, level)
         try:
-            region = np.asarray(self._handle.read_region(corner, level, (box.width, box.height)))
-        except (openslide.OpenSlideError, OSError) as error:
-            # The handle answers nothing else after an error.
-            self._handle = self._open()
-            raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", DAMAGED) from error
+            region = self._region(self._handle, box, level)
+        except _UNREADABLE:
+            region = self._region_again(box, level)
         rgb, alpha = region[..., :3], region[..., 3:]
         if alpha.min() == 255:
             return np.ascontiguousarray(rgb)
@@ -100,9 +101,24 @@ class SourceSlide:
         blended = rgb * opaque + np.array(self.facts.background, np.uint16) * (255 - opaque)
         return ((blended + 127) // 255).astype(np.uint8)
 
+    def _region(self, handle: _Handle, box: Box, level: int) -> NDArray[np.uint8]:
+        corner, _ = self._corner(box, level)
+        return np.asarray(handle.read_region(corner, level, (box.width, box.height)))
+
+    def _region_again(self, box: Box, level: int) -> NDArray[np.uint8]:
+        """Read with a handle that no other thread has: after an error a handle answers every call with it."""
+        own = self._open()
+        try:
+            region = self._region(own, box, level)
+        except _UNREADABLE as error:
+            self._handle = self._open()
+            raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", DAMAGED) from error
+        self._handle = own
+        return region
+
     def is_exact(self, level: int) -> bool:
         """Whether OpenSlide reads every box of `level` without interpolating between its pixels."""
-        return float(self._handle.level_downsamples[level]).is_integer()
+        return float(self._downsamples[level]).is_integer()
 
     def offset(self, box: Box, level: int) -> tuple[float, float]:
         """How far right of and below the first pixel of `box` OpenSlide reads, in pixels of `level`.
@@ -113,7 +129,7 @@ class SourceSlide:
         return self._corner(box, level)[1]
 
     def _corner(self, box: Box, level: int) -> tuple[tuple[int, int], tuple[float, float]]:
-        downsample = self._handle.level_downsamples[level]
+        downsample = self._downsamples[level]
         x, y = round(box.x * downsample), round(box.y * downsample)
         return (x, y), (x / downsample - box.x, y / downsample - box.y)
 

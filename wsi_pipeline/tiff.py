@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.jpeg import check_stream, without_text
+from wsi_pipeline.jpeg import END, ends, head_of, without_text
 
 # A TIFF with more tiles than this in one level is not a slide; its lists alone would fill the memory.
 _MOST_TILES = 20_000_000
@@ -21,10 +22,12 @@ _JPEG, _PLANAR_CONTIGUOUS = 7, 1
 _COLORSPACES = {2: "RGB", 6: "YCbCr"}
 # Tiles this near to each other in the file are read at once.
 _GAP_BYTES = 1 << 16
-_SPAN_BYTES = 1 << 25
+_TOO_SHORT = "the file ends before the tile"
+# No stream begins with it.
+_NO_HEAD = b"\0"
 
-# Index of a tile among those that are asked for, its offset and its byte count.
-_Place = tuple[int, int, int]
+# What stands before the compressed data of a tile, and the rest.
+Stream = tuple[bytes, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class TiledTiff:
     def __init__(self, path: Path) -> None:
         """Open a TIFF; a file that is none has no levels."""
         self._levels: dict[Size, TileLevel] = {}
+        self._scratch = _Scratch()
         self._file = os.open(path, os.O_RDONLY)
         self._length = os.fstat(self._file).st_size
         try:
@@ -95,52 +99,92 @@ class TiledTiff:
             return exact
         return next((replace(page, size=size) for page in self._levels.values() if page.covers(size)), None)
 
-    def read(self, level: TileLevel, tiles: Sequence[tuple[int, int]]) -> list[memoryview | ValueError | None]:
+    def read(self, level: TileLevel, tiles: Sequence[tuple[int, int]]) -> list[Stream | ValueError | None]:
         """Streams of the tiles (column, row), in the order given; nothing is decoded, comments are left out.
 
-        None stands for a tile that is not there, a `ValueError` for one that is damaged.
+        None stands for a tile that is not there, a `ValueError` for one that is damaged. The streams
+        are overwritten by the next call from the same thread.
         """
         indices = [row * level.columns + column for column, row in tiles]
         offsets, counts = level.offsets[indices], level.counts[indices]
-        found: list[memoryview | ValueError | None] = [None] * len(tiles)
+        found: list[Stream | ValueError | None] = [None] * len(tiles)
         outside = (offsets < 0) | (counts < 0) | (offsets > self._length - counts)
         bloated = ~outside & (counts > _most_bytes(level.tile))
         for k in np.flatnonzero(outside & (counts != 0)).tolist():
-            found[k] = ValueError("the file ends before the tile")
+            found[k] = ValueError(_TOO_SHORT)
         for k in np.flatnonzero(bloated).tolist():
             found[k] = ValueError(f"{counts[k]} bytes are too many for it")
         good = np.flatnonzero(~outside & ~bloated & (counts != 0))
         good = good[np.argsort(offsets[good], kind="stable")]
-        start = stop = 0
-        span = list[_Place]()
-        for place in zip(good.tolist(), offsets[good].tolist(), counts[good].tolist(), strict=True):
-            _, offset, count = place
-            if span and (offset > stop + _GAP_BYTES or offset + count > start + _SPAN_BYTES):
-                self._read_span(level, start, stop, span, found)
-                span = []
-            if not span:
-                start = stop = offset
-            span.append(place)
-            stop = max(stop, offset + count)
-        self._read_span(level, start, stop, span, found)
+        data, starts, there = self._read_together(offsets[good], counts[good])
+        memory, known = memoryview(data), _Head()
+        for k, start, stop in zip(good.tolist(), starts.tolist(), (starts + counts[good]).tolist(), strict=True):
+            if stop > there:
+                found[k] = ValueError(_TOO_SHORT)
+            elif data.startswith(known.stored, start, stop) and data.endswith(END, start, stop):
+                found[k] = known.kept, memory[start + len(known.stored) : stop]
+            else:
+                try:
+                    known = _Head.of(memory[start:stop], level.tile)
+                except ValueError as error:
+                    found[k] = error
+                else:
+                    found[k] = known.kept, memory[start + len(known.stored) : stop]
         return found
 
-    def _read_span(
-        self, level: TileLevel, start: int, stop: int, span: list[_Place], found: list[memoryview | ValueError | None]
-    ) -> None:
-        data = memoryview(os.pread(self._file, stop - start, start))
-        header = cleaned = b""
-        for k, offset, count in span:
-            stream = data[offset - start : offset - start + count]
-            try:
-                known = header
-                header = check_stream(stream, level.tile, known)
-            except ValueError as error:
-                found[k] = error
-                continue
-            if header is not known:
-                cleaned = without_text(header)
-            found[k] = stream if cleaned == header else memoryview(cleaned + stream[len(header) :])
+    def _read_together(
+        self, offsets: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> tuple[bytearray, NDArray[np.int64], int]:
+        """Read ranges of the file, in the order of their offsets, neighbours at once.
+
+        Returns memory of this thread, where in it the ranges begin, and how much of it was read.
+        """
+        if not len(offsets):
+            return bytearray(), offsets, 0
+        stops = np.maximum.accumulate(offsets + counts)
+        firsts = np.concatenate(([0], np.flatnonzero(offsets[1:] > stops[:-1] + _GAP_BYTES) + 1))
+        lasts = np.concatenate((firsts[1:], [len(offsets)])) - 1
+        sizes = stops[lasts] - offsets[firsts]
+        begins = np.cumsum(sizes) - sizes
+        data = self._scratch.of(int(sizes.sum()))
+        memory = memoryview(data)
+        there = 0
+        for offset, begin, size in zip(offsets[firsts].tolist(), begins.tolist(), sizes.tolist(), strict=True):
+            while there < begin + size:
+                got = os.preadv(self._file, [memory[there : begin + size]], offset + there - begin)
+                if not got:
+                    break
+                there += got
+            if there < begin + size:
+                break
+        return data, offsets + np.repeat(begins - offsets[firsts], lasts - firsts + 1), there
+
+
+class _Scratch(threading.local):
+    """Memory of a thread that is used again for each read: new memory would take longer than reading."""
+
+    memory = bytearray()
+
+    def of(self, size: int) -> bytearray:
+        if len(self.memory) < size:
+            self.memory = bytearray(size)
+        return self.memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What stands before the data of a tile, as it is stored and without comments; writers give all tiles the same."""
+
+    stored: bytes = _NO_HEAD
+    kept: bytes = b""
+
+    @classmethod
+    def of(cls, stream: memoryview, tile: Size) -> Self:
+        """`ValueError` unless the stream has the outer form of a whole tile."""
+        stored = head_of(stream, tile)
+        if not ends(stream):
+            raise ValueError("the JPEG stream of the tile does not end")
+        return cls(stored, without_text(stored))
 
 
 def _most_bytes(tile: Size) -> int:

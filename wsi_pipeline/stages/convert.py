@@ -19,7 +19,6 @@ from wsi_pipeline.files import digest_file, digest_names, digest_tree, publish
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.levels import open_level
 from wsi_pipeline.passthrough import copy_level, is_plain_grid
-from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import Facts, write_receipt
 from wsi_pipeline.reencode import half, halve_level, read_level
 from wsi_pipeline.slides import SlideFacts, SourceSlide
@@ -46,27 +45,30 @@ def run(
     try:
         facts = opened.facts
         sizes = level_sizes(facts)
-        with ThreadPoolExecutor(1) as hashing, TiledTiff(source) as tiff, publish(store) as partial:
-            source_digest = hashing.submit(_source_digest, source)
+        with TiledTiff(source) as tiff, publish(store) as partial, ThreadPoolExecutor(2) as aside:
+            source_digest = aside.submit(_source_digest, source)
             zarr.create_group(partial, attributes=pyramid_attributes(slide, level_scales(facts, len(sizes))))
-            made = [_make_level(opened, tiff, partial, level, options, threads) for level in range(len(sizes))]
+            made, comparisons = list[MadeLevel](), list[Future[Facts]]()
+            for level in range(len(sizes)):
+                made.append(_make_level(opened, tiff, partial, level, options, threads))
+                if level < len(facts.levels):
+                    comparisons.append(
+                        aside.submit(
+                            check_level,
+                            opened, open_level(partial / str(level)), level, made[level],
+                            everything=options.verify == "all", threads=threads,
+                        )
+                    )  # fmt: skip
+            compared = [comparison.result() for comparison in comparisons]
             digests = {
                 f"{level}/{name}": digest for level, own in enumerate(made) for name, digest in own.digests.items()
             }
             store_digest = digest_tree(partial, threads, known=digests)
-            pyramid = Pyramid(partial)
-            compared = [
-                check_level(
-                    opened, pyramid.levels[level], level, made[level],
-                    everything=options.verify == "all", threads=threads,
-                )
-                for level in range(len(facts.levels))
-            ]  # fmt: skip
     finally:
         opened.close()
     levels = [{"width": size.width, "height": size.height, **own.facts} for size, own in zip(sizes, made, strict=True)]
-    for level, comparison in zip(levels, compared, strict=False):
-        level |= comparison
+    for described, comparison in zip(levels, compared, strict=False):
+        described |= comparison
     write_receipt(
         receipt, "convert", {**_facts(slide, facts, source_digest), "levels": levels, "store_digest": store_digest},
         options,
