@@ -7,7 +7,7 @@ import openslide
 import pytest
 import shapely
 
-from wsi_pipeline.annotations import read_asap
+from wsi_pipeline.annotations import read_annotation
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.demo import PLANS, Plan, write_cohort
 from wsi_pipeline.geometry import Size
@@ -50,7 +50,7 @@ def test_tumour_differs_in_texture_but_not_in_mean_colour(cohort: Path) -> None:
     differences = []
     for name in slides:
         row = sheet[name]
-        regions = read_asap(name, Path(str(row.annotation)), TruthOptions(), SIZE)
+        regions = read_annotation(name, Path(str(row.annotation)), TruthOptions(), SIZE)
         with openslide.OpenSlide(row.path) as slide:
             rgb = np.asarray(slide.read_region((0, 0), 0, slide.dimensions))[..., :3].astype(float)
         x, y = np.meshgrid(np.arange(SIZE.width), np.arange(SIZE.height))

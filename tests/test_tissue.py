@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 
-from wsi_pipeline.annotations import read_asap
+from wsi_pipeline.annotations import read_annotation
 from wsi_pipeline.config import TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.foreground import clean
 from wsi_pipeline.masks import TUMOR
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.stages import tissue, truth
-from wsi_pipeline.stages.tissue import clean, read_features
+from wsi_pipeline.stages.tissue import read_features
 from wsi_pipeline.store import read_image
 
 NO_CLEANING = {"closing_um": 0, "min_hole_um2": 0, "min_area_um2": 0}
@@ -105,5 +106,5 @@ def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, na
     )  # fmt: skip
     tumor = read_image(tmp_path / "truth.ome.zarr", pyramid.mpp).data == TUMOR
     assert mask[tumor].mean() >= 0.98
-    exact = read_asap(name, xml, TruthOptions(), pyramid.size).tumor.area * pyramid.mpp**2
+    exact = read_annotation(name, xml, TruthOptions(), pyramid.size).tumor.area * pyramid.mpp**2
     assert tumor.sum() * 64 == pytest.approx(exact, rel=0.01)

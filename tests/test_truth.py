@@ -10,13 +10,13 @@ from conftest import square, write_asap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline.annotations import Regions, read_asap
+from wsi_pipeline.annotations import Regions, read_annotation
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.rasterize import Edges
+from wsi_pipeline.rasterize import Crossings
 from wsi_pipeline.stages import truth
 from wsi_pipeline.stages.truth import draw
 from wsi_pipeline.store import read_image
@@ -25,7 +25,14 @@ SIZE = Size(1600, 1200)
 
 
 def regions_of(tmp_path: Path, rings: list[tuple[str, list[tuple[float, float]]]]) -> Regions:
-    return read_asap("s1", write_asap(tmp_path / "a.xml", rings), TruthOptions(), SIZE)
+    return read_annotation("s1", write_asap(tmp_path / "a.xml", rings), TruthOptions(), SIZE)
+
+
+def painted(area: shapely.Geometry, pixel: float, size: Size, band: int) -> np.ndarray:
+    crossings, out = Crossings(area, pixel, size), np.zeros((size.height, size.width), np.uint8)
+    for row in range(0, size.height, band):
+        crossings.paint(out[row : row + band], row, 1)
+    return out.astype(bool)
 
 
 @given(st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 35)), min_size=3, max_size=12), st.integers(1, 40))
@@ -34,8 +41,7 @@ def test_a_pixel_is_inside_where_its_centre_is(points: list[tuple[float, float]]
     # Vertices off the lattice of pixel centres, where inside and outside would be a matter of convention.
     shape = shapely.make_valid(shapely.Polygon([(round(x, 2) + 0.0013, round(y, 2) + 0.0017) for x, y in points]))
     area = shapely.union_all([g for g in shapely.get_parts(shape) if g.geom_type == "Polygon"])
-    edges = Edges(area, 1.0)
-    drawn = np.concatenate([edges.fill(row, min(band, 30 - row), 40) for row in range(0, 30, band)])
+    drawn = painted(area, 1.0, Size(40, 30), band)
     x, y = np.meshgrid(np.arange(40) + 0.5, np.arange(30) + 0.5)
     near = shapely.distance(area.boundary, shapely.points(x, y)) < 1e-6 if not area.is_empty else np.zeros_like(drawn)
     wanted = shapely.contains_xy(area, x, y)
@@ -50,7 +56,7 @@ def test_areas_are_right_without_bias() -> None:
         radius = rng.uniform(60, 140, 40)
         points = np.stack([200 + radius * np.cos(angle), 200 + radius * np.sin(angle)], axis=1)
         ring = shapely.Polygon(points)
-        drawn += Edges(ring, 4.0).fill(0, 100, 100).sum() * 16
+        drawn += painted(ring, 4.0, Size(100, 100), 37).sum() * 16
         exact += ring.area
     assert drawn == pytest.approx(exact, rel=0.003)
 
@@ -131,12 +137,12 @@ OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><ASAP_Annotat
         (BOMB, "refused: the XML declares a DTD or entities"),
         (OUTSIDE, "refused"),
         ("<ASAP_Annotations><Annotations>", "not well-formed XML"),
-        ("<other/>", "not an ASAP annotation (root element other)"),
+        ("<other/>", "neither ASAP nor ImageScope XML (root element other)"),
     ],
 )
 def test_unsafe_and_broken_xml_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(AnnotationError) as caught:
-        read_asap("s1", broken(tmp_path, text), TruthOptions(), SIZE)
+        read_annotation("s1", broken(tmp_path, text), TruthOptions(), SIZE)
     assert said in str(caught.value)
     assert "slide s1" in str(caught.value)
     assert "bad.xml" in str(caught.value)
@@ -159,3 +165,69 @@ def test_label_and_annotation_have_to_agree(tissue_slide: Path, tmp_path: Path, 
             "s1", tissue_slide / "pyramid.ome.zarr", tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png",
             TruthOptions(), annotation=xml, label=label,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("tumor_first", [True, False])
+def test_a_band_along_the_borders_is_ignored(tumor_first: bool) -> None:
+    image = np.zeros((60, 80), np.uint8)
+    image[20:40, 30:60] = TUMOR
+    before = image.copy()
+    if not tumor_first:
+        image = np.where(image == TUMOR, NORMAL, TUMOR).astype(np.uint8)
+    truth.ignore_border(image, 3)
+    band = np.zeros_like(image, bool)
+    band[17:43, 27:63] = True
+    band[23:37, 33:57] = False
+    # Around the corners the band is round.
+    for y, x in ((17, 27), (17, 62), (42, 27), (42, 62)):
+        band[y, x] = False
+    assert (image == IGNORE).sum() == pytest.approx(band.sum(), abs=8)
+    assert (image[band] == IGNORE).mean() > 0.98
+    inside = (before == TUMOR) & ~band
+    assert (image[inside] == (TUMOR if tumor_first else NORMAL)).all()
+
+
+def test_the_band_is_wanted_by_the_config(tissue_slide: Path, tmp_path: Path) -> None:
+    xml = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 400))])
+    truth.run(
+        "s1", tissue_slide / "pyramid.ome.zarr", tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png",
+        TruthOptions(mpp=4, ignore_margin_um=20), annotation=xml, label="tumor",
+    )  # fmt: skip
+    pixels = json.loads((tmp_path / "t.json").read_text())["pixels"]
+    # 200 um of tumour, 20 um taken off on each side.
+    assert pixels["tumor"] * 16 == pytest.approx(160**2, rel=0.02)
+    assert pixels["ignore"] * 16 == pytest.approx(240**2 - 160**2, rel=0.03)
+
+
+def test_micrometres_taken_for_pixels_are_noticed(tissue_slide: Path, tmp_path: Path) -> None:
+    """Tissue lies from (200, 200) to (1400, 1000) px, 0.5 um each; half of that is glass up to (200, 200)."""
+
+    def run(ring: list[tuple[float, float]]) -> None:
+        truth.run(
+            "s1", tissue_slide / "pyramid.ome.zarr", tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png",
+            TruthOptions(), annotation=write_asap(tmp_path / "a.xml", [("_0", ring)]), label="tumor",
+        )  # fmt: skip
+
+    run(square(300, 300, 80))
+    with pytest.raises(AnnotationError, match=r"0 % of its vertices lie on tissue; 100 % would if they were micromet"):
+        run(square(110, 110, 60))
+    # On glass either way: that may be.
+    run(square(10, 10, 20))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 90), st.floats(0, 60), st.floats(1, 40)), min_size=1, max_size=6),
+    st.integers(1, 70), st.integers(1, 4),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_truth_is_the_same_for_any_bands_and_workers(
+    boxes: list[tuple[float, float, float]], band: int, threads: int
+) -> None:
+    size = Size(100, 70)
+    areas = [shapely.box(x, y, x + edge, y + edge) for x, y, edge in boxes]
+    tumor, hole = shapely.union_all(areas[::2]), shapely.union_all(areas[1::2])
+    regions = Regions(tumor - hole, tumor & hole, shapely.box(3, 4, 9, 9), len(areas))
+    with pytest.MonkeyPatch.context() as patch:
+        whole = draw(regions, size, 1.0, IGNORE, 1)
+        patch.setattr(truth, "_BAND_PX", band)
+        np.testing.assert_array_equal(draw(regions, size, 1.0, IGNORE, threads), whole)

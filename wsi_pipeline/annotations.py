@@ -1,26 +1,24 @@
-"""Annotation files: ASAP XML, as Camelyon16 has them."""
+"""What the outlines of an annotation file mean on a slide: tumour, normal tissue cut out of it, or to be ignored."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
 
+import numpy as np
 import shapely
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
+from wsi_pipeline.outlines import Outline, read_outlines
 
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Annotated areas in level-0 pixels; they do not overlap."""
+    """Annotated areas in level-0 pixels, inside the slide; they do not overlap."""
 
     tumor: BaseGeometry
     cut_out: BaseGeometry
@@ -31,11 +29,13 @@ class Regions:
 NOTHING = Regions(shapely.Polygon(), shapely.Polygon(), shapely.Polygon(), 0)
 
 
-def read_asap(slide: str, path: Path, options: TruthOptions, size: Size) -> Regions:
-    """Read ASAP XML. Vertices are level-0 pixels; group names mean what `options` says.
+def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -> Regions:
+    """Read an annotation file. Group names mean what `options` says; all outlines of a meaning are united.
 
-    Self-crossing rings are repaired, rings of fewer than three points or without area are left out.
-    Raises `AnnotationError` for broken or unsafe XML, unknown groups and vertices off the slide.
+    Holes stay holes, self-crossing rings are repaired, unclosed ones are closed, those of fewer than
+    three points or without area are left out, and so is what lies outside the slide. What is cut out is
+    cut out of all tumour; what is to be ignored is neither. Raises `AnnotationError` for broken or
+    unsafe files, unknown groups and annotations that lie off the slide.
     """
     meaning = {
         **dict.fromkeys(options.tumor_groups, "tumor"),
@@ -43,77 +43,57 @@ def read_asap(slide: str, path: Path, options: TruthOptions, size: Size) -> Regi
         **dict.fromkeys(options.ignore_groups, "ignore"),
     }
     areas: dict[str, list[BaseGeometry]] = {"tumor": [], "cut_out": [], "ignore": []}
-    outside = total = 0
-    for annotation in _root(slide, path).iter("Annotation"):
-        group = annotation.get("PartOfGroup", "")
-        if group not in meaning:
+    outlines = read_outlines(slide, path)
+    _check_place(slide, path, outlines, size)
+    for outline in outlines:
+        if outline.group not in meaning:
             raise AnnotationError(
-                slide, path, f"unknown annotation group {group!r}",
+                slide, path, f"unknown annotation group {outline.group!r}",
                 remedy=f"Say in the config's truth section what it means (known: {', '.join(meaning)})",
             )  # fmt: skip
-        points = _points(slide, path, annotation)
-        total += len(points)
-        outside += sum(not (0 <= x <= size.width and 0 <= y <= size.height) for x, y in points)
-        if annotation.get("Type") in ("Dot", "PointSet", "Measurement") or len(points) < 3:
-            continue
-        area = _areal(shapely.make_valid(shapely.Polygon(points)))
+        area = _area(outline)
         if not area.is_empty:
-            areas[meaning[group]].append(area)
-    if outside > total / 2:
-        raise AnnotationError(
-            slide, path, f"{outside} of {total} vertices lie outside the slide ({size.width} x {size.height} px)",
-            remedy="Check that the annotation belongs to this slide and is in level-0 pixels",
-        )  # fmt: skip
-    tumor, cut_out, ignore = (shapely.union_all(areas[kind]) for kind in ("tumor", "cut_out", "ignore"))
+            areas["cut_out" if outline.is_negative else meaning[outline.group]].append(area)
+    tumor, cut_out, ignore = (_inside(shapely.union_all(areas[kind]), size) for kind in ("tumor", "cut_out", "ignore"))
     return Regions(
-        tumor=_areal(tumor - cut_out - ignore),
-        cut_out=_areal((tumor & cut_out) - ignore),
-        ignore=_areal(ignore),
+        tumor=_without(_without(tumor, cut_out), ignore),
+        cut_out=_without(_areal(tumor & cut_out), ignore),
+        ignore=ignore,
         polygons=sum(map(len, areas.values())),
     )
 
 
-def _root(slide: str, path: Path) -> Element:
-    try:
-        root = parse(path, forbid_dtd=True).getroot()
-    except DefusedXmlException as error:
+def _check_place(slide: str, path: Path, outlines: list[Outline], size: Size) -> None:
+    points = [ring for outline in outlines for ring in outline.rings]
+    x, y = np.concatenate([np.empty((0, 2)), *points]).T
+    outside = int(np.count_nonzero((x < 0) | (y < 0) | (x > size.width) | (y > size.height)))
+    if outside > len(x) / 2:
         raise AnnotationError(
-            slide, path, f"refused: the XML declares a DTD or entities ({type(error).__name__})",
-            remedy="Export the annotation again as plain ASAP XML",
-        ) from error  # fmt: skip
-    except (ParseError, OSError, ValueError) as error:
-        raise AnnotationError(
-            slide, path, f"not well-formed XML ({error})", remedy="Export the annotation again"
-        ) from error
-    if root is None or root.tag != "ASAP_Annotations":
-        raise AnnotationError(
-            slide, path, f"not an ASAP annotation (root element {root.tag if root is not None else 'none'})",
-            remedy="Export it from ASAP, or convert it",
+            slide, path, f"{outside} of {len(x)} vertices lie outside the slide ({size.width} x {size.height} px)",
+            remedy="Check that the annotation belongs to this slide and is in level-0 pixels, not in micrometres",
         )  # fmt: skip
-    return root
 
 
-def _points(slide: str, path: Path, annotation: Element) -> list[tuple[float, float]]:
-    try:
-        ordered = sorted(annotation.iter("Coordinate"), key=lambda c: float(c.get("Order", "0")))
-        points = [(_number(c.get("X")), _number(c.get("Y"))) for c in ordered]
-    except ValueError as error:
-        raise AnnotationError(
-            slide, path, f"annotation {annotation.get('Name')!r}: a coordinate is no number ({error})",
-            remedy="Export the annotation again",
-        ) from error  # fmt: skip
-    return points
+def _area(outline: Outline) -> BaseGeometry:
+    if not outline.rings or len(outline.rings[0]) < 3:
+        return shapely.Polygon()
+    outer, *holes = outline.rings
+    return _areal(shapely.make_valid(shapely.Polygon(outer, [hole for hole in holes if len(hole) > 2])))
 
 
-def _number(text: str | None) -> float:
-    # Some locales write a decimal comma.
-    value = float((text or "").replace(",", "."))
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
+def _inside(area: BaseGeometry, size: Size) -> BaseGeometry:
+    slide = shapely.box(0, 0, size.width, size.height)
+    return area if slide.contains(shapely.box(*area.bounds)) else _areal(shapely.intersection(area, slide))
+
+
+def _without(area: BaseGeometry, other: BaseGeometry) -> BaseGeometry:
+    # Taking nothing away would cost as much as taking something away.
+    return area if other.is_empty else _areal(area - other)
 
 
 def _areal(geometry: BaseGeometry) -> BaseGeometry:
     """The polygons of a geometry, without the lines and points that repairs and differences leave."""
+    if geometry.geom_type in ("Polygon", "MultiPolygon"):
+        return geometry
     parts: Iterable[BaseGeometry] = shapely.get_parts(shapely.get_parts(geometry))
     return shapely.union_all([part for part in parts if part.geom_type == "Polygon" and part.area > 0])

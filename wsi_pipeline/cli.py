@@ -143,7 +143,9 @@ def truth(
     store: Store,
     receipt: Receipt,
     picture: Picture,
-    annotation: Annotated[Path | None, typer.Option(help="ASAP XML.", readable=False)] = None,
+    annotation: Annotated[
+        Path | None, typer.Option(help="ASAP XML, ImageScope XML or QuPath GeoJSON.", readable=False)
+    ] = None,
     label: Annotated[str | None, typer.Option(help="normal or tumor.")] = None,
     exhaustive: Annotated[bool, typer.Option(help="Whether all tumour is annotated.")] = True,
     options: Options = "{}",

@@ -18,7 +18,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 STEP_VERSIONS = {
     "convert": 2,
     "tissue": 1,
-    "truth": 1,
+    "truth": 2,
     "patches": 1,
     "train": 1,
     "heatmap": 1,
@@ -124,7 +124,12 @@ class TruthOptions(Section):
     cutout_groups: tuple[str, ...] = Field(
         ("_2", "Exclusion", "normal"), description="Groups that are cut out of tumour and are normal tissue."
     )
-    ignore_groups: tuple[str, ...] = Field((), description="Groups that are neither: not trained on, not scored.")
+    ignore_groups: tuple[str, ...] = Field(
+        ("Ignore*",), description="Groups that are neither: not trained on, not scored."
+    )
+    ignore_margin_um: NotNegative = Field(
+        0.0, description="Width of a band on either side of the borders of tumour that is ignored too, um."
+    )
 
 
 class PatchesOptions(Section):

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from wsi_pipeline.annotations import read_asap
+from wsi_pipeline.annotations import read_annotation
 from wsi_pipeline.codecs import chunk_codec
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
+from wsi_pipeline.foreground import above, clean, features, find_threshold
 from wsi_pipeline.geometry import Box, Grid, Size
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.passthrough import merges_tables
@@ -30,7 +31,6 @@ from wsi_pipeline.shards import ChunkGrid
 from wsi_pipeline.sheet import Sheet, SlideRow
 from wsi_pipeline.slides import SourceSlide
 from wsi_pipeline.stages.convert import copied_page, level_scales, level_sizes
-from wsi_pipeline.stages.tissue import above, clean, features, find_threshold
 from wsi_pipeline.tiff import TiledTiff
 from wsi_pipeline.verify import padded
 
@@ -128,7 +128,7 @@ def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> 
     if row.annotation is None:
         return
     try:
-        read_asap(row.slide, Path(row.annotation), config.truth, source.facts.levels[0])
+        read_annotation(row.slide, Path(row.annotation), config.truth, source.facts.levels[0])
     except AnnotationError as error:
         yield Problem(row.slide, str(error), error=True)
 

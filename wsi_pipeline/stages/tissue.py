@@ -1,8 +1,8 @@
 """Stage tissue: a mask of the tissue on a slide.
 
 The slide is reduced to one grey or saturation value a pixel at `mpp`, block by block with dask; the
-threshold comes from the histogram of the whole slide (Otsu, IEEE Trans. SMC 9, 1979), and closing,
-filling and removal of small pieces act on the whole mask, so blocks and workers leave no trace in it.
+threshold comes from the histogram of the whole slide, and closing, filling and removal of small pieces
+act on the whole mask, so blocks and workers leave no trace in it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import dask.array as da
 import numpy as np
 from dask.delayed import delayed
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.files import digest_bytes
+from wsi_pipeline.foreground import above, clean, features, find_threshold
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.masks import TISSUE_LABELS
 from wsi_pipeline.pictures import mask_outline, save_picture
@@ -30,11 +29,7 @@ from wsi_pipeline.store import Image, write_image
 
 log = logging.getLogger(__name__)
 
-GRAY_THRESHOLD = 150.0
 _BLOCK_PX = 512
-# Ink: green is not the weakest channel, which no mixture of haematoxylin and eosin gives, or all are dark.
-_INK_MARGIN = 12
-_BLACK = 60
 
 
 def run(
@@ -52,8 +47,10 @@ def run(
     threshold = find_threshold(feature, ink, options)
     mask = clean(above(feature, threshold, options) & ~ink, options)
     if not mask.any():
+        inked = f", {100 * ink.mean():.0f} % of the slide are taken for pen marks" if ink.any() else ""
+        how = f"by {options.method} with the threshold {threshold:g}"
         raise StoreError(
-            f"slide {slide}: {pyramid_path}: no tissue found by {options.method} with the threshold {threshold:g}",
+            f"slide {slide}: {pyramid_path}: no tissue found {how}{inked}",
             remedy="Look at the slide; set the sheet's columns tissue_threshold (0 to 255) or tissue_method for it, "
             "or leave it out with cohort.exclude",
         )
@@ -106,65 +103,3 @@ def _extent(x: int, y: int, size: Size, block_px: int) -> tuple[int, int]:
 def _lazy(block: object, box: Box) -> da.Array:
     lazy: da.Array = da.from_delayed(delayed(block)(box), shape=(2, box.height, box.width), dtype=np.uint8)
     return lazy
-
-
-def features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Saturation (HSV, 0 to 255) or grey (Rec. 601) of (h, w, 3) uint8, and where there is ink (0 or 1)."""
-    red, green, blue = (rgb[..., k].astype(np.int32) for k in range(3))
-    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    if options.method == "otsu_saturation":
-        feature = (255 * (high - low) + high // 2) // np.maximum(high, 1)
-    else:
-        feature = (299 * red + 587 * green + 114 * blue + 500) // 1000
-    ink = np.zeros_like(feature)
-    if options.remove_pen:
-        coloured = (green > red + _INK_MARGIN) & (high - low > 2 * _INK_MARGIN)
-        ink = coloured | (high < _BLACK)
-    return feature.astype(np.uint8), ink.astype(np.uint8)
-
-
-def find_threshold(feature: NDArray[np.uint8], ink: NDArray[np.bool_], options: TissueOptions) -> float:
-    """The fixed threshold of the options, or Otsu's of all pixels without ink."""
-    if options.threshold is not None:
-        return options.threshold
-    if options.method == "gray_threshold":
-        return GRAY_THRESHOLD
-    histogram = np.bincount(feature[~ink], minlength=256)
-    if np.count_nonzero(histogram) < 2:
-        # One single value: nothing stands out, so nothing may be above or below.
-        return 255.0 if options.method == "otsu_saturation" else 0.0
-    return float(threshold_otsu(hist=(histogram, np.arange(256))))
-
-
-def above(feature: NDArray[np.uint8], threshold: float, options: TissueOptions) -> NDArray[np.bool_]:
-    """Tissue before cleaning: more saturated, or darker, than the threshold."""
-    return feature > threshold if options.method == "otsu_saturation" else feature < threshold
-
-
-def clean(mask: NDArray[np.bool_], options: TissueOptions) -> NDArray[np.bool_]:
-    """Close gaps, fill small holes and drop small pieces (8-connected)."""
-    radius = round(options.closing_um / options.mpp / 2)
-    if radius:
-        mask = _closed(mask, radius)
-    pixel_um2 = options.mpp**2
-    mask = ~_without_small(~mask, options.min_hole_um2 / pixel_um2)
-    return _without_small(mask, options.min_area_um2 / pixel_um2)
-
-
-def _closed(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    # Distance transforms make the closing by a disk cost the same for any radius.
-    padded = np.pad(mask, radius + 1)
-    if not padded.any():
-        return mask
-    grown = ndimage.distance_transform_edt(~padded) <= radius
-    closed: NDArray[np.bool_] = ndimage.distance_transform_edt(grown) > radius
-    inside = slice(radius + 1, -radius - 1)
-    return closed[inside, inside] | mask
-
-
-def _without_small(mask: NDArray[np.bool_], min_pixels: float) -> NDArray[np.bool_]:
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3), bool))
-    keep = np.bincount(labels.ravel()) >= min_pixels
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels]
-    return kept
