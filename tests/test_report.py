@@ -43,7 +43,7 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def page(results: Path, out: Path, **options: Any) -> str:
     report.run(
         results / "slides", results / "heatmaps", results / "confusion", results / "evaluation", out / "report.html",
-        ReportRun(synthetic=True, thumbnail_px=256, **options),
+        ReportRun(synthetic=True, thumbnail_px=256, **options), Sheet(),
     )  # fmt: skip
     return (out / "report.html").read_text()
 
@@ -75,7 +75,7 @@ def test_missing_slides_are_shown(results: Path, tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     report.run(
         results / "slides", results / "heatmaps", results / "confusion", evaluation, tmp_path / "r" / "report.html",
-        ReportRun(),
+        ReportRun(), Sheet(),
     )  # fmt: skip
     assert "Incomplete: no results of c9." in (tmp_path / "r" / "report.html").read_text()
     assert "incomplete, without c9" in summary_text(evaluation / "metrics.json", Path("r.html"))

@@ -6,25 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wsi_pipeline.annotations import read_annotation
-from wsi_pipeline.config import TissueOptions, TruthOptions
+from wsi_pipeline.config import PyramidOptions, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.foreground import clean
 from wsi_pipeline.masks import TUMOR
 from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.stages import tissue, truth
+from wsi_pipeline.stages import convert, tissue, truth
 from wsi_pipeline.stages.tissue import read_features
 from wsi_pipeline.store import read_image
 
 NO_CLEANING = {"closing_um": 0, "min_hole_um2": 0, "min_area_um2": 0}
 
 
-def run(folder: Path, out: Path, **options: object) -> np.ndarray:
+def run(folder: Path, out: Path, *, threads: int = 2, **options: object) -> np.ndarray:
     store = out / "tissue.ome.zarr"
     tissue.run(
         "s1", folder / "pyramid.ome.zarr", store, out / "tissue.json", out / "tissue.png",
-        TissueOptions(**options), 2,
+        TissueOptions(**options), threads,
     )  # fmt: skip
     return read_image(store, Pyramid(folder / "pyramid.ome.zarr").mpp).data.astype(bool)
 
@@ -91,6 +93,32 @@ def test_glass_alone_is_an_error_with_its_remedy(tmp_path: Path) -> None:
         run(folder, tmp_path, mpp=8)
     assert not (tmp_path / "tissue.ome.zarr").exists()
     assert not (tmp_path / "tissue.json").exists()
+
+
+def test_ink_alone_is_an_error_that_says_so(tmp_path: Path) -> None:
+    rgb = np.full((600, 700, 3), 244, np.uint8)
+    rgb[100:500, 100:600] = (30, 70, 180)
+    folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))
+    with pytest.raises(StoreError, match=r"no tissue found by .*, 4\d % of the slide are taken for pen marks"):
+        run(folder, tmp_path, mpp=8)
+
+
+@given(st.integers(5, 130), st.integers(1, 4), st.sampled_from((64, 128, 192, 512)))
+@settings(max_examples=10, deadline=None)
+def test_the_mask_is_the_same_for_any_chunks_blocks_and_workers(
+    tmp_path_factory: pytest.TempPathFactory, block_px: int, threads: int, chunk_px: int
+) -> None:
+    folder = tmp_path_factory.mktemp("chunks")
+    source = write_tiff(folder / "s.tif", tissue_picture(900, 700))
+    masks = []
+    for name, chunk, block, workers in (("whole", 1024, 512, 1), ("cut", chunk_px, block_px, threads)):
+        options = PyramidOptions(passthrough=False, codec="zstd", chunk_px=chunk, shard_px=2 * chunk)
+        convert.run("s1", source, folder / name / "pyramid.ome.zarr", folder / name / "pyramid.json", options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tissue, "_BLOCK_PX", block)
+            masks.append(run(folder / name, folder / name, mpp=3, threads=workers))
+    assert masks[0].any()
+    np.testing.assert_array_equal(*masks)
 
 
 @needs_data

@@ -37,6 +37,8 @@ TissueArg = Annotated[Path, typer.Option("--tissue", help="The slide's tissue.om
 TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.zarr.")]
 HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap store.")]
 HeatmapReceipt = Annotated[Path, typer.Option(help="The heatmap's receipt.")]
+SheetArg = Annotated[Path, typer.Option("--sheet", help="The slide sheet.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Slides of the sheet to leave out.")]
 Synthetic = Annotated[bool, typer.Option(help="Say on pictures that the slide is synthetic.")]
 
 
@@ -289,11 +291,11 @@ def detect(
 
 @app.command()
 def evaluate(
-    sheet: Annotated[Path, typer.Option(help="The slide sheet.")],
+    sheet: SheetArg,
     confusion: Annotated[Path, typer.Option(help="Folder that the stage confusion wrote into.")],
     detections: Annotated[Path, typer.Option(help="Folder that the stage detect wrote into.")],
     output: Annotated[Path, typer.Option(help="Folder to write metrics, tables and figures into.")],
-    exclude: Annotated[list[str] | None, typer.Option(help="Slides of the sheet to leave out.")] = None,
+    exclude: Exclude = None,
     rows: Annotated[str | None, typer.Option(help="Digest of the sheet's rows that is expected.")] = None,
     allow_missing: Annotated[bool, typer.Option(help="Evaluate the slides that are there.")] = False,
     options: Options = "{}",
@@ -314,19 +316,23 @@ def evaluate(
 
 @app.command()
 def report(
+    sheet: SheetArg,
     slides: Annotated[Path, typer.Option(help="Folder of the slides.")],
     heatmaps: Annotated[Path, typer.Option(help="Folder of the model's heatmaps.")],
     confusion: Annotated[Path, typer.Option(help="Folder of the model's confusion images.")],
     evaluation: Annotated[Path, typer.Option(help="Folder of the model's evaluation.")],
     output: Annotated[Path, typer.Option(help="HTML page to write.")],
+    exclude: Exclude = None,
     options: Options = "{}",
 ) -> None:
     """Write the report page."""
     from wsi_pipeline.config import ReportRun
     from wsi_pipeline.options import parse_options
+    from wsi_pipeline.sheet import load_sheet
     from wsi_pipeline.stages import report as stage
 
-    stage.run(slides, heatmaps, confusion, evaluation, output, parse_options("report", ReportRun, options))
+    loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
+    stage.run(slides, heatmaps, confusion, evaluation, output, parse_options("report", ReportRun, options), loaded)
 
 
 @app.command()

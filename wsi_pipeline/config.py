@@ -25,7 +25,7 @@ STEP_VERSIONS = {
     "confusion": 1,
     "detect": 1,
     "evaluate": 1,
-    "report": 1,
+    "report": 2,
 }
 
 Mpp = Annotated[float, Field(ge=0.05, le=50)]

@@ -83,6 +83,16 @@ def folder_of(files):
     return str(Path(files[0]).parent) if files else "."
 
 
+def patch_slides():
+    """Slides that patches are drawn from."""
+    return [] if CONFIG.training.weights else TRAINING + VALIDATION
+
+
+def used_slides():
+    """Slides that anything is made of."""
+    return patch_slides() + TEST
+
+
 def of_test_slides(pattern):
     return expand(pattern, slide=TEST, allow_missing=True)
 

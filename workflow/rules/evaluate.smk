@@ -40,6 +40,8 @@ rule report:
     input:
         ancient(of_test_slides("<results>/slides/{slide}/pyramid.ome.zarr")),
         ancient(of_test_slides("<results>/slides/{slide}/truth.ome.zarr")),
+        expand("<results>/slides/{slide}/{stage}.json", slide=used_slides(), stage=["pyramid", "tissue"]),
+        expand("<results>/slides/{slide}/patches.json", slide=patch_slides()),
         receipts=of_test_slides("<results>/slides/{slide}/truth.json"),
         heatmaps=ancient(expand("<results>/heatmaps/{model}/{slide}.ome.zarr", model=MODEL, slide=TEST)),
         stores=ancient(expand("<results>/confusion/{model}/{slide}.ome.zarr", model=MODEL, slide=TEST)),
@@ -57,10 +59,13 @@ rule report:
         runtime=60,
     params:
         options=options("report"),
+        sheet=CONFIG.cohort.slides,
+        exclude=EXCLUDE,
         slides=lambda wildcards, input: str(Path(folder_of(input.receipts)).parent),
         heatmaps=lambda wildcards, input: folder_of(input.heatmaps),
         confusion=lambda wildcards, input: folder_of(input.confusion),
         evaluation=lambda wildcards, input: folder_of([input.metrics]),
     shell:
-        "wsi-pipeline report --slides {params.slides:q} --heatmaps {params.heatmaps:q} --confusion {params.confusion:q}"
+        "wsi-pipeline report --sheet {params.sheet:q} {params.exclude:q} --slides {params.slides:q}"
+        " --heatmaps {params.heatmaps:q} --confusion {params.confusion:q}"
         " --evaluation {params.evaluation:q} --output {output:q} --options {params.options:q} > {log:q} 2>&1"

@@ -19,11 +19,13 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from PIL import Image as Pillow
 
+from wsi_pipeline.cohort import findings, patch_counts
 from wsi_pipeline.config import ReportRun
 from wsi_pipeline.figures import BLUE, GREEN, ORANGE, layer_on_picture
 from wsi_pipeline.files import write_text
 from wsi_pipeline.pictures import Picture, blend, color_heat, paint_labels, truth_outline
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.sheet import Sheet
 from wsi_pipeline.store import read_image
 from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics
 
@@ -50,8 +52,9 @@ def run(
     evaluation_folder: Path,
     output: Path,
     options: ReportRun,
+    sheet: Sheet,
 ) -> None:
-    """Write the page. Folders are those that the earlier stages wrote into, for one model."""
+    """Write the page. Folders are those that the earlier stages wrote into, for one model; `sheet` is the cohort."""
     metrics = read_metrics(evaluation_folder / "metrics.json")
     slides = metrics["cohort"]["test_slides"]
     parts: list[Element] = [Div(text=_headline(metrics, options), sizing_mode="stretch_width")]
@@ -71,6 +74,7 @@ def run(
         # A slide with tumour has more to show.
         first = int((table["label"] == "tumor").to_numpy().argmax())
         parts += [Div(text="<h2>Slides</h2>"), _slide_viewer(slides, views, first), _slide_table(table)]
+    parts.append(Div(text=_checks(slides_folder, sheet), sizing_mode="stretch_width"))
     parts.append(Div(text=_provenance(metrics), sizing_mode="stretch_width"))
     page = file_html(column(*parts, sizing_mode="stretch_width"), INLINE, title=options.title)
     write_text(output, page)
@@ -203,6 +207,16 @@ def _slide_table(table: pd.DataFrame) -> Element:
     height = min(500, 40 + 26 * len(table))
     source = ColumnDataSource(table.to_dict("list"))
     return DataTable(source=source, columns=shown, width=2 * _SLIDE_PX, height=height, index_position=None)
+
+
+def _checks(slides_folder: Path, sheet: Sheet) -> str:
+    found = findings(slides_folder, list(sheet))
+    text = "<h2>Data checks</h2>" + (_table(found) if found else "<p>No slide stands out.</p>")
+    counts = patch_counts(slides_folder, sheet.of_split("train", "validation"))
+    if counts:
+        head = ("slide", "normal candidates", "normal drawn", "tumour candidates", "tumour drawn")
+        text += f"<h2>Training and validation patches</h2>{_table([head, *counts])}"
+    return text
 
 
 def _provenance(metrics: Figures) -> str:

@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """Write the tissue mask of one slide; `StoreError` where no tissue is found."""
     pyramid = Pyramid(pyramid_path)
-    feature, ink = read_features(pyramid, options, threads)
+    feature, ink = read_features(pyramid, options, threads, _BLOCK_PX)
     threshold = find_threshold(feature, ink, options)
     mask = clean(above(feature, threshold, options) & ~ink, options)
     if not mask.any():
@@ -78,7 +78,7 @@ def run(
 
 
 def read_features(
-    pyramid: Pyramid, options: TissueOptions, threads: int, block_px: int = _BLOCK_PX
+    pyramid: Pyramid, options: TissueOptions, threads: int, block_px: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Saturation or grey (h, w) uint8 and pen ink (h, w) bool of the whole slide at `options.mpp`."""
     size = pyramid.size_at(options.mpp)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsi_pipeline.cohort import findings, outliers, patch_counts
+from wsi_pipeline.receipts import write_receipt
+
+
+def write_slide(folder: Path, slide: str, mm2: float, pen: int = 0, damaged: int = 0, **patches: Any) -> None:
+    tissue = {"tissue_mm2": mm2, "pen_pixels": pen, "shape": [100, 100]}
+    write_receipt(folder / slide / "tissue.json", "tissue", tissue)
+    write_receipt(folder / slide / "pyramid.json", "convert", {"levels": [{"damaged_tiles": [[0, 0]] * damaged}]})
+    if patches:
+        write_receipt(folder / slide / "patches.json", "patches", patches)
+
+
+def test_what_stands_out_is_named(tmp_path: Path) -> None:
+    for number, mm2 in enumerate((90, 100, 110, 95, 105, 120, 85, 130)):
+        write_slide(tmp_path, f"s{number}", mm2, pen=50 if number else 400, damaged=2 * (number == 3))
+    write_slide(tmp_path, "lost", 0.5)
+    write_slide(tmp_path, "glass", 2000)
+    slides = ["glass", *(f"s{k}" for k in range(8)), "lost", "not-there"]
+    assert findings(tmp_path, slides) == [
+        ("glass", "2e+03 mm² of tissue, 19.5 times the cohort's median"),
+        ("s0", "4 % of the slide were taken for pen marks"),
+        ("s3", "2 damaged tiles are white"),
+        ("lost", "0.5 mm² of tissue, 1/205 of the cohort's median"),
+    ]
+    assert findings(tmp_path, ["s1", "s2"]) == []
+
+
+@pytest.mark.parametrize("value", [1.0, 5000.0])
+def test_outliers_are_judged_among_enough_slides_and_beyond_a_tenth(value: float) -> None:
+    same = {f"s{k}": 100.0 for k in range(7)}
+    assert list(outliers({**same, "x": value})) == ["x"]
+    assert outliers({**same, "x": 109.0}) == {}
+    assert outliers({"a": 1.0, "b": 1.0, "x": value}) == {}
+    spread = {f"s{k}": 2.0**k for k in range(14)}
+    assert outliers({**spread, "x": value}) == {}
+
+
+def test_patches_are_counted_by_class_and_slide(tmp_path: Path) -> None:
+    assert patch_counts(tmp_path, ["a"]) == []
+    for slide, tumor in (("a", 0), ("b", 1500)):
+        write_slide(
+            tmp_path, slide, 1,
+            candidates={"normal": 2000, "tumor": tumor}, drawn={"normal": 1000, "tumor": min(tumor, 1000)},
+        )  # fmt: skip
+    assert patch_counts(tmp_path, ["b", "a"]) == [
+        ("b", "2,000", "1,000", "1,500", "1,000"),
+        ("a", "2,000", "1,000", "0", "0"),
+        ("all", "4,000", "2,000", "1,500", "1,000"),
+    ]
