@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.config import PatchDraw, TissueOptions, TruthOptions
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks import AreaShares
+from wsi_pipeline.patch_store import PatchStore
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.stages import patches, tissue, truth
 from wsi_pipeline.stages.patches import draw
@@ -42,7 +44,7 @@ def run(prepared: Path, slide: Path, out: Path, **options: object) -> tuple[dict
 
 
 def test_patches_are_what_their_labels_say(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
-    facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=24)
+    facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=24, codec="zstd")
     assert facts["drawn"] == facts["candidates"]
     pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
     spec = pyramid.patch_spec(96, 0.5)
@@ -65,6 +67,85 @@ def test_caps_hold_for_each_class(prepared: Path, tissue_slide: Path, tmp_path: 
     facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=24, max_tumor=7, max_normal=3)
     assert facts["drawn"] == {"normal": 3, "tumor": 7}
     assert [(r["y"], r["x"]) for r in rows] == sorted((r["y"], r["x"]) for r in rows)
+    assert {r["drawn_as"] for r in rows} == {"tumor", "normal beside tumor"}
+
+
+def test_slides_are_balanced_where_the_config_says_so(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    facts, _ = run(prepared, tissue_slide, tmp_path, stride_um=24, max_tumor=10, normal_per_tumor=1.25)
+    assert facts["drawn"] == {"normal": 13, "tumor": 10}
+    labels = np.zeros(40, np.int8)
+    assert len(draw(labels, "s", PatchDraw(max_normal=30, normal_per_tumor=1))) == 30
+
+
+def test_labels_by_the_centre(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    """Tumour is (200, 200) to (800, 800), an ignored square (1000, 400) to (1200, 600); patches are 96 px, 48 um."""
+    rows = {}
+    for rule in ("area_fraction", "centre_region", "centre_nearest"):
+        _, rows[rule] = run(prepared, tissue_slide, tmp_path, stride_um=12, label_rule=rule, region_um=16)
+    for rule, reach in (("centre_region", 16), ("centre_nearest", 0)):
+        for row in rows[rule]:
+            x, y = row["x"] + 48, row["y"] + 48
+            is_tumor = 200 - reach < x < 800 + reach and 200 - reach < y < 800 + reach
+            at_border = min(abs(v - edge) for v in (x, y) for edge in (200 - reach, 800 + reach)) < 16
+            assert (row["label"] == 1) == is_tumor or at_border
+            assert not (1016 < x < 1184 and 416 < y < 584)
+    # Patches with some tumour are left out by the first rule only.
+    between = {rule: [r for r in found if 0 < r["tumor_fraction"] < 0.75] for rule, found in rows.items()}
+    assert not between["area_fraction"]
+    assert {r["label"] for r in between["centre_nearest"]} == {0, 1}
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.8])
+def test_borders_are_stored_around_patches(prepared: Path, tissue_slide: Path, tmp_path: Path, mpp: float) -> None:
+    facts, rows = run(prepared, tissue_slide, tmp_path, mpp=mpp, border_px=12, codec="zstd", max_normal=20)
+    assert facts["size_px"] == 96
+    assert facts["border_px"] == 12
+    store = PatchStore(tmp_path / "patches.zarr")
+    assert (store.border_px, store.edge, len(store)) == (12, 120, len(rows))
+    pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
+    spec = pyramid.patch_spec(96, mpp)
+    for number in range(0, len(rows), 7):
+        patch = pyramid.read_patch(rows[number]["x"], rows[number]["y"], spec)
+        inside = store.read(number)[12:-12, 12:-12]
+        # Where patches are resampled, the place of the border is rounded to pixels of the slide.
+        most = 0 if mpp == 0.5 else 8
+        assert np.abs(patch.astype(int) - inside).mean() <= most
+
+
+def test_patches_are_small_jpegs_that_zarr_reads_too(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=12)
+    assert len(rows) > 300
+    store = PatchStore(tmp_path / "patches.zarr")
+    pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
+    spec = pyramid.patch_spec(96, 0.5)
+    array = zarr.open_array(tmp_path / "patches.zarr", mode="r")
+    for number in (0, 1, 255, 256, len(rows) - 1):
+        pixels = store.read(number)
+        np.testing.assert_array_equal(np.asarray(array[number]), pixels)
+        exact = pyramid.read_patch(rows[number]["x"], rows[number]["y"], spec)
+        assert np.abs(pixels.astype(int) - exact).mean() < 3
+    np.testing.assert_array_equal(store.read_all()[300], store.read(300))
+    used = sum(p.stat().st_size for p in (tmp_path / "patches.zarr").rglob("*") if p.is_file())
+    assert used < 0.6 * store.nbytes
+    first = facts["store_sha256"]
+    assert run(prepared, tissue_slide, tmp_path, stride_um=12)[0]["store_sha256"] == first
+
+
+def test_damaged_patches_are_named(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    run(prepared, tissue_slide, tmp_path, stride_um=24)
+    path = tmp_path / "patches.zarr"
+    shard = path / "c" / "0" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[:200] = bytes(200)
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match=r"patches.zarr: patch 0 is damaged \(.*Run the stage patches again"):
+        PatchStore(path).read(0)
+    shard.unlink()
+    with pytest.raises(StoreError, match="patch 3 is damaged"):
+        PatchStore(path).read(3)
+    (path / "zarr.json").write_text("{}")
+    with pytest.raises(StoreError, match="not a patch store"):
+        PatchStore(path)
 
 
 def test_a_slide_without_candidates_gives_an_empty_store(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import zarr
 from safetensors.torch import load_file, save_file
 
+from wsi_pipeline import patch_store
+from wsi_pipeline.codecs import Lossless
 from wsi_pipeline.config import AugmentationOptions, TrainingRun
 from wsi_pipeline.errors import ModelError, PipelineError
 from wsi_pipeline.files import canonical_json
-from wsi_pipeline.model.augment import augment, oriented
+from wsi_pipeline.geometry import Size
+from wsi_pipeline.model.augment import augment, centred, jittered, oriented
 from wsi_pipeline.model.bank import BalancedSampler, PatchBank
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.download import download_imagenet
@@ -36,12 +38,13 @@ def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed:
         coarse = rng.integers(60, 220, (-(-size_px // cell),) * 2)
         pixels[k] = np.kron(coarse, np.ones((cell, cell)))[:size_px, :size_px, None]
     folder.mkdir(parents=True)
-    shape = (len(labels), size_px, size_px, 3)
-    array = zarr.create_array(folder / "patches.zarr", shape=shape, chunks=(1, *shape[1:]), dtype="uint8")
-    array[...] = pixels
+    codec = Lossless(Size(size_px, size_px))
+    patch_store.write_patches(
+        folder / "patches.zarr", len(labels), size_px, 0, codec, lambda start, stop: pixels[start:stop], 1
+    )
     pq.write_table(pa.table({"label": np.array(labels, np.int8)}), folder / "patches.parquet")
     receipt = folder / "patches.json"
-    facts = {"stage": "patches", "slide": folder.name, "size_px": size_px, "options": {"mpp": 0.5}}
+    facts = {"stage": "patches", "slide": folder.name, "size_px": size_px, "border_px": 0, "options": {"mpp": 0.5}}
     receipt.write_text(canonical_json({**facts, "seed": seed}))
     return receipt
 
@@ -237,3 +240,38 @@ def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], 
     last = trained("last")
     assert last.progress.best_state == {}
     assert torch.equal(last.final_state()["fc.weight"], last._network.fc.weight)
+
+
+def test_patches_move_within_their_border_by_draws_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (200, 15, 15, 3), np.uint8)
+    one = jittered(pixels, 3, seed=1, step=5)
+    assert one.shape == (200, 9, 9, 3)
+    np.testing.assert_array_equal(one, jittered(pixels, 3, seed=1, step=5))
+    assert not np.array_equal(one, jittered(pixels, 3, seed=1, step=6))
+    places = {
+        (y, x)
+        for patch, moved in zip(pixels, one, strict=True)
+        for y in range(7)
+        for x in range(7)
+        if np.array_equal(patch[y : y + 9, x : x + 9], moved)
+    }
+    assert len(places) > 40
+    assert jittered(pixels, 0, seed=1, step=5) is pixels
+    np.testing.assert_array_equal(centred(pixels, 3), pixels[:, 3:12, 3:12])
+
+
+def test_patches_with_a_border_train_at_their_own_size(tmp_path: Path) -> None:
+    receipts = [write_patches(tmp_path / name, [0, 1] * 6, size_px=91, seed=k) for k, name in enumerate("ab")]
+    for receipt in receipts:
+        facts = json.loads(receipt.read_text()) | {"size_px": 75, "border_px": 8}
+        receipt.write_text(canonical_json(facts))
+        metadata = receipt.with_name("patches.zarr") / "zarr.json"
+        metadata.write_text(metadata.read_text().replace('"border_px": 0', '"border_px": 8'))
+    sets = PatchSet.of(receipts[:1]), PatchSet.of(receipts[1:])
+    run(sets, tmp_path)
+    model = read_model_json(tmp_path / "model.json")
+    assert model.size_px == 75
+    other = write_patches(tmp_path / "c", [0, 1], size_px=75)
+    with pytest.raises(PipelineError, match="differ in size, border or scale"):
+        run((PatchSet.of([receipts[0], other]), sets[1]), tmp_path)

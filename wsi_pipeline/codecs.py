@@ -31,6 +31,7 @@ CODEC = "imagecodecs_jpeg"
 # A level of a pyramid is (c, y, x); its chunks are kept as (y, x, c), as pictures are.
 _ORDER = (1, 2, 0)
 _BLOSC_BITSHUFFLE = 2
+_ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Lossless:
     """Zstandard over shuffled bits, by Blosc."""
 
     chunk: Size
-    level: int = 3
+    level: int = _ZSTD_LEVEL
 
     def encode(self, pixels: NDArray[np.uint8]) -> bytes:
         blosc = numcodecs.Blosc("zstd", self.level, _BLOSC_BITSHUFFLE, typesize=pixels.shape[2])
@@ -62,7 +63,7 @@ ChunkCodec = Jpeg | Lossless
 
 @dataclass(frozen=True)
 class ImagecodecsJpeg(ArrayBytesCodec):
-    """The zarr codec `imagecodecs_jpeg` for chunks (y, x) or (y, x, 3) of uint8."""
+    """The zarr codec `imagecodecs_jpeg` for chunks (y, x) or (y, x, 3) of uint8, and any number of axes of 1 before."""
 
     is_fixed_size = False
 
@@ -82,7 +83,10 @@ class ImagecodecsJpeg(ArrayBytesCodec):
         return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(chunk_spec.shape))
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
-        stream = await asyncio.to_thread(self.jpeg.encode, np.asarray(chunk_data.as_numpy_array()))
+        pixels = np.asarray(chunk_data.as_numpy_array())
+        while pixels.ndim > 3 and pixels.shape[0] == 1:
+            pixels = pixels[0]
+        stream = await asyncio.to_thread(self.jpeg.encode, pixels)
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def compute_encoded_size(self, _input_byte_length: int, _chunk_spec: ArraySpec) -> int:
@@ -100,26 +104,44 @@ register()
 
 def chunk_codec(options: PyramidOptions, chunk: Size) -> ChunkCodec:
     """The codec that the config names for chunks that are not copied."""
-    if options.codec == "zstd":
-        return Lossless(chunk, options.zstd_level)
-    return Jpeg(level=options.quality, colorspace_data="RGB", colorspace_jpeg="YCbCr", subsampling=options.subsampling)
+    return picture_codec(options.codec, chunk, options.quality, options.subsampling, options.zstd_level)
+
+
+def picture_codec(
+    name: str, size: Size, quality: int, subsampling: str = "444", zstd_level: int = _ZSTD_LEVEL
+) -> ChunkCodec:
+    """The codec `jpeg` or `zstd` for pictures of `size`."""
+    if name == "zstd":
+        return Lossless(size, zstd_level)
+    return Jpeg(level=quality, colorspace_data="RGB", colorspace_jpeg="YCbCr", subsampling=subsampling)
 
 
 def zarr_codecs(codec: ChunkCodec) -> dict[str, Any]:
-    """The keyword arguments of `zarr.create_array` that name this codec."""
-    filters = [TransposeCodec(order=_ORDER)]
+    """The keyword arguments of `zarr.create_array` that name this codec, for the level of a pyramid."""
+    return {"filters": [TransposeCodec(order=_ORDER)], **array_codecs(codec)}
+
+
+def array_codecs(codec: ChunkCodec) -> dict[str, Any]:
+    """The same for arrays whose chunks are pictures (y, x, c) as they are."""
     if isinstance(codec, Lossless):
         blosc = BloscCodec(cname="zstd", clevel=codec.level, shuffle="bitshuffle", typesize=3)
-        return {"filters": filters, "serializer": BytesCodec(), "compressors": blosc}
-    return {"filters": filters, "serializer": ImagecodecsJpeg(codec), "compressors": None}
+        return {"serializer": BytesCodec(), "compressors": blosc}
+    return {"serializer": ImagecodecsJpeg(codec), "compressors": None}
 
 
 def codec_of(metadata: list[dict[str, Any]], chunk: Size) -> ChunkCodec:
-    """The codec that a store's metadata names; `ValueError` for a chain that `zarr_codecs` does not make."""
+    """The codec that the metadata of a pyramid's level names; `ValueError` for what `zarr_codecs` does not make."""
+    first, *others = metadata or [{}]
+    if first.get("name") != "transpose" or tuple(first["configuration"]["order"]) != _ORDER:
+        raise ValueError("its codecs are not those of a pyramid")
+    return picture_codec_of(others, chunk)
+
+
+def picture_codec_of(metadata: list[dict[str, Any]], size: Size) -> ChunkCodec:
+    """The codec of pictures of `size` that metadata name; `ValueError` for what `array_codecs` does not make."""
     names = [codec["name"] for codec in metadata]
-    if names[:1] == ["transpose"] and tuple(metadata[0]["configuration"]["order"]) == _ORDER:
-        if names[1:] == [CODEC]:
-            return Jpeg.from_configuration(metadata[1].get("configuration", {}))
-        if names[1:] == ["bytes", "blosc"]:
-            return Lossless(chunk, metadata[2]["configuration"]["clevel"])
-    raise ValueError(f"codecs {', '.join(names)} are not those of a pyramid")
+    if names == [CODEC]:
+        return Jpeg.from_configuration(metadata[0].get("configuration", {}))
+    if names == ["bytes", "blosc"]:
+        return Lossless(size, metadata[1]["configuration"]["clevel"])
+    raise ValueError(f"codecs {', '.join(names)} are not those of pictures")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_pipeline.config import CLASSES
 from wsi_pipeline.receipts import Facts, read_receipt
 
 # Modified z-score: B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers, ASQC 1993.
@@ -15,7 +16,6 @@ _LEAST_SLIDES = 8
 # Spreads below this factor are no reason to call anything an outlier.
 _LEAST_SPREAD = np.log(1.1)
 _MENTIONED_PEN = 0.01
-CLASSES = ("normal", "tumor")
 
 
 def receipts_of(slides_folder: Path, slides: Sequence[str], stage: str, name: str) -> dict[str, Facts]:

@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# What a slide or a patch is; the number of a class is its place.
+CLASSES = ("normal", "tumor")
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 # Raised by one where a stage's results change: everything that it made is then made again.
@@ -19,8 +22,8 @@ STEP_VERSIONS = {
     "convert": 2,
     "tissue": 1,
     "truth": 2,
-    "patches": 1,
-    "train": 1,
+    "patches": 2,
+    "train": 2,
     "heatmap": 1,
     "confusion": 1,
     "detect": 1,
@@ -33,6 +36,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+LabelRule = Literal["centre_nearest", "centre_region", "area_fraction"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
@@ -137,13 +141,26 @@ class PatchesOptions(Section):
 
     mpp: Mpp = Field(0.25, description="Scale of a patch, um per pixel.")
     size_px: Annotated[int, Field(ge=75, le=2048)] = Field(299, description="Edge of a patch, pixels.")
+    border_px: Annotated[int, Field(ge=0, le=512)] = Field(
+        0, description="More pixels stored on each side, within which training moves the patch at random."
+    )
     stride_um: Positive | None = Field(None, description="Distance of neighbouring positions, um; null is one patch.")
     min_tissue: Fraction = Field(0.75, description="Least share of a patch that is tissue.")
-    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.75, description="Least share of a tumour patch that is tumour; a normal patch has none."
+    label_rule: LabelRule = Field(
+        "area_fraction",
+        description="Label of a patch: tumour where at least min_tumor of its area is and normal where none is, what "
+        "lies between is left out (area_fraction); tumour where its central region has any (centre_region); or the "
+        "truth pixel nearest to its centre (centre_nearest).",
     )
+    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(0.75, description="Least share of tumour for area_fraction.")
+    region_um: Positive = Field(32.0, description="Edge of the central region of centre_region, um.")
     max_tumor: Count = Field(1000, description="Most tumour patches of a slide.")
     max_normal: Count = Field(1000, description="Most normal patches of a slide.")
+    normal_per_tumor: Positive | None = Field(
+        None, description="Most normal patches of a slide with tumour patches, for each of these; null is any number."
+    )
+    codec: Literal["jpeg", "zstd"] = Field("jpeg", description="How patches are stored: jpeg, or zstd without loss.")
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(95, description="JPEG quality; chroma is not subsampled.")
 
 
 class AugmentationOptions(Section):
@@ -223,7 +240,7 @@ class OperatingPointOptions(Section):
 class PatchLevelOptions(Section):
     """Which patches are tumour when predictions are judged."""
 
-    label_rule: Literal["centre_nearest", "centre_region", "area_fraction"] = Field(
+    label_rule: LabelRule = Field(
         "centre_nearest",
         description="Truth of a patch: the truth pixel nearest to its centre, any tumour in its central region, "
         "or at least min_tumor of its area.",

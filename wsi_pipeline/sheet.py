@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.config import NAME_PATTERN, TissueOptions
+from wsi_pipeline.config import CLASSES, NAME_PATTERN, TissueOptions
 from wsi_pipeline.errors import ConfigError, SheetError
 from wsi_pipeline.files import digest_json
 from wsi_pipeline.geometry import MPP_RANGE
 from wsi_pipeline.options import validated
 
 SPLITS = ("train", "validation", "test")
-LABELS = ("normal", "tumor")
 REQUIRED = ("slide", "path", "split")
 COLUMNS = (
     *REQUIRED,
@@ -192,7 +191,7 @@ def _parse(cells: dict[str, str], where: str) -> SlideRow:
     split = one_of("split", SPLITS)
     if split is None:
         raise SheetError(f"{where}: the split is empty", remedy=f"Use one of {', '.join(SPLITS)}")
-    label = one_of("label", LABELS)
+    label = one_of("label", CLASSES)
     annotation = cells["annotation"] or None
     if label is None and annotation:
         label = "tumor"

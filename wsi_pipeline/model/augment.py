@@ -28,6 +28,21 @@ def to_input(unit: Tensor) -> Tensor:
     return unit.mul(2).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
+def centred(patches: NDArray[np.uint8], border_px: int) -> NDArray[np.uint8]:
+    """Patches (n, h, w, 3) without the border that is stored around them."""
+    return patches[:, border_px : patches.shape[1] - border_px, border_px : patches.shape[2] - border_px]
+
+
+def jittered(patches: NDArray[np.uint8], border_px: int, seed: int, step: int) -> NDArray[np.uint8]:
+    """Patches (n, h, w, 3) each cut out of its border at a random place, drawn from (seed, step)."""
+    if border_px == 0:
+        return patches
+    height, width = (edge - 2 * border_px for edge in patches.shape[1:3])
+    corners = generator(seed, "jitter", step).integers(0, 2 * border_px + 1, (len(patches), 2)).tolist()
+    cut = [patch[y : y + height, x : x + width] for patch, (y, x) in zip(patches, corners, strict=True)]
+    return np.stack(cut)
+
+
 def augment(unit: Tensor, options: AugmentationOptions, seed: int, step: int) -> Tensor:
     """Change a batch (n, 3, h, w) in [0, 1] by draws that depend on (seed, step) alone."""
     rng = generator(seed, "augment", step)

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import zarr
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.levels import OPEN_SHARDS, Cache
+from wsi_pipeline.patch_store import PatchStore
 from wsi_pipeline.seeds import generator
+from wsi_pipeline.shards import Shard
 
 GIB = 1 << 30
 
@@ -25,35 +27,39 @@ class PatchBank:
     """
 
     def __init__(self, stores: Sequence[Path], indices: Sequence[Path], *, memory_gib: float = 4.0) -> None:
-        self._arrays: list[zarr.Array[Any]] = [_open(path) for path in stores]
+        files: Cache[Shard] = Cache(OPEN_SHARDS)
+        self._stores = [PatchStore(path, files) for path in stores]
         labels = [pq.read_table(path, columns=["label"])["label"].to_numpy() for path in indices]
-        for array, own, path in zip(self._arrays, labels, stores, strict=True):
-            if array.shape[0] != len(own):
+        for store, own, path in zip(self._stores, labels, stores, strict=True):
+            if len(store) != len(own):
                 raise StoreError(
-                    f"{path}: {array.shape[0]} patches, but its index has {len(own)}",
+                    f"{path}: {len(store)} patches, but its index has {len(own)}",
                     remedy="Run the stage patches of this slide again",
                 )
         self.labels: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *labels]).astype(np.int64)
         counts = [len(own) for own in labels]
         self.slides: NDArray[np.int64] = np.repeat(np.arange(len(counts)), counts)
         self._starts = np.cumsum([0, *counts])
-        self.shape = self._arrays[0].shape[1:] if self._arrays else (0, 0, 3)
+        first = self._stores[0] if self._stores else None
+        self.border_px = first.border_px if first else 0
+        self._edge = first.edge if first else 0
         self._cache: NDArray[np.uint8] | None = None
-        if sum(array.nbytes for array in self._arrays) <= memory_gib * GIB:
-            loaded = [np.asarray(array[...]) for array in self._arrays if array.shape[0]]
-            self._cache = np.concatenate(loaded) if loaded else np.zeros((0, *self.shape), np.uint8)
+        if sum(store.nbytes for store in self._stores) <= memory_gib * GIB:
+            self._cache = np.concatenate(
+                [np.zeros((0, self._edge, self._edge, 3), np.uint8), *(store.read_all() for store in self._stores)]
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pixels of the patches `index`, (n, P, P, 3) uint8."""
+        """Pixels of the patches `index` with their borders, (n, P, P, 3) uint8."""
         if self._cache is not None:
             return self._cache[index]
-        out = np.empty((len(index), *self.shape), np.uint8)
+        out = np.empty((len(index), self._edge, self._edge, 3), np.uint8)
         for k, patch in enumerate(index):
             slide = self.slides[patch]
-            out[k] = self._arrays[slide][int(patch - self._starts[slide])]
+            out[k] = self._stores[slide].read(int(patch - self._starts[slide]))
         return out
 
     def batches(self, indices: Iterator[NDArray[np.int64]], ahead: int) -> Iterator[tuple[Any, NDArray[np.uint8]]]:
@@ -93,10 +99,3 @@ class BalancedSampler:
             patches = slides[int(v * len(slides))]
             picked[k] = patches[int(w * len(patches))]
         return picked
-
-
-def _open(path: Path) -> zarr.Array[Any]:
-    try:
-        return zarr.open_array(path, mode="r")
-    except (FileNotFoundError, OSError, ValueError) as error:
-        raise StoreError(f"{path}: not a patch store ({error})", remedy="Run the stage patches again") from error

@@ -1,35 +1,37 @@
 """Stage patches: which patches of a slide train the network, and their pixels.
 
-Candidates lie on a grid. A tumour patch has at least `min_tumor` of its area in tumour, a normal one
-none; both have at least `min_tissue` tissue, and neither touches anything that is to be ignored. What
-lies between is left out. Draws are seeded by (seed, slide), and a higher cap only adds patches.
+Candidates lie on a grid, have at least `min_tissue` tissue and are labelled by the rule of the config.
+Draws are seeded by (seed, slide), so that no slide changes another's, and a higher cap only adds
+patches. They are stored in the order of the slide's shards, so that neighbours share what is decoded.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import PatchDraw
+from wsi_pipeline.codecs import picture_codec
+from wsi_pipeline.config import CLASSES, PatchDraw
 from wsi_pipeline.files import digest_file, digest_tree, publish
-from wsi_pipeline.geometry import Grid, PatchSpec
-from wsi_pipeline.masks import IGNORE, TUMOR, grid_shares
+from wsi_pipeline.geometry import Grid, PatchSpec, Size
+from wsi_pipeline.masks import IGNORE, TUMOR, grid_shares, grid_truth
+from wsi_pipeline.patch_store import write_patches
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import write_receipt
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.store import Image, compressor, read_image
+from wsi_pipeline.store import Image, read_image
 
 log = logging.getLogger(__name__)
 
-CLASSES = ("normal", "tumor")
-_SHARD = 64
+# About as many pixels of level 0 as a shard; patches are stored square by square.
+_SQUARE_PX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,9 @@ def run(
     tissue, truth = read_image(tissue_path, pyramid.mpp), read_image(truth_path, pyramid.mpp)
     candidates = find_candidates(tissue, truth, grid, pyramid.mpp, options)
     drawn = candidates.take(draw(candidates.label, slide, options))
+    drawn = drawn.take(np.lexsort((drawn.x, drawn.y, drawn.x // _SQUARE_PX, drawn.y // _SQUARE_PX)))
     with publish(store) as partial:
-        _write_pixels(partial, pyramid, spec, drawn, threads)
-        digest = digest_tree(partial)
+        digest = digest_tree(partial, known=_write_pixels(partial, pyramid, drawn, options, threads))
     with publish(index) as partial:
         pq.write_table(_table(slide, spec, drawn), partial)
     counts = {
@@ -85,6 +87,7 @@ def run(
         {
             "slide": slide,
             "size_px": spec.size_px,
+            "border_px": options.border_px,
             "mpp": spec.mpp,
             "grid": [grid.columns, grid.rows],
             **counts,
@@ -107,10 +110,19 @@ def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, o
     """Grid positions that may be a training patch, row by row."""
     tissue_share = grid_shares(tissue.data > 0, tissue.mpp, grid, slide_mpp)
     tumor_share = grid_shares(truth.data == TUMOR, truth.mpp, grid, slide_mpp)
-    ignore_share = grid_shares(truth.data == IGNORE, truth.mpp, grid, slide_mpp)
-    usable = (tissue_share >= options.min_tissue) & (ignore_share == 0)
-    is_tumor = tumor_share >= options.min_tumor
-    rows, columns = np.nonzero(usable & (is_tumor | (tumor_share == 0)))
+    usable = tissue_share >= options.min_tissue
+    if options.label_rule == "area_fraction":
+        is_tumor = tumor_share >= options.min_tumor
+        usable &= is_tumor | (tumor_share == 0)
+        usable &= grid_shares(truth.data == IGNORE, truth.mpp, grid, slide_mpp) == 0
+    else:
+        labels = grid_truth(
+            truth, grid, slide_mpp,
+            rule=options.label_rule, region_um=options.region_um, min_tumor=options.min_tumor,
+        )  # fmt: skip
+        is_tumor = labels == TUMOR
+        usable &= labels != IGNORE
+    rows, columns = np.nonzero(usable)
     return Candidates(
         x=grid.x()[columns],
         y=grid.y()[rows],
@@ -122,33 +134,34 @@ def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, o
 
 def draw(labels: NDArray[np.int8], slide: str, options: PatchDraw) -> NDArray[np.int64]:
     """Indices of the candidates that are drawn, ascending; at most the cap of each class."""
-    caps = (options.max_normal, options.max_tumor)
-    picked = []
-    for label, cap in enumerate(caps):
+
+    def of_class(label: int, cap: int) -> NDArray[np.int64]:
         members = np.flatnonzero(labels == label)
         order = generator(options.seed, "patches", slide, label).permutation(len(members))
-        picked.append(members[order[:cap]])
-    return np.sort(np.concatenate(picked))
+        return members[order[:cap]]
+
+    tumor = of_class(1, options.max_tumor)
+    most_normal = options.max_normal
+    if options.normal_per_tumor is not None and len(tumor):
+        most_normal = min(most_normal, math.ceil(options.normal_per_tumor * len(tumor)))
+    return np.sort(np.concatenate((of_class(0, most_normal), tumor)))
 
 
-def _write_pixels(store: Path, pyramid: Pyramid, spec: PatchSpec, drawn: Candidates, threads: int) -> None:
-    edge = spec.size_px
-    array = zarr.create_array(
-        store,
-        shape=(len(drawn.x), edge, edge, 3),
-        chunks=(1, edge, edge, 3),
-        shards=(_SHARD, edge, edge, 3),
-        dtype="uint8",
-        compressors=compressor(),
-        fill_value=0,
-        dimension_names=["patch", "y", "x", "c"],
-    )
-    for start in range(0, len(drawn.x), _SHARD):
-        part = slice(start, start + _SHARD)
-        array[part] = pyramid.read_patches(drawn.x[part].tolist(), drawn.y[part].tolist(), spec, threads)
+def _write_pixels(store: Path, pyramid: Pyramid, drawn: Candidates, options: PatchDraw, threads: int) -> dict[str, str]:
+    border = options.border_px
+    spec = pyramid.patch_spec(options.size_px + 2 * border, options.mpp)
+    margin = border * spec.mpp / pyramid.mpp
+    x, y = np.rint(drawn.x - margin).astype(int).tolist(), np.rint(drawn.y - margin).astype(int).tolist()
+    codec = picture_codec(options.codec, Size(spec.size_px, spec.size_px), options.quality)
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        return pyramid.read_patches(x[start:stop], y[start:stop], spec)
+
+    return write_patches(store, len(x), spec.size_px, border, codec, read, threads)
 
 
 def _table(slide: str, spec: PatchSpec, drawn: Candidates) -> pa.Table:
+    beside = "normal beside tumor" if drawn.label.any() else "normal"
     return pa.table(
         {
             "slide": pa.array([slide] * len(drawn.x), pa.string()),
@@ -158,5 +171,6 @@ def _table(slide: str, spec: PatchSpec, drawn: Candidates) -> pa.Table:
             "label": drawn.label,
             "tumor_fraction": drawn.tumor_fraction,
             "tissue_fraction": drawn.tissue_fraction,
+            "drawn_as": pa.array(["tumor" if label else beside for label in drawn.label], pa.string()),
         }
     )

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from wsi_pipeline.config import TrainingRun
+from wsi_pipeline.config import CLASSES, TrainingRun
 from wsi_pipeline.errors import ModelError, PipelineError
 from wsi_pipeline.figures import training_curves
 from wsi_pipeline.files import digest_json, publish, write_text
 from wsi_pipeline.metrics.curves import Histogram, auc
-from wsi_pipeline.model.augment import augment, to_input, to_unit
+from wsi_pipeline.model.augment import augment, centred, jittered, to_input, to_unit
 from wsi_pipeline.model.bank import BalancedSampler, PatchBank
 from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.folder import (
@@ -39,7 +39,6 @@ from wsi_pipeline.model.folder import (
 )
 from wsi_pipeline.model.inception import InceptionV3
 from wsi_pipeline.receipts import Facts, read_receipt
-from wsi_pipeline.stages.patches import CLASSES
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +200,7 @@ class Trainer:
         # Dropout draws from torch's own generator.
         torch.manual_seed(options.seed * 1_000_003 + step)
         self._network.train()
+        pixels = jittered(pixels, self._bank.border_px, options.seed, step)
         unit = augment(to_unit(pixels, device.device), options.augmentation, options.seed, step)
         with device.autocast():
             logits = self._network(to_input(unit))
@@ -247,7 +247,8 @@ class Trainer:
         logits: list[Tensor] = []
         with torch.inference_mode(), self._device.autocast():
             for _, pixels in self._held_out.batches(parts, _READ_AHEAD):
-                logits.append(self._network(to_input(to_unit(pixels, self._device.device))).float().cpu())
+                unit = to_unit(centred(pixels, self._held_out.border_px), self._device.device)
+                logits.append(self._network(to_input(unit)).float().cpu())
         all_logits, labels = torch.cat(logits), self._held_out.labels[chosen]
         loss = F.cross_entropy(all_logits, torch.from_numpy(labels)).item()
         scores = all_logits.softmax(1)[:, CLASSES.index("tumor")].numpy()
@@ -292,9 +293,10 @@ class Trainer:
 def _common_geometry(facts: Sequence[Facts]) -> tuple[int, float]:
     first = facts[0]
     for other in facts[1:]:
-        if other["size_px"] != first["size_px"] or other["options"]["mpp"] != first["options"]["mpp"]:
+        kinds = [(one["size_px"], one["border_px"], one["options"]["mpp"]) for one in (first, other)]
+        if kinds[0] != kinds[1]:
             raise PipelineError(
-                f"patches of {other['slide']} and {first['slide']} differ in size or scale",
+                f"patches of {other['slide']} and {first['slide']} differ in size, border or scale",
                 remedy="Run the stage patches again for all slides",
             )
     return int(first["size_px"]), float(first["options"]["mpp"])
