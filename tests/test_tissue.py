@@ -8,6 +8,7 @@ import pytest
 from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from wsi_pipeline.annotations import read_annotation
 from wsi_pipeline.config import PyramidOptions, TissueOptions, TruthOptions
@@ -84,6 +85,26 @@ def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:
     assert not cleaned[3:5, 60:62].any()
     untouched = TissueOptions(mpp=10, **NO_CLEANING)
     np.testing.assert_array_equal(clean(mask, untouched), mask)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(0, 20), st.sampled_from((0.05, 0.4, 0.6, 0.95)))
+@settings(max_examples=60, deadline=None)
+def test_closing_and_pieces_are_what_distances_and_labels_say(seed: int, radius: int, least: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.normal(size=rng.integers(1, 60, 2)), rng.uniform(0, 3))
+    mask = noise < np.quantile(noise, share)
+    padded = np.pad(mask, radius + 1)
+    grown = ndimage.distance_transform_edt(~padded) <= radius if mask.any() else padded
+    closed = (ndimage.distance_transform_edt(grown) > radius)[radius + 1 : -radius - 1, radius + 1 : -radius - 1]
+    only_closing = TissueOptions(mpp=1, closing_um=2 * radius, min_hole_um2=0, min_area_um2=0)
+    np.testing.assert_array_equal(clean(mask, only_closing), closed | mask)
+
+    def large(of: np.ndarray) -> np.ndarray:
+        labels, _ = ndimage.label(of, structure=np.ones((3, 3)))
+        return (labels > 0) & (np.bincount(labels.ravel()) >= least)[labels]
+
+    only_pieces = TissueOptions(mpp=1, closing_um=0, min_hole_um2=least, min_area_um2=least)
+    np.testing.assert_array_equal(clean(mask, only_pieces), large(~large(~mask)))
 
 
 def test_glass_alone_is_an_error_with_its_remedy(tmp_path: Path) -> None:

@@ -5,9 +5,13 @@ The threshold is Otsu's (IEEE Trans. SMC 9, 1979), of the histogram of a whole s
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from skimage.filters import threshold_otsu
 
 from wsi_pipeline.config import TissueOptions
@@ -20,15 +24,18 @@ _BLACK = 60
 
 def features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Saturation (HSV, 0 to 255) or grey (Rec. 601) of (h, w, 3) uint8, and where there is ink (0 or 1)."""
-    red, green, blue = (rgb[..., k].astype(np.int32) for k in range(3))
+    red, green, blue = (np.ascontiguousarray(rgb[..., k]) for k in range(3))
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    spread = high - low
+    feature: NDArray[Any]
     if options.method == "otsu_saturation":
-        feature = (255 * (high - low) + high // 2) // np.maximum(high, 1)
+        # At most 255 * 255 + 127, which 16 bits hold.
+        feature = (np.uint16(255) * spread + high // 2) // np.maximum(high, 1)
     else:
-        feature = (299 * red + 587 * green + 114 * blue + 500) // 1000
-    ink = np.zeros_like(feature)
+        feature = (np.uint32(299) * red + np.uint32(587) * green + np.uint32(114) * blue + 500) // 1000
+    ink = np.zeros(feature.shape, bool)
     if options.remove_pen:
-        coloured = (green > red + _INK_MARGIN) & (high - low > 2 * _INK_MARGIN)
+        coloured = (green > red) & (green - red > _INK_MARGIN) & (spread > 2 * _INK_MARGIN)
         ink = coloured | (high < _BLACK)
     return feature.astype(np.uint8), ink.astype(np.uint8)
 
@@ -39,7 +46,7 @@ def find_threshold(feature: NDArray[np.uint8], ink: NDArray[np.bool_], options: 
         return options.threshold
     if options.method == "gray_threshold":
         return GRAY_THRESHOLD
-    histogram = np.bincount(feature[~ink], minlength=256)
+    histogram = np.bincount(feature.ravel(), minlength=256) - np.bincount(feature[ink], minlength=256)
     if np.count_nonzero(histogram) < 2:
         # One single value: nothing stands out, so nothing may be above or below.
         return 255.0 if options.method == "otsu_saturation" else 0.0
@@ -62,19 +69,45 @@ def clean(mask: NDArray[np.bool_], options: TissueOptions) -> NDArray[np.bool_]:
 
 
 def _closed(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    # Distance transforms make the closing by a disk cost the same for any radius.
-    padded = np.pad(mask, radius + 1)
-    if not padded.any():
-        return mask
-    grown = ndimage.distance_transform_edt(~padded) <= radius
-    closed: NDArray[np.bool_] = ndimage.distance_transform_edt(grown) > radius
-    inside = slice(radius + 1, -radius - 1)
+    padded = np.pad(mask, 2 * radius)
+    closed = ~_grown(~_grown(padded, radius), radius)
+    inside = slice(2 * radius, -2 * radius)
     return closed[inside, inside] | mask
 
 
+def _grown(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Dilation by a disk, as the union of rows of it that grow from one to the next; what lies outside is not set."""
+    out = np.zeros_like(mask)
+    row, half = mask.copy(), 0
+    for dy in range(radius, -1, -1):
+        wanted = math.isqrt(radius**2 - dy**2)
+        while half < wanted:
+            step = min(wanted - half, 2 * half + 1)
+            grown = row.copy()
+            grown[:, step:] |= row[:, :-step]
+            grown[:, :-step] |= row[:, step:]
+            row, half = grown, half + step
+        out[dy:] |= row[: len(row) - dy]
+        out[: len(row) - dy] |= row[dy:]
+    return out
+
+
 def _without_small(mask: NDArray[np.bool_], min_pixels: float) -> NDArray[np.bool_]:
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3), bool))
-    keep = np.bincount(labels.ravel()) >= min_pixels
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels]
+    """The 8-connected pieces of at least `min_pixels`, found among the runs of set pixels in the rows."""
+    changes = np.diff(np.pad(mask.view(np.int8), ((0, 0), (1, 1))), axis=1)
+    rows, starts = np.nonzero(changes == 1)
+    stops = np.nonzero(changes == -1)[1]
+    # Keys that order the runs of all rows; runs of neighbouring rows touch where neither ends before the other begins.
+    stride = mask.shape[1] + 2
+    first = np.searchsorted(rows * stride + stops, (rows - 1) * stride + starts, side="left")
+    last = np.searchsorted(rows * stride + starts, (rows - 1) * stride + stops, side="right")
+    counts = np.maximum(last - first, 0)
+    below = np.repeat(np.arange(len(rows)), counts)
+    above_them = np.arange(len(below)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    touching = coo_array((np.ones(len(below), bool), (below, above_them)), shape=(len(rows), len(rows)))
+    _, piece = connected_components(touching, directed=False)
+    small = np.bincount(piece, weights=stops - starts)[piece] < min_pixels
+    kept = mask.copy()
+    for row, start, stop in zip(rows[small].tolist(), starts[small].tolist(), stops[small].tolist(), strict=True):
+        kept[row, start:stop] = False
     return kept

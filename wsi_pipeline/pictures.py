@@ -30,7 +30,7 @@ CONFUSION_COLORS = {1: (0, 255, 255), 2: (255, 255, 0), 3: (255, 0, 0)}
 def save_picture(path: Path, picture: Picture) -> None:
     """Write a PNG atomically."""
     with publish(path) as partial:
-        Pillow.fromarray(picture).save(partial, format="PNG")
+        Pillow.fromarray(picture).save(partial, format="PNG", compress_level=3)
 
 
 def on_picture(mask: NDArray[T], mask_mpp: float, picture: Picture, mpp: float) -> NDArray[T]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,9 +116,11 @@ class Pyramid:
         columns = _edges(box.x, box.right, ratio_x)
         source = Box(columns[0], rows[0], columns[-1] - columns[0], rows[-1] - rows[0])
         pixels = self.read(source, level)
-        sums = np.add.reduceat(pixels.astype(np.uint32), rows[:-1] - rows[0], axis=0)
-        sums = np.add.reduceat(sums, columns[:-1] - columns[0], axis=1)
-        counts = np.diff(rows)[:, None, None] * np.diff(columns)[None, :, None]
+        across, down = np.diff(columns), np.diff(rows)
+        if across.max() == down.max() == 1:
+            return pixels
+        sums = _summed(_summed(pixels, rows - rows[0], 0), columns - columns[0], 1)
+        counts = down[:, None, None] * across[None, :, None]
         means: NDArray[np.uint8] = ((sums + counts // 2) // counts).astype(np.uint8)
         return means
 
@@ -179,6 +182,20 @@ def patch_spec(
         level0_px=size_px * real / mpps[0],
         um=size_px * real,
     )
+
+
+def _summed(values: NDArray[Any], edges: NDArray[np.int64], axis: int) -> NDArray[np.uint32]:
+    """Sums of the values from each edge up to the next; all parts have the same length or one more."""
+    lengths = np.diff(edges)
+    shortest = int(lengths.min())
+    sums = values.take(edges[:-1], axis).astype(np.uint32)
+    for k in range(1, shortest):
+        sums += values.take(edges[:-1] + k, axis)
+    longer = np.flatnonzero(lengths > shortest)
+    if len(longer):
+        where = (longer,) if axis == 0 else (slice(None), longer)
+        sums[where] += values.take(edges[longer] + shortest, axis)
+    return sums
 
 
 def _edges(start: int, stop: int, ratio: float) -> NDArray[np.int64]:

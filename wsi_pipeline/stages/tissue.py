@@ -29,7 +29,7 @@ from wsi_pipeline.store import Image, write_image
 
 log = logging.getLogger(__name__)
 
-_BLOCK_PX = 512
+_BLOCK_PX = 1024
 
 
 def run(
@@ -43,9 +43,7 @@ def run(
 ) -> None:
     """Write the tissue mask of one slide; `StoreError` where no tissue is found."""
     pyramid = Pyramid(pyramid_path)
-    feature, ink = read_features(pyramid, options, threads, _BLOCK_PX)
-    threshold = find_threshold(feature, ink, options)
-    mask = clean(above(feature, threshold, options) & ~ink, options)
+    mask, ink, threshold = find_tissue(pyramid, options, threads)
     if not mask.any():
         inked = f", {100 * ink.mean():.0f} % of the slide are taken for pen marks" if ink.any() else ""
         how = f"by {options.method} with the threshold {threshold:g}"
@@ -75,6 +73,15 @@ def run(
     )
     pen = f", pen marks {100 * ink.mean():.1f} %" if ink.any() else ""
     log.info("%s: %.2f mm² tissue, %.0f %% of the slide%s", slide, area_mm2, 100 * mask.mean(), pen)
+
+
+def find_tissue(
+    pyramid: Pyramid, options: TissueOptions, threads: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:
+    """Tissue and pen ink (h, w) bool of the whole slide at `options.mpp`, and the threshold."""
+    feature, ink = read_features(pyramid, options, threads, _BLOCK_PX)
+    threshold = find_threshold(feature, ink, options)
+    return clean(above(feature, threshold, options) & ~ink, options), ink, threshold
 
 
 def read_features(
