@@ -366,6 +366,26 @@ def demo_cohort(folder: Annotated[Path, typer.Argument(help="Folder to write int
     logging.info("12 synthetic slides, sheet %s", sheet)
 
 
+@app.command("camelyon16-sheet")
+def camelyon16_sheet(
+    reference: Annotated[
+        Path, typer.Argument(help="The data set's table of labels (image, type, center).", readable=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Slide sheet to write.")],
+    folder: Annotated[
+        str, typer.Option(help="Folder or s3:// prefix with images/ and annotations/.")
+    ] = "s3://camelyon-dataset/CAMELYON16",
+    validation_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the training slides that validate.")
+    ] = 0.2,
+) -> None:
+    """Write the slide sheet of Camelyon16, for config/camelyon16.yaml."""
+    from wsi_pipeline.camelyon16 import write_sheet
+
+    count = write_sheet(reference, folder, output, validation_share)
+    logging.info("%d slides, sheet %s", count, output)
+
+
 @app.command("config")
 def config_files(
     defaults: Annotated[Path, typer.Option(help="YAML file of all keys to write.")],

@@ -57,6 +57,7 @@ class CohortOptions(Section):
     exclude: tuple[str, ...] = Field(
         (), description="Slides of the sheet that are left out; every evaluation names them."
     )
+    public_buckets: bool = Field(False, description="Whether s3:// paths of the sheet are read without credentials.")
 
 
 class PyramidOptions(Section):

@@ -28,7 +28,7 @@ from wsi_pipeline.passthrough import merges_tables
 from wsi_pipeline.pyramid import patch_spec
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.shards import ChunkGrid
-from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.sheet import Sheet, SlideRow, is_remote
 from wsi_pipeline.slides import SourceSlide
 from wsi_pipeline.stages.convert import copied_page, level_scales, level_sizes
 from wsi_pipeline.tiff import TiledTiff
@@ -98,6 +98,9 @@ def plan_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortPlan:
 
 def _look(row: SlideRow, config: Config) -> tuple[SlidePlan | None, list[Problem]]:
     path, problems = Path(row.path), list[Problem]()
+    if is_remote(row.path):
+        text = f"slide {row.slide}: {row.path}: not looked at, as it lies in a bucket"
+        return None, [Problem(row.slide, text, error=False)]
     try:
         source = SourceSlide(row.slide, path, row.mpp)
     except SlideError as error:
@@ -125,7 +128,7 @@ def _level_problems(row: SlideRow, source: SourceSlide) -> Iterator[Problem]:
 
 
 def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> Iterator[Problem]:
-    if row.annotation is None:
+    if row.annotation is None or is_remote(row.annotation):
         return
     try:
         read_annotation(row.slide, Path(row.annotation), config.truth, source.facts.levels[0])

@@ -1,8 +1,8 @@
 """The slide sheet: a TSV file with a row for each slide.
 
 Required columns: `slide, path, split`. Optional: `label, annotation, exhaustive, patient, centre,
-mpp, tissue_method, tissue_threshold`. Empty cells and columns that are left out mean "not said".
-Lines that start with `#` are comments. Paths are relative to the working directory.
+mpp, tissue_method, tissue_threshold, excluded_from`. Empty cells and columns that are left out mean "not said".
+Lines that start with `#` are comments. Paths are relative to the working directory, or s3:// URLs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from wsi_pipeline.files import digest_json
 from wsi_pipeline.geometry import MPP_RANGE
 from wsi_pipeline.options import validated
 
+REMOTE = "s3://"
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("slide", "path", "split")
 COLUMNS = (
@@ -33,6 +34,7 @@ COLUMNS = (
     "mpp",
     "tissue_method",
     "tissue_threshold",
+    "excluded_from",
 )
 
 
@@ -51,6 +53,7 @@ class SlideRow:
     mpp: float | None = None
     tissue_method: str | None = None
     tissue_threshold: float | None = None
+    excluded_from: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """The row as plain values for JSON."""
@@ -216,12 +219,18 @@ def _parse(cells: dict[str, str], where: str) -> SlideRow:
         mpp=number("mpp", *MPP_RANGE),
         tissue_method=one_of("tissue_method", ("otsu_saturation", "otsu_gray", "gray_threshold")),
         tissue_threshold=number("tissue_threshold", 0, 255),
+        excluded_from=tuple(cells["excluded_from"].split()),
     )
+
+
+def is_remote(path: str) -> bool:
+    """Whether a slide or an annotation lies in a bucket; Snakemake fetches it."""
+    return path.startswith(REMOTE)
 
 
 def _check_files(row: SlideRow, where: str) -> None:
     for column, value in (("path", row.path), ("annotation", row.annotation)):
-        if value is not None and not Path(value).is_file():
+        if value is not None and not is_remote(value) and not Path(value).is_file():
             problem = "is a folder, not a file" if Path(value).is_dir() else "does not exist"
             raise SheetError(
                 f"{where}: {column} {value} {problem}",

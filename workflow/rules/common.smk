@@ -7,7 +7,7 @@ from snakemake.utils import validate
 
 from wsi_pipeline.options import load_config, options_json
 from wsi_pipeline.errors import PipelineError
-from wsi_pipeline.sheet import load_sheet
+from wsi_pipeline.sheet import is_remote, load_sheet
 
 try:
     CONFIG = load_config(config)
@@ -28,6 +28,20 @@ EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
 IMAGENET = CONFIG.training.weights_file or "resources/inception_v3_google-0cc3c7bd.pth"
 
 
+def unsigned():
+    """What the S3 plugin takes for a bucket that needs no credentials."""
+    from botocore import UNSIGNED
+
+    return UNSIGNED
+
+
+if any(is_remote(path) for row in SHEET.values() for path in (row.path, row.annotation or "")):
+
+    storage slides:
+        provider="s3",
+        signature_version=unsigned() if CONFIG.cohort.public_buckets else None,
+
+
 pathvars:
     results=RESULTS,
     logs=f"{RESULTS}/logs",
@@ -38,6 +52,10 @@ wildcard_constraints:
     model=r"[A-Za-z0-9][A-Za-z0-9._-]*",
 
 
+def located(path):
+    return storage.slides(path) if is_remote(path) else path
+
+
 def options(stage):
     return options_json(stage, CONFIG.stage_options(stage))
 
@@ -46,18 +64,21 @@ def tissue_options(wildcards):
     return options_json("tissue", SHEET[wildcards.slide].tissue_options(CONFIG.tissue))
 
 
+def source(wildcards):
+    return located(SHEET[wildcards.slide].path)
+
+
 def annotation(wildcards):
     path = SHEET[wildcards.slide].annotation
-    return [path] if path else []
+    return [located(path)] if path else []
 
 
-def truth_flags(wildcards):
+def truth_flags(wildcards, input):
     row = SHEET[wildcards.slide]
     flags = ["--exhaustive" if row.exhaustive else "--no-exhaustive"]
     if row.label:
         flags.append(f"--label={row.label}")
-    if row.annotation:
-        flags.append(f"--annotation={row.annotation}")
+    flags += [f"--annotation={path}" for path in input.annotation]
     return flags
 
 

@@ -3,7 +3,7 @@
 
 rule convert:
     input:
-        lambda wildcards: SHEET[wildcards.slide].path,
+        source,
     output:
         store=directory("<results>/slides/{slide}/pyramid.ome.zarr"),
         receipt="<results>/slides/{slide}/pyramid.json",
@@ -55,7 +55,7 @@ rule tissue:
 rule truth:
     input:
         "<results>/slides/{slide}/pyramid.json",
-        annotation,
+        annotation=annotation,
         pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
     output:
         store=directory("<results>/slides/{slide}/truth.ome.zarr"),
