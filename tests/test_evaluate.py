@@ -124,6 +124,16 @@ def test_slide_scores_are_the_maxima(scored: Path, tmp_path: Path) -> None:
     assert rows["t1"]["lesions"] == "1"
 
 
+def test_each_figure_says_which_slides_it_lacks(scored: Path, tmp_path: Path) -> None:
+    metrics = run(scored, tmp_path)
+    lacking = set(metrics["lesion"]["not_scored"])
+    assert metrics["lesion"]["left_out"] == sorted(lacking)
+    assert metrics["patch"]["left_out"] == metrics["confusion"]["left_out"] == []
+    assert metrics["patch"]["exclusion_set"] == "none"
+    unlabelled = {slide for slide, (label, _) in SLIDES.items() if label is None}
+    assert set(metrics["slide"]["not_scored"]) == unlabelled == set(metrics["slide"]["left_out"])
+
+
 def test_the_13_threshold_area_is_the_trapezoid(scored: Path, tmp_path: Path) -> None:
     scores, truth = pooled()
     thresholds = [1, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0]

@@ -72,6 +72,22 @@ def test_excluded_slides_are_left_out_and_a_wrong_name_is_refused(tmp_path: Path
         load_sheet(path, exclude=("x3",))
 
 
+def test_sets_of_left_out_slides_have_the_names_of_the_sheet(tmp_path: Path) -> None:
+    head = "slide\tpath\tsplit\texcluded_from\n"
+    rows = "a\t@a.tif\ttest\t\nb\t@b.tif\ttest\tpaper short\nc\t@a.tif\ttest\tshort\nd\t@b.tif\tvalidation\tshort\n"
+    sheet = load_sheet(sheet_of(tmp_path, head + rows), exclude=("c",))
+    assert sheet["b"].excluded_from == ("paper", "short")
+    assert sheet.left_out(["a", "b", "c"]) == {"left_out": [], "exclusion_set": "none"}
+    assert sheet.left_out(["a", "c"]) == {"left_out": ["b"], "exclusion_set": "paper"}
+    assert sheet.left_out(["a"]) == {"left_out": ["b", "c"], "exclusion_set": "short"}
+    assert sheet.left_out(["b"]) == {"left_out": ["a", "c"], "exclusion_set": None}
+
+
+def test_slides_in_a_bucket_are_not_looked_for(tmp_path: Path) -> None:
+    sheet = load_sheet(sheet_of(tmp_path, HEAD + "x\ts3://slides/x.tif\ttest\n"))
+    assert sheet["x"].path == "s3://slides/x.tif"
+
+
 def test_the_digest_follows_every_cell(tmp_path: Path) -> None:
     one = load_sheet(sheet_of(tmp_path, HEAD + "x\t@a.tif\ttest\n")).digest()
     two = load_sheet(sheet_of(tmp_path, HEAD + "x\t@a.tif\ttest\tnormal\n")).digest()

@@ -61,6 +61,25 @@ def test_areas_are_right_without_bias() -> None:
     assert drawn == pytest.approx(exact, rel=0.003)
 
 
+@pytest.mark.parametrize(("mm2", "within"), [(0.05, 0.01), (0.5, 0.003)])
+def test_regions_and_cut_outs_have_their_area_at_8_um(mm2: float, within: float) -> None:
+    """Wavy regions at random places between the pixels, each with a cut-out of `mm2`, a quarter of it."""
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(150):
+        angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+        wave = 1 + 0.15 * np.sin(3 * angle + rng.uniform(0, 6)) + 0.1 * np.sin(7 * angle + rng.uniform(0, 6))
+        ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * wave[:, None]
+        ring *= np.sqrt(mm2 * 1e6 / shapely.Polygon(ring).area)
+        middle = rng.uniform(1600, 1800, 2)
+        hole, outer = shapely.Polygon(middle + ring), shapely.Polygon(middle + 2 * ring)
+        for region in (hole, outer, outer - hole):
+            drawn = painted(region, 8.0, Size(440, 440), 50).sum() * 64
+            differences.append(drawn / region.area - 1)
+    assert np.abs(differences).max() <= within
+    assert abs(np.mean(differences)) <= within / 20
+
+
 def test_cut_outs_are_normal_and_the_rest_of_tumour_stays(tmp_path: Path) -> None:
     regions = regions_of(tmp_path, [("_0", square(100, 100, 400)), ("_2", square(200, 200, 100))])
     image = draw(regions, Size(100, 75), 16, IGNORE, threads=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,30 @@ class SlideRow:
 
 
 class Sheet(dict[str, SlideRow]):
-    """The rows of a sheet by slide id, in the sheet's order."""
+    """The rows of a sheet by slide id, in the sheet's order; `excluded` are those that the config leaves out."""
+
+    def __init__(self, rows: Mapping[str, SlideRow] | None = None) -> None:
+        super().__init__(rows or {})
+        self.excluded = dict[str, SlideRow]()
 
     def of_split(self, *splits: str) -> list[str]:
         """Ids of the slides of these splits, in the sheet's order."""
         return [row.slide for row in self.values() if row.split in splits]
+
+    def left_out(self, used: Collection[str]) -> dict[str, Any]:
+        """Which test slides a figure lacks that rests on `used`, and the name of that set.
+
+        The name is `none` where none is left out, and None where the sheet has no such set
+        (column excluded_from).
+        """
+        tests = [row for row in (*self.values(), *self.excluded.values()) if row.split == "test"]
+        missing = {row.slide for row in tests} - set(used)
+        sets: dict[str, set[str]] = {}
+        for row in tests:
+            for name in row.excluded_from:
+                sets.setdefault(name, set()).add(row.slide)
+        names = [name for name in sorted(sets) if sets[name] == missing]
+        return {"left_out": sorted(missing), "exclusion_set": names[0] if names else None if missing else "none"}
 
     def check_training(self) -> None:
         """`SheetError` where no model can be trained on these slides."""
@@ -120,7 +139,7 @@ def load_sheet(path: Path, *, exclude: tuple[str, ...] = (), check_files: bool =
             near = difflib.get_close_matches(slide, sheet, n=1)
             hint = f"did you mean {near[0]}?" if near else "it is not in the sheet"
             raise ConfigError(f"cohort.exclude: no slide {slide} in {path} ({hint})")
-        del sheet[slide]
+        sheet.excluded[slide] = sheet.pop(slide)
     return sheet
 
 

@@ -87,6 +87,9 @@ def run(
         log.warning("without results: %s", ", ".join(missing))
     evaluation = Evaluation(slides, options)
     metrics = evaluation.metrics()
+    scored = {s.row.slide for s in slides}
+    for level in ("patch", "confusion", "slide", "lesion"):
+        metrics[level] |= sheet.left_out(scored - set(metrics[level].get("not_scored", ())))
     metrics["cohort"] = _cohort(sheet, slides, excluded, missing, options)
     metrics["provenance"] = {
         "wsi_pipeline": __version__,
@@ -177,7 +180,11 @@ class Evaluation:
             "score": "maximum of the heatmap",
             "n_normal": len(known) - tumors,
             "n_tumor": tumors,
-            "without_label_or_score": sorted({s.row.slide for s in self.slides} - {s.row.slide for s in known}),
+            "not_scored": {
+                s.row.slide: "no score" if s.row.label else "no label"
+                for s in self.slides
+                if s.row.slide not in {k.row.slide for k in known}
+            },
             **self._method(),
         }
 
