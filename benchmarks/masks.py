@@ -56,7 +56,7 @@ def mask_openslide(source: Path, folder: Path) -> None:
     import openslide
 
     from wsi_pipeline.config import TissueOptions
-    from wsi_pipeline.foreground import above, clean, features, find_threshold
+    from wsi_pipeline.foreground import features, find_mask
     from wsi_pipeline.pyramid import Pyramid
 
     options = TissueOptions()
@@ -76,8 +76,7 @@ def mask_openslide(source: Path, folder: Path) -> None:
             row.append(np.stack(features(np.asarray(region.reduce(step)), options)))
         bands.append(np.concatenate(row, axis=2))
     feature, ink = np.concatenate(bands, axis=1)
-    mask = above(feature, find_threshold(feature, ink.astype(bool), options), options) & (ink == 0)
-    clean(mask, options)
+    find_mask(feature, ink.astype(bool), options)
 
 
 def truth_ours(_: Path, folder: Path) -> None:

@@ -20,7 +20,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # Raised by one where a stage's results change: everything that it made is then made again.
 STEP_VERSIONS = {
     "convert": 2,
-    "tissue": 1,
+    "tissue": 2,
     "truth": 2,
     "patches": 2,
     "train": 2,

@@ -18,12 +18,13 @@ from wsi_pipeline.config import TissueOptions
 
 GRAY_THRESHOLD = 150.0
 # Ink: green is not the weakest channel, which no mixture of haematoxylin and eosin gives, or all are dark.
-_INK_MARGIN = 12
+_INK_MARGIN = 8
+_INK_SPREAD = 24
 _BLACK = 60
 
 
-def features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Saturation (HSV, 0 to 255) or grey (Rec. 601) of (h, w, 3) uint8, and where there is ink (0 or 1)."""
+def features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Saturation (HSV, 0 to 255) or grey (Rec. 601) of (h, w, 3) uint8, and where there is ink."""
     red, green, blue = (np.ascontiguousarray(rgb[..., k]) for k in range(3))
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     spread = high - low
@@ -35,9 +36,21 @@ def features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np
         feature = (np.uint32(299) * red + np.uint32(587) * green + np.uint32(114) * blue + 500) // 1000
     ink = np.zeros(feature.shape, bool)
     if options.remove_pen:
-        coloured = (green > red) & (green - red > _INK_MARGIN) & (spread > 2 * _INK_MARGIN)
+        coloured = (green > red) & (green - red > _INK_MARGIN) & (spread > _INK_SPREAD)
         ink = coloured | (high < _BLACK)
-    return feature.astype(np.uint8), ink.astype(np.uint8)
+    return feature.astype(np.uint8), ink
+
+
+def find_mask(
+    feature: NDArray[np.uint8], ink: NDArray[np.bool_], options: TissueOptions
+) -> tuple[NDArray[np.bool_], float]:
+    """Tissue (h, w) bool, cleaned, and the threshold.
+
+    Of ink, pieces up to the size of holes that are filled may count as tissue: dark nuclei are among them.
+    """
+    threshold = find_threshold(feature, ink, options)
+    mask = clean(above(feature, threshold, options) & ~ink, options)
+    return mask & ~_without_small(ink, options.min_hole_um2 / options.mpp**2), threshold
 
 
 def find_threshold(feature: NDArray[np.uint8], ink: NDArray[np.bool_], options: TissueOptions) -> float:

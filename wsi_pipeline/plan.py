@@ -21,7 +21,7 @@ from wsi_pipeline.annotations import read_annotation
 from wsi_pipeline.codecs import chunk_codec
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
-from wsi_pipeline.foreground import above, clean, features, find_threshold
+from wsi_pipeline.foreground import features, find_mask
 from wsi_pipeline.geometry import Box, Grid, Size
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.passthrough import merges_tables
@@ -207,8 +207,7 @@ def _tissue(
         return None, None
     options = row.tissue_options(config.tissue).model_copy(update={"mpp": mpps[-1]})
     feature, ink = features(source.read(Box(0, 0, size.width, size.height), len(facts.levels) - 1), options)
-    threshold = find_threshold(feature, ink.astype(bool), options)
-    mask = clean(above(feature, threshold, options) & ~ink.astype(bool), options)
+    mask, _ = find_mask(feature, ink, options)
     if not mask.any():
         text = source.error(
             f"no tissue found by {options.method} at {mpps[-1]:.3g} um per pixel",

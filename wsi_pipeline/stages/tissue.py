@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.files import digest_bytes
-from wsi_pipeline.foreground import above, clean, features, find_threshold
+from wsi_pipeline.foreground import features, find_mask
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.masks import TISSUE_LABELS
 from wsi_pipeline.pictures import mask_outline, save_picture
@@ -80,8 +80,8 @@ def find_tissue(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:
     """Tissue and pen ink (h, w) bool of the whole slide at `options.mpp`, and the threshold."""
     feature, ink = read_features(pyramid, options, threads, _BLOCK_PX)
-    threshold = find_threshold(feature, ink, options)
-    return clean(above(feature, threshold, options) & ~ink, options), ink, threshold
+    mask, threshold = find_mask(feature, ink, options)
+    return mask, ink, threshold
 
 
 def read_features(

@@ -134,7 +134,7 @@ def _check_unit(slide: str, annotation: Path, regions: Regions, pyramid: Pyramid
     picture, mpp = pyramid.thumbnail(_THUMBNAIL_PX)
     options = TissueOptions()
     feature, ink = features(picture, options)
-    known = above(feature, find_threshold(feature, ink.astype(bool), options), options)
+    known = above(feature, find_threshold(feature, ink, options), options)
     tissue = ndimage.binary_dilation(known, iterations=2)
     points = shapely.get_coordinates(tumor)
 
