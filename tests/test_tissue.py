@@ -149,7 +149,7 @@ def test_the_mask_is_the_same_for_any_chunks_blocks_and_workers(
         options = PyramidOptions(passthrough=False, codec="zstd", chunk_px=chunk, shard_px=2 * chunk)
         convert.run("s1", source, folder / name / "pyramid.ome.zarr", folder / name / "pyramid.json", options)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tissue, "_BLOCK_PX", block)
+            patch.setattr(tissue, "_SMALL_BLOCK_PX", block)
             masks.append(run(folder / name, folder / name, mpp=3, threads=workers))
     assert masks[0].any()
     np.testing.assert_array_equal(*masks)

@@ -107,11 +107,11 @@ def _grown(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
 
 def _without_small(mask: NDArray[np.bool_], min_pixels: float) -> NDArray[np.bool_]:
     """The 8-connected pieces of at least `min_pixels`, found among the runs of set pixels in the rows."""
-    changes = np.diff(np.pad(mask.view(np.int8), ((0, 0), (1, 1))), axis=1)
-    rows, starts = np.nonzero(changes == 1)
-    stops = np.nonzero(changes == -1)[1]
-    # Keys that order the runs of all rows; runs of neighbouring rows touch where neither ends before the other begins.
+    # Places in rows that are put one behind the other; there and back at the ends of each run.
     stride = mask.shape[1] + 2
+    changes = np.flatnonzero(np.diff(np.pad(mask, ((0, 0), (1, 1))).ravel()))
+    (rows, starts), stops = np.divmod(changes[::2], stride), changes[1::2] % stride
+    # Runs of neighbouring rows touch where neither ends before the other begins.
     first = np.searchsorted(rows * stride + stops, (rows - 1) * stride + starts, side="left")
     last = np.searchsorted(rows * stride + starts, (rows - 1) * stride + stops, side="right")
     counts = np.maximum(last - first, 0)

@@ -92,7 +92,7 @@ class Level:
             raise StoreError(
                 f"{folder}: not a level of a pyramid ({error})", remedy="Convert the slide again"
             ) from error
-        self._empty = np.full((chunk.height, chunk.width, 3), BACKGROUND, np.uint8)
+        self._empty = np.broadcast_to(np.uint8(BACKGROUND), (chunk.height, chunk.width, 3))
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Pixels of `box`, (height, width, 3) uint8; white outside the level. Raises `StoreError`."""

@@ -29,7 +29,9 @@ from wsi_pipeline.store import Image, write_image
 
 log = logging.getLogger(__name__)
 
-_BLOCK_PX = 1024
+# Large, as each block costs dask some time; smaller where there would be too few for all threads.
+_BLOCK_PX, _SMALL_BLOCK_PX = 1024, 512
+_FEW_PIXELS = 4 * _BLOCK_PX**2
 
 
 def run(
@@ -79,7 +81,9 @@ def find_tissue(
     pyramid: Pyramid, options: TissueOptions, threads: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:
     """Tissue and pen ink (h, w) bool of the whole slide at `options.mpp`, and the threshold."""
-    feature, ink = read_features(pyramid, options, threads, _BLOCK_PX)
+    size = pyramid.size_at(options.mpp)
+    block_px = _SMALL_BLOCK_PX if size.width * size.height <= _FEW_PIXELS else _BLOCK_PX
+    feature, ink = read_features(pyramid, options, threads, block_px)
     mask, threshold = find_mask(feature, ink, options)
     return mask, ink, threshold
 
