@@ -134,6 +134,12 @@ def test_each_figure_says_which_slides_it_lacks(scored: Path, tmp_path: Path) ->
     assert set(metrics["slide"]["not_scored"]) == unlabelled == set(metrics["slide"]["left_out"])
 
 
+def test_the_slide_auc_has_delongs_interval_too(scored: Path, tmp_path: Path) -> None:
+    slide = run(scored, tmp_path)["slide"]
+    low, high = slide["auc_delong_interval"]
+    assert 0 <= low <= slide["auc"] <= high <= 1
+
+
 def test_the_13_threshold_area_is_the_trapezoid(scored: Path, tmp_path: Path) -> None:
     scores, truth = pooled()
     thresholds = [1, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0]

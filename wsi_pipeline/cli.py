@@ -1,4 +1,4 @@
-"""The command line: one subcommand a stage.
+"""The command line: one subcommand a stage, and those of `tools`.
 
 A `PipelineError` becomes one line and exit code 2; anything else is a bug and keeps its traceback.
 Heavy libraries are imported by the stages, inside the commands.
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from wsi_pipeline import tools
 from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
 
 app = typer.Typer(
@@ -22,9 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-# Inception-v3 at 299 px on two cores (docs/benchmarks.md).
-CPU_PATCHES_PER_SECOND = 12.0
+app.add_typer(tools.app)
 
 Slide = Annotated[str, typer.Option(help="Slide id.")]
 Options = Annotated[str, typer.Option(metavar="JSON", help="Options of the stage; left out ones are defaults.")]
@@ -93,31 +92,6 @@ def convert(
         ) from crash  # fmt: skip
     if code:
         raise typer.Exit(code)
-
-
-@app.command()
-def plan(
-    sheet: Annotated[Path, typer.Argument(help="The slide sheet.", readable=False)],
-    config: Annotated[Path | None, typer.Option(help="Config file (YAML); left out keys are defaults.")] = None,
-    rate: Annotated[
-        float, typer.Option(min=0.001, help="Patches a second that your GPU or CPU predicts, for the times.")
-    ] = CPU_PATCHES_PER_SECOND,
-    output: Annotated[Path | None, typer.Option("--json", help="JSON file to write the plan into.")] = None,
-    threads: Threads = 4,
-) -> None:
-    """Say what a cohort will cost and what looks wrong with it, before anything runs; exit 2 on errors."""
-    from wsi_pipeline.files import canonical_json, write_text
-    from wsi_pipeline.options import load_config, read_yaml
-    from wsi_pipeline.plan import plan_cohort, plan_text
-    from wsi_pipeline.sheet import load_sheet
-
-    loaded = load_config({} if config is None else read_yaml(config))
-    found = plan_cohort(load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False), loaded, threads)
-    print(plan_text(found, rate))
-    if output is not None:
-        write_text(output, canonical_json(found.as_json()))
-    if found.has_errors:
-        raise typer.Exit(2)
 
 
 @app.command()
@@ -333,65 +307,3 @@ def report(
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     stage.run(slides, heatmaps, confusion, evaluation, output, parse_options("report", ReportRun, options), loaded)
-
-
-@app.command()
-def summary(
-    metrics: Annotated[Path, typer.Argument(help="metrics.json of an evaluation.")],
-    report: Annotated[Path, typer.Argument(help="Its report.html.")],
-) -> None:
-    """Print the main figures of an evaluation and where its report is."""
-    from wsi_pipeline.summary import summary_text
-
-    print(summary_text(metrics, report))
-
-
-@app.command("imagenet-weights")
-def imagenet_weights(
-    output: Annotated[Path, typer.Argument(help="Where to put inception_v3_google-0cc3c7bd.pth.")],
-    url: Annotated[str | None, typer.Option(help="Another place to get it from.")] = None,
-) -> None:
-    """Download torchvision's ImageNet weights and check their SHA-256."""
-    from wsi_pipeline.model.download import download_imagenet
-
-    download_imagenet(output, url)
-
-
-@app.command("demo-cohort")
-def demo_cohort(folder: Annotated[Path, typer.Argument(help="Folder to write into.")]) -> None:
-    """Draw a small cohort of synthetic slides."""
-    from wsi_pipeline.demo import write_cohort
-
-    sheet = write_cohort(folder)
-    logging.info("12 synthetic slides, sheet %s", sheet)
-
-
-@app.command("camelyon16-sheet")
-def camelyon16_sheet(
-    reference: Annotated[
-        Path, typer.Argument(help="The data set's table of labels (image, type, center).", readable=False)
-    ],
-    output: Annotated[Path, typer.Argument(help="Slide sheet to write.")],
-    folder: Annotated[
-        str, typer.Option(help="Folder or s3:// prefix with images/ and annotations/.")
-    ] = "s3://camelyon-dataset/CAMELYON16",
-    validation_share: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the training slides that validate.")
-    ] = 0.2,
-) -> None:
-    """Write the slide sheet of Camelyon16, for config/camelyon16.yaml."""
-    from wsi_pipeline.camelyon16 import write_sheet
-
-    count = write_sheet(reference, folder, output, validation_share)
-    logging.info("%d slides, sheet %s", count, output)
-
-
-@app.command("config")
-def config_files(
-    defaults: Annotated[Path, typer.Option(help="YAML file of all keys to write.")],
-    schema: Annotated[Path, typer.Option(help="JSON schema to write.")],
-) -> None:
-    """Write the files that are generated from the config's models."""
-    from wsi_pipeline.config_files import write_config_files
-
-    write_config_files(defaults, schema)

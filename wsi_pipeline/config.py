@@ -27,7 +27,7 @@ STEP_VERSIONS = {
     "heatmap": 1,
     "confusion": 1,
     "detect": 1,
-    "evaluate": 2,
+    "evaluate": 3,
     "report": 2,
 }
 

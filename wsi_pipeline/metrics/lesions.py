@@ -107,13 +107,24 @@ def match(detections: Sequence[Detection], lesions: Lesions, mask_px: float) -> 
 
 @dataclass(frozen=True, slots=True)
 class Froc:
-    """Points by rising threshold, the last at zero, and both scores."""
+    """Points by rising threshold, the last at zero; and the sensitivity at each of `FALSE_POSITIVES_PER_SLIDE`.
+
+    `reached` is the highest at or below that number (step rule), `interpolated` that between the points.
+    """
 
     threshold: NDArray[np.float64]
     false_positives: NDArray[np.float64]
     sensitivity: NDArray[np.float64]
-    step_score: float
-    interpolated_score: float
+    reached: tuple[float, ...]
+    interpolated: tuple[float, ...]
+
+    @property
+    def step_score(self) -> float:
+        return float(np.mean(self.reached))
+
+    @property
+    def interpolated_score(self) -> float:
+        return float(np.mean(self.interpolated))
 
 
 def froc(slides: Sequence[SlideHits]) -> Froc | None:
@@ -128,8 +139,6 @@ def froc(slides: Sequence[SlideHits]) -> Froc | None:
     sensitivity = (len(hits) - np.searchsorted(np.sort(hits), thresholds)) / len(hits)
     per_slide, sensitivity = np.append(per_slide, 0.0), np.append(sensitivity, 0.0)
     at = np.array(FALSE_POSITIVES_PER_SLIDE)
-    reached = [sensitivity[per_slide <= limit].max() for limit in at]
-    interpolated = np.interp(at, per_slide[::-1], sensitivity[::-1])
-    return Froc(
-        np.append(thresholds, np.inf), per_slide, sensitivity, float(np.mean(reached)), float(np.mean(interpolated))
-    )
+    reached = tuple(float(sensitivity[per_slide <= limit].max()) for limit in at)
+    interpolated = tuple(np.interp(at, per_slide[::-1], sensitivity[::-1]).tolist())
+    return Froc(np.append(thresholds, np.inf), per_slide, sensitivity, reached, interpolated)

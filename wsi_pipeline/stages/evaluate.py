@@ -32,6 +32,7 @@ from wsi_pipeline.metrics.curves import (
     roc_curve,
     thinned,
 )
+from wsi_pipeline.metrics.delong import delong_interval
 from wsi_pipeline.metrics.intervals import Weights, pair_wins, percentile_interval, slide_weights, weighted_auc
 from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, SlideHits, froc
 from wsi_pipeline.receipts import Facts, read_receipt
@@ -176,6 +177,9 @@ class Evaluation:
         return {
             "auc": value,
             "auc_interval": None if value is None else self._interval("slide", len(known), area),
+            "auc_delong_interval": None
+            if value is None
+            else delong_interval(scores, is_tumor, self._options.interval.level),
             "reason": _reason(len(known) - tumors, tumors, "slides"),
             "score": "maximum of the heatmap",
             "n_normal": len(known) - tumors,
