@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from wsi_pipeline.metrics.lesions import Detection, SlideHits, find_lesions, froc, match, suppress
+from wsi_pipeline.metrics.lesions import Detection, PooledHits, SlideHits, find_lesions, froc, match, suppress
 
 NAN = np.nan
 
@@ -86,6 +88,27 @@ def test_froc_by_hand() -> None:
     assert result.step_score == pytest.approx((0.5 + 5 * 0.75) / 6)
     # numpy.interp over rising false positives 0 0 .25 .25 .5 .5 .75 takes the last of equal points.
     assert result.interpolated_score == pytest.approx((0.5 + 5 * 0.75) / 6)
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from((0.0, 0.2, 0.5, 0.9)), max_size=3), st.lists(st.sampled_from((0.2, 0.6)))),
+        min_size=1,
+        max_size=5,
+    ),
+    st.lists(st.integers(0, 3), min_size=5, max_size=5),
+)
+@settings(max_examples=100, deadline=None)
+def test_froc_of_a_resample_is_that_of_its_slides(slides: list, weights: list[int]) -> None:
+    hits = [SlideHits(tuple(lesions), tuple(misses)) for lesions, misses in slides]
+    repeated = [one for one, times in zip(hits, weights, strict=False) for _ in range(times)]
+    found = PooledHits(hits).froc(np.array(weights[: len(hits)]))
+    wanted = froc(repeated) if repeated else None
+    assert (found is None) == (wanted is None)
+    if found is not None and wanted is not None:
+        np.testing.assert_array_equal(found.threshold, wanted.threshold)
+        np.testing.assert_array_equal(found.sensitivity, wanted.sensitivity)
+        np.testing.assert_array_equal(found.false_positives, wanted.false_positives)
 
 
 def test_froc_leaves_out_the_lowest_confidence() -> None:

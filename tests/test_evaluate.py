@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,44 @@ def test_each_figure_says_which_slides_it_lacks(scored: Path, tmp_path: Path) ->
     lacking = set(metrics["lesion"]["not_scored"])
     assert metrics["lesion"]["left_out"] == sorted(lacking)
     assert metrics["patch"]["left_out"] == metrics["confusion"]["left_out"] == []
-    assert metrics["patch"]["exclusion_set"] == "none"
+    assert metrics["patch"]["slide_set"] == "all"
     unlabelled = {slide for slide, (label, _) in SLIDES.items() if label is None}
     assert set(metrics["slide"]["not_scored"]) == unlabelled == set(metrics["slide"]["left_out"])
+
+
+def test_macro_centres_and_calibration(scored: Path, tmp_path: Path) -> None:
+    names = list(SLIDES)
+    sheet = Sheet({s: replace(row, centre="north" if s in names[:3] else "south") for s, row in SHEET.items()})
+    found = run(scored, tmp_path, sheet)
+    patch = found["patch"]
+    own, parts = [], {"north": [], "south": []}
+    for slide in names:
+        heat, truth = maps(slide)
+        known = np.isfinite(heat)
+        values, is_tumor = np.rint(heat[known] * 65535) / 65535, truth[known] == TUMOR
+        parts[sheet[slide].centre].append((is_tumor, values))
+        if 0 < is_tumor.sum() < len(is_tumor):
+            own.append(sk.roc_auc_score(is_tumor, values))
+    assert patch["macro"]["auc"] == pytest.approx(np.mean(own), abs=1e-12)
+    assert patch["macro"]["n_slides"] == len(own)
+    for centre, slides in parts.items():
+        is_tumor, values = (np.concatenate([s[k] for s in slides]) for k in (0, 1))
+        area = patch["by_centre"][centre]["auc"]
+        assert patch["by_centre"][centre]["n_slides"] == len(slides)
+        if is_tumor.any():
+            assert area == pytest.approx(sk.roc_auc_score(is_tumor, values), abs=1e-12)
+        else:
+            assert area is None
+    scores, truth = pooled()
+    calibration = found["calibration"]
+    assert calibration["brier_score"] == pytest.approx(np.mean((scores - truth) ** 2), abs=1e-6)
+    assert calibration["n_patches"] == len(scores)
+    low, high = calibration["expected_calibration_error_interval"]
+    assert 0 <= low <= high <= 1
+    rows = (tmp_path / "reliability.csv").read_text().splitlines()
+    assert len(rows) == 16
+    assert sum(int(row.split(",")[2]) for row in rows[1:]) == len(scores)
+    assert (tmp_path / "reliability.png").stat().st_size > 3000
 
 
 def test_the_slide_auc_has_delongs_interval_too(scored: Path, tmp_path: Path) -> None:

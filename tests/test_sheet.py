@@ -77,10 +77,10 @@ def test_sets_of_left_out_slides_have_the_names_of_the_sheet(tmp_path: Path) -> 
     rows = "a\t@a.tif\ttest\t\nb\t@b.tif\ttest\tpaper short\nc\t@a.tif\ttest\tshort\nd\t@b.tif\tvalidation\tshort\n"
     sheet = load_sheet(sheet_of(tmp_path, head + rows), exclude=("c",))
     assert sheet["b"].excluded_from == ("paper", "short")
-    assert sheet.left_out(["a", "b", "c"]) == {"left_out": [], "exclusion_set": "none"}
-    assert sheet.left_out(["a", "c"]) == {"left_out": ["b"], "exclusion_set": "paper"}
-    assert sheet.left_out(["a"]) == {"left_out": ["b", "c"], "exclusion_set": "short"}
-    assert sheet.left_out(["b"]) == {"left_out": ["a", "c"], "exclusion_set": None}
+    assert sheet.left_out(["a", "b", "c"], "all") == {"left_out": [], "slide_set": "all"}
+    assert sheet.left_out(["a", "c"], "all") == {"left_out": ["b"], "slide_set": "paper"}
+    assert sheet.left_out(["a"], "all") == {"left_out": ["b", "c"], "slide_set": "short"}
+    assert sheet.left_out(["b"], "all") == {"left_out": ["a", "c"], "slide_set": None}
 
 
 def test_slides_in_a_bucket_are_not_looked_for(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class CohortOptions(Section):
     exclude: tuple[str, ...] = Field(
         (), description="Slides of the sheet that are left out; every evaluation names them."
     )
+    test_set: Name = Field("all", description="Name of the whole set of test slides, printed with the figures.")
     public_buckets: bool = Field(False, description="Whether s3:// paths of the sheet are read without credentials.")
 
 
@@ -313,6 +314,7 @@ class EvaluateOptions(Section):
     interval: IntervalOptions = IntervalOptions()
     seed: int = 1
     cohort_name: str = "cohort"
+    test_set: str = "all"
     synthetic: bool = False
 
 
@@ -376,6 +378,7 @@ class Config(Section):
                 "interval": evaluation.interval,
                 "seed": self.seed,
                 "cohort_name": self.cohort.name,
+                "test_set": self.cohort.test_set,
                 "synthetic": self.cohort.synthetic,
             },
             "report": {**dict(self.report), "synthetic": self.cohort.synthetic},

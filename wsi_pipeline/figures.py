@@ -147,6 +147,23 @@ def _plot_curve(axes: Axes, curve: Curve | None, color: str) -> None:
         axes.plot(curve.x, curve.y, color=color)
 
 
+def reliability_figure(
+    bins: Sequence[tuple[float, float, int, float | None, float | None]], title: str, synthetic: bool
+) -> Figure:
+    """Share of tumour by mean score in bins (from, to, n, mean score, share of tumour), and how many there are."""
+    figure = _figure(90, 95, synthetic)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    known = [(score, share) for _, _, _, score, share in bins if score is not None and share is not None]
+    axes.plot((0, 1), (0, 1), color="0.6", linewidth=0.8, linestyle="--")
+    if known:
+        axes.plot(*zip(*known, strict=True), color=BLUE, marker=".")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share of tumour", title=title)
+    low, high, counts = (np.array([one[k] for one in bins], float) for k in range(3))
+    below.bar(low, counts, width=high - low, align="edge", color=BLUE, edgecolor="white", linewidth=0.5)
+    below.set(xlabel="tumour probability", ylabel="patches", yscale="log" if counts.any() else "linear")
+    return figure
+
+
 def confusion_chart(counts: Counts, threshold: float, synthetic: bool) -> Figure:
     """Confusion matrix of all scored patches, each cell as a share of the total and as a count."""
     figure = _figure(85, 80, synthetic)

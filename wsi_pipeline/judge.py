@@ -19,16 +19,17 @@ from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.files import digest_file, digest_names
 from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare, delong_interval
-from wsi_pipeline.metrics.intervals import Weights, percentile_interval, slide_weights
+from wsi_pipeline.metrics.intervals import percentiles, slide_weights
 from wsi_pipeline.metrics.lesions import (
     FALSE_POSITIVES_PER_SLIDE,
     Detection,
     Lesions,
+    PooledHits,
     SlideHits,
     find_lesions,
-    froc,
     match,
 )
+from wsi_pipeline.metrics.pooled import resampled_aucs
 
 Figures = dict[str, Any]
 SCHEMA_VERSION = 1
@@ -100,21 +101,17 @@ def judge_detections(
 
 
 def _froc_figures(hits: Sequence[SlideHits], interval: IntervalOptions, seed: int) -> Figures:
-    result = froc(hits)
-    weights = slide_weights(len(hits), interval.resamples, seed, "lesion")
-
-    def drawn(which: str) -> list[float] | None:
-        def score(row: Weights) -> float | None:
-            one = froc([hits[k] for k in np.repeat(np.arange(len(hits)), row).tolist()])
-            return None if one is None else float(getattr(one, which))
-
-        return percentile_interval(score, weights, interval.level) if result is not None and len(hits) > 1 else None
-
+    pooled = PooledHits(hits)
+    result = pooled.froc()
+    intervals: list[list[float] | None] = [None, None]
+    if result is not None and len(hits) > 1:
+        weights = slide_weights(len(hits), interval.resamples, seed, "lesion")
+        intervals = [percentiles(scores, interval.level) for scores in pooled.resampled(weights)]
     return {
         "froc": None if result is None else result.interpolated_score,
-        "froc_interval": drawn("interpolated_score"),
+        "froc_interval": intervals[0],
         "froc_step_rule": None if result is None else result.step_score,
-        "froc_step_rule_interval": drawn("step_score"),
+        "froc_step_rule_interval": intervals[1],
         "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
         "sensitivity": None if result is None else list(result.reached),
         "sensitivity_interpolated": None if result is None else list(result.interpolated),
@@ -236,14 +233,10 @@ def _roc_figures(scores: Scores, is_tumor: Labels, interval: IntervalOptions, se
     tumors = int(is_tumor.sum())
     absent = [name for name, count in zip(CLASSES, (len(scores) - tumors, tumors), strict=True) if not count]
 
-    def drawn(row: Weights) -> float | None:
-        picked = np.repeat(np.arange(len(scores)), row)
-        return auc(Histogram.of(scores[picked], is_tumor[picked]))
-
-    weights = slide_weights(len(scores), interval.resamples, seed, "slide")
+    drawn = resampled_aucs(scores, is_tumor, slide_weights(len(scores), interval.resamples, seed, "slide"))
     return {
         "auc": area,
-        "auc_interval": None if area is None else percentile_interval(drawn, weights, interval.level),
+        "auc_interval": None if area is None else percentiles(drawn, interval.level),
         "auc_delong_interval": None if area is None else delong_interval(scores, is_tumor, interval.level),
         "reason": f"there are no {' and no '.join(absent)} slides" if absent else None,
         "n_normal": len(scores) - tumors,

@@ -77,11 +77,11 @@ class Sheet(dict[str, SlideRow]):
         """Ids of the slides of these splits, in the sheet's order."""
         return [row.slide for row in self.values() if row.split in splits]
 
-    def left_out(self, used: Collection[str]) -> dict[str, Any]:
-        """Which test slides a figure lacks that rests on `used`, and the name of that set.
+    def left_out(self, used: Collection[str], whole: str) -> dict[str, Any]:
+        """Which test slides a figure lacks that rests on `used`, and the name of the set of those that it has.
 
-        The name is `none` where none is left out, and None where the sheet has no such set
-        (column excluded_from).
+        The name is `whole` where none is left out, else that of the set that leaves out just these
+        (column excluded_from); None where there is none.
         """
         tests = [row for row in (*self.values(), *self.excluded.values()) if row.split == "test"]
         missing = {row.slide for row in tests} - set(used)
@@ -90,7 +90,7 @@ class Sheet(dict[str, SlideRow]):
             for name in row.excluded_from:
                 sets.setdefault(name, set()).add(row.slide)
         names = [name for name in sorted(sets) if sets[name] == missing]
-        return {"left_out": sorted(missing), "exclusion_set": names[0] if names else None if missing else "none"}
+        return {"left_out": sorted(missing), "slide_set": names[0] if names else None if missing else whole}
 
     def check_training(self) -> None:
         """`SheetError` where no model can be trained on these slides."""

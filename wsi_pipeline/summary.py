@@ -34,10 +34,11 @@ def said(figures: Figures, key: str) -> str:
 def headline(metrics: Figures) -> list[tuple[str, str, str]]:
     """Name, value and n of each main figure."""
     patch, slide, lesion, confusion = (metrics[k] for k in ("patch", "slide", "lesion", "confusion"))
+    calibration = metrics["calibration"]
     threshold = (metrics["operating_point"] or {}).get("threshold")
     patches = f"{patch['n_tumor']:,} tumour, {patch['n_normal']:,} normal patches of {patch['n_slides']} slides"
     ratios = [
-        (label, said(confusion, key), f"patches at threshold {threshold}")
+        (label, said(confusion, key), f"patches at threshold {threshold}{_of_set(confusion)}")
         for label, key in (
             ("Sensitivity", "sensitivity"),
             ("Specificity", "specificity"),
@@ -46,11 +47,34 @@ def headline(metrics: Figures) -> list[tuple[str, str, str]]:
         )
     ]
     return [
-        ("Patch AUC", said(patch, "auc"), patches),
-        ("Slide AUC", said(slide, "auc"), f"{slide['n_tumor']} tumour, {slide['n_normal']} normal slides"),
-        ("FROC score", said(lesion, "froc"), f"{lesion['n_lesions']} lesions on {lesion['n_slides']} slides"),
+        ("Patch AUC", said(patch, "auc"), patches + _of_set(patch)),
+        (
+            "Slide AUC",
+            said(slide, "auc"),
+            f"{slide['n_tumor']} tumour, {slide['n_normal']} normal slides{_of_set(slide)}",
+        ),
+        (
+            "FROC score",
+            said(lesion, "froc"),
+            f"{lesion['n_lesions']} lesions on {lesion['n_slides']} slides{_of_set(lesion)}",
+        ),
         *ratios,
+        (
+            "Calibration",
+            said(calibration, "expected_calibration_error"),
+            f"expected error, {calibration['n_patches']:,} patches{_of_set(calibration)}",
+        ),
     ]
+
+
+def _of_set(figures: Figures) -> str:
+    """Which of the test slides the figure rests on, where that is not all of them or has a name."""
+    left_out = figures["left_out"]
+    if figures["slide_set"] not in (None, "all"):
+        return f" ({figures['slide_set']})"
+    if not left_out:
+        return ""
+    return f" (without {', '.join(left_out)})" if len(left_out) < 4 else f" (without {len(left_out)} test slides)"
 
 
 def summary_text(metrics_path: Path, report: Path) -> str:

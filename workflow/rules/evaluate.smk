@@ -7,9 +7,18 @@ rule evaluate:
         confusion=of_test_slides("<results>/confusion/{model}/{slide}.json"),
         detections=of_test_slides("<results>/detections/{model}/{slide}.json"),
     output:
-        multiext("<results>/evaluation/{model}/", "roc.csv", "pr.csv", "froc.csv", "slides.csv"),
+        multiext(
+            "<results>/evaluation/{model}/", "roc.csv", "pr.csv", "froc.csv", "reliability.csv", "slides.csv"
+        ),
         report(
-            multiext("<results>/evaluation/{model}/", "roc.png", "pr.png", "froc.png", "confusion.png"),
+            multiext(
+                "<results>/evaluation/{model}/",
+                "roc.png",
+                "pr.png",
+                "froc.png",
+                "reliability.png",
+                "confusion.png",
+            ),
             category="Evaluation",
             labels=lambda wildcards: {"model": wildcards.model},
         ),

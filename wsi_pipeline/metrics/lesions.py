@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import regionprops
 
+from wsi_pipeline.metrics.intervals import Weights
+
 FALSE_POSITIVES_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 MISS = 0
 
@@ -127,18 +129,53 @@ class Froc:
         return float(np.mean(self.interpolated))
 
 
+class PooledHits:
+    """The hits of many slides, sorted once for any number of resamples."""
+
+    def __init__(self, slides: Sequence[SlideHits]) -> None:
+        confidences, is_hit, slide = list[float](), list[bool](), list[int]()
+        for number, own in enumerate(slides):
+            count = len(own.lesions) + len(own.false_positives)
+            confidences += (*own.lesions, *own.false_positives)
+            is_hit += [True] * len(own.lesions) + [False] * len(own.false_positives)
+            slide += [number] * count
+        order = np.argsort(confidences, kind="stable")
+        ascending = np.array(confidences, np.float64)[order]
+        self._starts = np.flatnonzero(np.diff(ascending, prepend=-np.inf))
+        self._values = ascending[self._starts]
+        self._is_hit, self._slide = np.array(is_hit, bool)[order], np.array(slide, np.int64)[order]
+        self._slides = len(slides)
+
+    def __len__(self) -> int:
+        return self._slides
+
+    def froc(self, weights: Weights | None = None) -> Froc | None:
+        """FROC with each slide counted as often as `weights` (slides,) say, once without; None where no lesion is."""
+        counted: Weights = np.ones(self._slides, np.int64) if weights is None else weights
+        own = counted[self._slide]
+        lesions = int(own[self._is_hit].sum())
+        if not lesions:
+            return None
+        hits = np.add.reduceat(np.where(self._is_hit, own, 0), self._starts)
+        misses = np.add.reduceat(np.where(self._is_hit, 0, own), self._starts)
+        # The lowest confidence is left out, as in the official script; a missed lesion counts as 0.
+        used = np.flatnonzero(hits + misses)[1:]
+        per_slide = np.cumsum(misses[::-1])[::-1][used] / counted.sum()
+        sensitivity = np.cumsum(hits[::-1])[::-1][used] / lesions
+        per_slide, sensitivity = np.append(per_slide, 0.0), np.append(sensitivity, 0.0)
+        at = np.array(FALSE_POSITIVES_PER_SLIDE)
+        reached = tuple(float(sensitivity[per_slide <= limit].max()) for limit in at)
+        interpolated = tuple(np.interp(at, per_slide[::-1], sensitivity[::-1]).tolist())
+        return Froc(np.append(self._values[used], np.inf), per_slide, sensitivity, reached, interpolated)
+
+    def resampled(self, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Interpolated score and that of the step rule of each resample, (resamples,); not a number without lesions."""
+        drawn = [self.froc(row) for row in weights]
+        scores = [(np.nan, np.nan) if f is None else (f.interpolated_score, f.step_score) for f in drawn]
+        interpolated, step = np.array(scores, np.float64).reshape(-1, 2).T
+        return interpolated, step
+
+
 def froc(slides: Sequence[SlideHits]) -> Froc | None:
     """FROC over slides; None where there is no lesion."""
-    hits = np.array([c for slide in slides for c in slide.lesions], np.float64)
-    misses = np.array([c for slide in slides for c in slide.false_positives], np.float64)
-    if not len(hits):
-        return None
-    # The lowest confidence is left out, as in the official script; a missed lesion counts as 0.
-    thresholds = np.unique(np.concatenate([hits, misses]))[1:]
-    per_slide = (len(misses) - np.searchsorted(np.sort(misses), thresholds)) / len(slides)
-    sensitivity = (len(hits) - np.searchsorted(np.sort(hits), thresholds)) / len(hits)
-    per_slide, sensitivity = np.append(per_slide, 0.0), np.append(sensitivity, 0.0)
-    at = np.array(FALSE_POSITIVES_PER_SLIDE)
-    reached = tuple(float(sensitivity[per_slide <= limit].max()) for limit in at)
-    interpolated = tuple(np.interp(at, per_slide[::-1], sensitivity[::-1]).tolist())
-    return Froc(np.append(thresholds, np.inf), per_slide, sensitivity, reached, interpolated)
+    return PooledHits(slides).froc()

@@ -21,7 +21,7 @@ from wsi_pipeline.figures import slide_panels
 from wsi_pipeline.files import publish
 from wsi_pipeline.heatmaps import STEPS, grid_of
 from wsi_pipeline.masks import IGNORE, TUMOR, grid_truth
-from wsi_pipeline.metrics.curves import Counts, Histogram, counts_at
+from wsi_pipeline.metrics.curves import Histogram, counts_at
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import read_receipt, write_receipt
 from wsi_pipeline.store import Image, LabelValue, read_image, write_image
@@ -113,13 +113,8 @@ def _table(histogram: Histogram) -> pa.Table:
 def read_scores(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Score in steps of 1/65535, and the counts of normal and tumour positions that have it."""
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read(use_threads=False)
         score, normal, tumor = (table[name].to_numpy().astype(np.int64) for name in ("score", "normal", "tumor"))
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise StoreError(f"{path}: not a table of scores ({error})", remedy="Run the stage confusion again") from error
     return score, normal, tumor
-
-
-def counts_of(receipt: dict[str, dict[str, int]]) -> Counts:
-    """The counts in a receipt of this stage."""
-    return Counts(**receipt["counts"])

@@ -1,0 +1,116 @@
+"""Scores of many slides: exact together, nearly exact in resamples, small in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from wsi_pipeline.heatmaps import STEPS, to_values
+from wsi_pipeline.metrics.curves import auc, average_precision
+from wsi_pipeline.metrics.intervals import percentiles, slide_weights
+from wsi_pipeline.metrics.pooled import RELIABILITY_BINS, PooledScores, Sketch, aucs_of, average_precisions_of
+
+
+def draw(rng: np.random.Generator, count: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scores in steps and truth of a slide; most scores lie near 0 and 1, as a network's do."""
+    truth = rng.random(count) < rng.choice((0, 0.02, 0.3))
+    logits = rng.normal(np.where(truth, 1.5, -2.5), 2) * sharpness
+    return np.rint(STEPS / (1 + np.exp(-logits))).astype(np.int64), truth
+
+
+def counted(steps: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    values, index = np.unique(steps, return_inverse=True)
+    return values, np.bincount(index[~truth], minlength=len(values)), np.bincount(index[truth], minlength=len(values))
+
+
+def pooled_of(slides: list[tuple[np.ndarray, np.ndarray]]) -> PooledScores:
+    pooled = PooledScores()
+    for steps, truth in slides:
+        found = counted(steps, truth)
+        pooled.add(*found, Sketch.of(*found))
+    return pooled
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1, 3])
+def test_resamples_are_nearly_those_of_the_scores_themselves(sharpness: float) -> None:
+    rng = np.random.default_rng(1)
+    slides = [draw(rng, 400, sharpness) for _ in range(12)]
+    pooled = pooled_of(slides)
+    scores, truth = (np.concatenate([s[k] for s in slides]) for k in (0, 1))
+    histogram = pooled.histogram
+    area, precision = auc(histogram), average_precision(histogram)
+    assert area is not None
+    assert precision is not None
+    assert area == pytest.approx(metrics.roc_auc_score(truth, scores), abs=1e-12)
+    assert precision == pytest.approx(metrics.average_precision_score(truth, scores), abs=1e-12)
+    weights = slide_weights(12, 40, 1, "x")
+    # Steps of precision are steeper than those of the area, the more so where a resample has few tumour patches.
+    for statistic, exact, reference, largest, mean in (
+        (aucs_of, area, metrics.roc_auc_score, 5e-4, 1e-4),
+        (average_precisions_of, precision, metrics.average_precision_score, 5e-3, 5e-4),
+    ):
+        wanted = []
+        for w in weights:
+            picked = np.repeat(np.arange(12), w)
+            s, t = (np.concatenate([slides[k][part] for k in picked]) for part in (0, 1))
+            wanted.append(reference(t, s))
+        differences = np.abs(pooled.resampled(statistic, exact, weights) - wanted)
+        assert differences.max() < largest
+        assert differences.mean() < mean
+    # As they are, the slides give the exact figure.
+    assert pooled.resampled(aucs_of, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
+
+
+def test_resamples_without_a_class_have_no_figure() -> None:
+    steps = np.arange(10)
+    pooled = pooled_of([(steps, np.zeros(10, bool)), (steps, np.arange(10) > 6)])
+    area = auc(pooled.histogram)
+    assert area is not None
+    found = pooled.resampled(aucs_of, area, np.array([[2, 0], [1, 1], [0, 2]]))
+    assert np.isfinite(found).tolist() == [False, True, True]
+    assert percentiles(found, 0.95) is not None
+    assert percentiles(np.array([np.nan, np.nan, 1.0]), 0.95) is None
+    assert np.isnan(pooled.aucs).tolist() == [True, False]
+    assert pooled.aucs[1] == 1
+
+
+def test_calibration_is_the_direct_sum() -> None:
+    rng = np.random.default_rng(2)
+    slides = [draw(rng, 300, 1) for _ in range(5)]
+    pooled = pooled_of(slides)
+    steps, truth = (np.concatenate([s[k] for s in slides]) for k in (0, 1))
+    values = to_values(steps)
+    ones = np.ones((1, 5), np.int64)
+    assert pooled.brier_scores(ones)[0] == pytest.approx(metrics.brier_score_loss(truth, values), abs=1e-12)
+    place = np.minimum((values * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+    wanted = sum(
+        abs(values[place == k].mean() - truth[place == k].mean()) * (place == k).mean()
+        for k in range(RELIABILITY_BINS)
+        if (place == k).any()
+    )
+    assert pooled.calibration_errors(ones)[0] == pytest.approx(wanted, abs=1e-6)
+    weights = np.array([[2, 0, 1, 0, 0]])
+    twice = pooled_of([slides[0], slides[0], slides[2]])
+    assert pooled.brier_scores(weights)[0] == pytest.approx(twice.brier_scores(np.ones((1, 3), np.int64))[0])
+    assert pooled.calibration_errors(weights)[0] == pytest.approx(
+        twice.calibration_errors(np.ones((1, 3), np.int64))[0]
+    )
+    counts, scores, tumors = pooled.reliability()
+    assert (counts.sum(), tumors.sum()) == (len(steps), truth.sum())
+    assert scores.sum() == pytest.approx(values.sum(), rel=1e-6)
+
+
+def test_a_perfectly_sure_network_is_calibrated() -> None:
+    truth = np.array([True, False, True])
+    pooled = pooled_of([(np.where(truth, STEPS, 0), truth)])
+    assert pooled.calibration_errors(np.ones((1, 1), np.int64)).tolist() == [0]
+    assert pooled.brier_scores(np.ones((1, 1), np.int64)).tolist() == [0]
+
+
+def test_sketches_are_small() -> None:
+    rng = np.random.default_rng(3)
+    steps, truth = draw(rng, 200_000, 2)
+    sketch = Sketch.of(*counted(steps, truth))
+    assert sketch.normal.nbytes + sketch.tumor.nbytes + sketch.reliability.nbytes < 20_000
+    assert sketch.normal.sum() + sketch.tumor.sum() == len(steps)

@@ -1,0 +1,296 @@
+"""The figures of an evaluation, each with its n and its interval, from what the stages found on each slide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from wsi_pipeline.config import EvaluateOptions
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import digest_json
+from wsi_pipeline.metrics.curves import Counts, Histogram, auc, average_precision, counts_at
+from wsi_pipeline.metrics.delong import delong_interval
+from wsi_pipeline.metrics.intervals import Weights, percentiles, slide_weights
+from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, PooledHits, SlideHits
+from wsi_pipeline.metrics.pooled import (
+    RELIABILITY_BINS,
+    Floats,
+    PooledScores,
+    aucs_of,
+    average_precisions_of,
+    resampled_aucs,
+)
+from wsi_pipeline.receipts import Facts
+from wsi_pipeline.sheet import SlideRow
+from wsi_pipeline.summary import Figures
+
+# The part of the slides that is all of them.
+_ALL = "slides"
+MATLAB_THRESHOLDS = (1.0, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the earlier stages found on one slide: their receipts."""
+
+    row: SlideRow
+    confusion: Facts
+    detections: Facts
+
+    @property
+    def counts(self) -> Counts:
+        """Confusion at the operating point."""
+        return Counts(**self.confusion["counts"])
+
+
+class Evaluation:
+    """All figures of some slides; `pooled` has their scores in the same order, `centres` those of each centre."""
+
+    def __init__(
+        self,
+        slides: Sequence[Scored],
+        pooled: PooledScores,
+        centres: Mapping[str, PooledScores],
+        options: EvaluateOptions,
+    ) -> None:
+        self.slides, self.pooled, self._centres, self._options = slides, pooled, centres, options
+        self.histogram = pooled.histogram
+        self._drawn: tuple[str, Weights] = ("", np.zeros((0, 0), np.int64))
+        judged: dict[str, Figures] = {digest_json(s.confusion["options"]): s.confusion["options"] for s in slides}
+        if len(judged) > 1:
+            raise StoreError(
+                "the slides were not all judged at the same operating point and by the same label rule",
+                remedy="Run the stage confusion again for all slides",
+            )
+        self._judged = next(iter(judged.values()), None)
+        self.counts = sum((s.counts for s in slides), Counts(0, 0, 0, 0))
+
+    def metrics(self) -> Figures:
+        # Those that rest on all slides come first: they share their resamples.
+        figures = {"patch": self._patch(), "calibration": self._calibration(), "confusion": self._confusion()}
+        figures["patch"]["by_centre"] = self._by_centre()
+        return {
+            **figures,
+            "slide": self._slide(),
+            "lesion": self._lesion(),
+            "operating_point": {**self._judged["operating_point"], "chosen_on": "given in the config"}
+            if self._judged
+            else None,
+            "matlab_parity": self._matlab_parity(),
+        }
+
+    def _weights(self, part: str, slides: int) -> Weights:
+        """Of the resamples of a part of the slides; all its figures share them."""
+        if part != self._drawn[0]:
+            # Only those used last are kept: of many slides they are large.
+            self._drawn = part, slide_weights(slides, self._options.interval.resamples, self._options.seed, part)
+        return self._drawn[1]
+
+    def _interval(self, part: str, slides: int, values: Callable[[Weights], Floats]) -> list[float] | None:
+        """Interval of a function of the weights of all resamples at once."""
+        if slides < 2:
+            return None
+        return percentiles(values(self._weights(part, slides)), self._options.interval.level)
+
+    def _method(self) -> Figures:
+        interval = self._options.interval
+        return {
+            "interval_method": f"percentile bootstrap over slides, {interval.resamples} resamples",
+            "interval_level": interval.level,
+        }
+
+    def _patch(self) -> Figures:
+        pooled, histogram, slides = self.pooled, self.histogram, len(self.slides)
+        area, precision = auc(histogram), average_precision(histogram)
+        return {
+            "auc": area,
+            "auc_interval": None
+            if area is None
+            else self._interval(_ALL, slides, lambda w: pooled.resampled(aucs_of, area, w)),
+            "average_precision": precision,
+            "average_precision_interval": None
+            if precision is None
+            else self._interval(_ALL, slides, lambda w: pooled.resampled(average_precisions_of, precision, w)),
+            "reason": _reason(histogram.normals, histogram.tumors, "patches"),
+            "pooling": "all scored patches of all slides (micro)",
+            "n_slides": slides,
+            "n_normal": histogram.normals,
+            "n_tumor": histogram.tumors,
+            "label_rule": self._judged and self._judged["patch_level"],
+            "macro": self._macro(),
+            **self._method(),
+        }
+
+    def _macro(self) -> Figures:
+        """Mean over the slides that have patches of both classes."""
+        own = self.pooled.aucs
+        known = np.isfinite(own)
+
+        def means(weights: Weights) -> Floats:
+            with np.errstate(invalid="ignore"):
+                found: Floats = (weights * np.where(known, own, 0)).sum(axis=1) / (weights @ known)
+            return found
+
+        return {
+            "auc": float(own[known].mean()) if known.any() else None,
+            "auc_interval": self._interval(_ALL, len(own), means) if known.any() else None,
+            "reason": None if known.any() else "no slide has patches of both classes",
+            "n_slides": int(known.sum()),
+        }
+
+    def _by_centre(self) -> dict[str, Figures]:
+        return {centre: self._of_centre(centre, self._centres[centre]) for centre in sorted(self._centres)}
+
+    def _of_centre(self, centre: str, pooled: PooledScores) -> Figures:
+        histogram, slides = pooled.histogram, len(pooled)
+        area = auc(histogram)
+        return {
+            "auc": area,
+            "auc_interval": None
+            if area is None
+            else self._interval(f"centre {centre}", slides, lambda w: pooled.resampled(aucs_of, area, w)),
+            "reason": _reason(histogram.normals, histogram.tumors, "patches"),
+            "n_slides": slides,
+            "n_normal": histogram.normals,
+            "n_tumor": histogram.tumors,
+        }
+
+    def reliability(self) -> list[tuple[float, float, int, float | None, float | None]]:
+        """Bins of the reliability curve: from, to, n, mean score, share of tumour."""
+        counts, scores, tumors = self.pooled.reliability()
+        rows = []
+        for k, (n, score, tumor) in enumerate(zip(counts, scores, tumors, strict=True)):
+            low, high = k / RELIABILITY_BINS, (k + 1) / RELIABILITY_BINS
+            rows.append((low, high, int(n), score / n if n else None, tumor / n if n else None))
+        return rows
+
+    def _calibration(self) -> Figures:
+        pooled, slides = self.pooled, len(self.slides)
+        n = self.histogram.normals + self.histogram.tumors
+        all_slides = np.ones((1, slides), np.int64)
+        return {
+            "expected_calibration_error": float(pooled.calibration_errors(all_slides)[0]) if n else None,
+            "expected_calibration_error_interval": self._interval(_ALL, slides, pooled.calibration_errors)
+            if n
+            else None,
+            "brier_score": float(pooled.brier_scores(all_slides)[0]) if n else None,
+            "brier_score_interval": self._interval(_ALL, slides, pooled.brier_scores) if n else None,
+            "reason": None if n else "there are no patches",
+            "bins": f"{RELIABILITY_BINS} of equal width",
+            "n_slides": slides,
+            "n_patches": n,
+            **self._method(),
+        }
+
+    def _slide(self) -> Figures:
+        known = [s for s in self.slides if s.row.label and s.confusion["slide_score"] is not None]
+        scores = np.array([s.confusion["slide_score"] for s in known], np.float64)
+        is_tumor = np.array([s.row.label == "tumor" for s in known], bool)
+
+        tumors = int(is_tumor.sum())
+        value = auc(Histogram.of(scores, is_tumor)) if known else None
+        names = {s.row.slide for s in known}
+        return {
+            "auc": value,
+            "auc_interval": None
+            if value is None
+            else self._interval("labelled", len(known), lambda w: resampled_aucs(scores, is_tumor, w)),
+            "auc_delong_interval": None
+            if value is None
+            else delong_interval(scores, is_tumor, self._options.interval.level),
+            "reason": _reason(len(known) - tumors, tumors, "slides"),
+            "score": "maximum of the heatmap",
+            "n_normal": len(known) - tumors,
+            "n_tumor": tumors,
+            "not_scored": {
+                s.row.slide: "no score" if s.row.label else "no label" for s in self.slides if s.row.slide not in names
+            },
+            **self._method(),
+        }
+
+    def hits(self) -> list[SlideHits]:
+        """Hits of the slides whose lesions are all annotated."""
+        return [
+            SlideHits(tuple(s.detections["lesions"]), tuple(s.detections["false_positives"]))
+            for s in self.slides
+            if s.detections["lesions"] is not None
+        ]
+
+    def _lesion(self) -> Figures:
+        hits = self.hits()
+        pooled = PooledHits(hits)
+        result = pooled.froc()
+        scores = pooled.resampled(self._weights("lesion", len(hits))) if result is not None and len(hits) > 1 else None
+        lesions = sum(len(h.lesions) for h in hits)
+        return {
+            "froc": None if result is None else result.interpolated_score,
+            "froc_interval": None if scores is None else percentiles(scores[0], self._options.interval.level),
+            "froc_step_rule": None if result is None else result.step_score,
+            "froc_step_rule_interval": None if scores is None else percentiles(scores[1], self._options.interval.level),
+            "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
+            "reason": None if result is not None else "the slides have no lesions",
+            "n_slides": len(hits),
+            "n_lesions": lesions,
+            "n_isolated_tumor_cells": sum(s.detections["isolated"] or 0 for s in self.slides),
+            "not_scored": {s.row.slide: s.detections["reason"] for s in self.slides if s.detections["lesions"] is None},
+            **self._method(),
+        }
+
+    def _confusion(self) -> Figures:
+        per_slide = np.array([list(asdict(s.counts).values()) for s in self.slides], np.int64)
+        out: Figures = {
+            "counts": asdict(self.counts),
+            "share_of_total": {k: _ratio(v, self.counts.total) for k, v in asdict(self.counts).items()},
+            "n_slides": len(self.slides),
+            **self._method(),
+        }
+        for name, ratio in RATIOS.items():
+            found = float(ratio(np.array(list(asdict(self.counts).values()), np.float64)))
+
+            def values(w: Weights, ratio: Ratio = ratio) -> Floats:
+                return ratio((w @ per_slide).astype(np.float64).T)
+
+            out[name] = found if np.isfinite(found) else None
+            out[f"{name}_interval"] = self._interval(_ALL, len(self.slides), values)
+        return out
+
+    def _matlab_parity(self) -> Figures:
+        reason = _reason(self.histogram.normals, self.histogram.tumors, "patches")
+        if reason:
+            return {"auc": None, "reason": reason, "thresholds": list(MATLAB_THRESHOLDS)}
+        points = [counts_at(self.histogram, t) for t in MATLAB_THRESHOLDS]
+        tpr = [c.tp / self.histogram.tumors for c in points]
+        fpr = [c.fp / self.histogram.normals for c in points]
+        return {
+            "auc": float(np.trapezoid(tpr, fpr)),
+            "reason": None,
+            "thresholds": list(MATLAB_THRESHOLDS),
+            "method": "trapezoids between 13 thresholds, as MathWorks' example; compare with patch.auc, which is exact",
+        }
+
+
+# Of counts (tp, fp, fn, tn), each of any shape; not a number where there is nothing to divide by.
+Ratio = Callable[[Floats], Floats]
+RATIOS: dict[str, Ratio] = {
+    "sensitivity": lambda c: _shares(c[0], c[0] + c[2]),
+    "specificity": lambda c: _shares(c[3], c[3] + c[1]),
+    "precision": lambda c: _shares(c[0], c[0] + c[1]),
+    "f1": lambda c: _shares(2 * c[0], 2 * c[0] + c[1] + c[2]),
+}
+
+
+def _shares(part: Floats, whole: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares: Floats = np.divide(part, whole)
+    return shares
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _reason(normals: int, tumors: int, what: str) -> str | None:
+    absent = [name for name, count in (("normal", normals), ("tumour", tumors)) if not count]
+    return f"there are no {' and no '.join(absent)} {what}" if absent else None

@@ -1,0 +1,171 @@
+"""Scores of many slides together: exact figures of all of them, and figures of resamples of slides.
+
+Slides are added one by one and only their sums are kept: the exact histogram of all, and for each slide
+one of some 1,300 bins, narrow near 0 and 1 where most scores lie. Figures of resamples come from
+the bins, moved by what binning changes in the figure of all slides. Sums are of whole numbers below
+2**53 and so exact, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.heatmaps import STEPS, to_values
+from wsi_pipeline.metrics.curves import Histogram, auc
+from wsi_pipeline.metrics.intervals import Weights
+
+RELIABILITY_BINS = 15
+_LOGIT_BINS = 2048
+_RESAMPLES_AT_ONCE = 100
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+# Figures (resamples,) of normal and tumour histograms (resamples, bins); not a number where there is none.
+Statistic = Callable[[Floats, Floats], Floats]
+
+
+def _bin_of_steps() -> NDArray[np.int64]:
+    """The bin of each step: edges evenly spaced in log odds, so that the first and the last steps have one each."""
+    reach = np.log(2.0 * STEPS)
+    edges = np.rint(STEPS / (1 + np.exp(-np.linspace(-reach, reach, _LOGIT_BINS))))
+    starts = np.zeros(STEPS + 1, np.int64)
+    starts[np.unique(edges).astype(np.int64)] = 1
+    bins: NDArray[np.int64] = np.cumsum(starts) - starts[0]
+    return bins
+
+
+_BINS = _bin_of_steps()
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What is kept of the scores of one slide: counts in bins, sums for calibration, and its own AUC (or NaN).
+
+    `reliability` is (3, bins): number of scores, their sum in steps, and number of tumour among them;
+    `squares` the sum of squared differences of score and truth.
+    """
+
+    normal: NDArray[np.int32]
+    tumor: NDArray[np.int32]
+    reliability: Floats
+    squares: float
+    auc: float
+
+    @classmethod
+    def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
+        """Of the distinct scores of a slide in steps of 1 / 65535, ascending, and how often each has either truth."""
+        size = int(_BINS[-1]) + 1
+        in_bins = [np.bincount(_BINS[steps], counts, size).astype(np.int32) for counts in (normal, tumor)]
+        values = to_values(steps)
+        place = np.minimum((values * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
+        both = normal + tumor
+        area = auc(Histogram(values, normal, tumor))
+        return cls(
+            in_bins[0],
+            in_bins[1],
+            np.stack([np.bincount(place, sums, RELIABILITY_BINS) for sums in (both, both * steps, tumor)]),
+            float((normal * values**2 + tumor * (1 - values) ** 2).sum()),
+            np.nan if area is None else area,
+        )
+
+
+class PooledScores:
+    """Counts of the scores of slides by truth; slides are numbered in the order in which they are added."""
+
+    def __init__(self) -> None:
+        self._normal, self._tumor = np.zeros((2, STEPS + 1), np.int64)
+        self._sketches = list[Sketch]()
+
+    def add(self, steps: Counts, normal: Counts, tumor: Counts, sketch: Sketch) -> None:
+        """Add a slide and its sketch, which several collections may share."""
+        self._normal[steps] += normal
+        self._tumor[steps] += tumor
+        self._sketches.append(sketch)
+
+    def __len__(self) -> int:
+        return len(self._sketches)
+
+    @property
+    def histogram(self) -> Histogram:
+        """Of all slides, exact."""
+        known = np.flatnonzero(self._normal + self._tumor)
+        return Histogram(to_values(known), self._normal[known], self._tumor[known])
+
+    @property
+    def aucs(self) -> Floats:
+        """AUC of each slide by itself, not a number where it lacks a class."""
+        return np.array([sketch.auc for sketch in self._sketches], np.float64)
+
+    def resampled(self, statistic: Statistic, exact: float, weights: Weights) -> Floats:
+        """The statistic, a share, of each resample, (resamples,); `exact` is that of all slides as they are."""
+        normal = np.array([sketch.normal for sketch in self._sketches], np.float64)
+        tumor = np.array([sketch.tumor for sketch in self._sketches], np.float64)
+        found = np.concatenate([statistic(w @ normal, w @ tumor) for w in _parts(weights)])
+        of_bins = statistic(normal.sum(axis=0, keepdims=True), tumor.sum(axis=0, keepdims=True))
+        moved: Floats = np.clip(found + (exact - of_bins[0]), 0.0, 1.0)
+        return moved
+
+    def reliability(self) -> Floats:
+        """Number of scores, their sum, and number of tumour among them, (3, bins)."""
+        total = np.zeros((3, RELIABILITY_BINS))
+        for sketch in self._sketches:
+            total += sketch.reliability
+        return total / [[1], [STEPS], [1]]
+
+    def calibration_errors(self, weights: Weights) -> Floats:
+        """Expected calibration error of each resample, (resamples,)."""
+        sums = np.array([sketch.reliability for sketch in self._sketches]).reshape(len(self), -1)
+        drawn: Floats = (weights @ sums).reshape(len(weights), 3, RELIABILITY_BINS)
+        with np.errstate(invalid="ignore"):
+            errors: Floats = np.abs(drawn[:, 1] / STEPS - drawn[:, 2]).sum(axis=1) / drawn[:, 0].sum(axis=1)
+        return errors
+
+    def brier_scores(self, weights: Weights) -> Floats:
+        """Mean squared difference of score and truth of each resample, (resamples,)."""
+        counts = np.array([sketch.reliability[0].sum() for sketch in self._sketches])
+        squares = np.array([sketch.squares for sketch in self._sketches])
+        with np.errstate(invalid="ignore"):
+            # These are no whole numbers: how many threads share the sum must not decide its last bits.
+            scores: Floats = (weights * squares).sum(axis=1) / (weights @ counts)
+        return scores
+
+
+def aucs_of(normal: Floats, tumor: Floats) -> Floats:
+    """Area under the ROC curve of each histogram (n, bins) by rising score; not a number where a class is missing."""
+    below = np.cumsum(normal, axis=1) - normal
+    with np.errstate(invalid="ignore"):
+        areas: Floats = (tumor * (2 * below + normal)).sum(axis=1) / (2 * normal.sum(axis=1) * tumor.sum(axis=1))
+    return areas
+
+
+def resampled_aucs(scores: Floats, is_tumor: NDArray[np.bool_], weights: Weights) -> Floats:
+    """AUC over slides with one score each, (slides,), of each resample, (resamples,)."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    tumor = is_tumor[order]
+    found = []
+    for part in _parts(weights):
+        drawn = part[:, order]
+        normal_counts = np.add.reduceat(np.where(tumor, 0, drawn), starts, axis=1)
+        found.append(aucs_of(normal_counts, np.add.reduceat(np.where(tumor, drawn, 0), starts, axis=1)))
+    return np.concatenate(found)
+
+
+def average_precisions_of(normal: Floats, tumor: Floats) -> Floats:
+    """Sum of precision times step in recall of each histogram (n, bins); not a number without tumour."""
+    tp = np.cumsum(tumor[:, ::-1], axis=1)
+    called = tp + np.cumsum(normal[:, ::-1], axis=1)
+    precision = np.divide(tp, called, out=np.ones_like(tp), where=called > 0)
+    with np.errstate(invalid="ignore"):
+        found: Floats = (precision * tumor[:, ::-1]).sum(axis=1) / tumor.sum(axis=1)
+    return found
+
+
+def _parts(weights: Weights) -> Iterator[Floats]:
+    for start in range(0, len(weights), _RESAMPLES_AT_ONCE):
+        yield weights[start : start + _RESAMPLES_AT_ONCE].astype(np.float64)
