@@ -160,7 +160,10 @@ def reliability_figure(
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share of tumour", title=title)
     low, high, counts = (np.array([one[k] for one in bins], float) for k in range(3))
     below.bar(low, counts, width=high - low, align="edge", color=BLUE, edgecolor="white", linewidth=0.5)
-    below.set(xlabel="tumour probability", ylabel="patches", yscale="log" if counts.any() else "linear")
+    below.set(xlabel="tumour probability", ylabel="patches")
+    if counts.any():
+        # From below 1, so that a single patch can be seen.
+        below.set(yscale="log", ylim=(0.5, None))
     return figure
 
 

@@ -139,7 +139,7 @@ def _write(output: Path, metrics: Figures, evaluation: Evaluation) -> None:
         ),
         "reliability.png": reliability_figure(
             evaluation.reliability(),
-            f"expected calibration error {said(metrics['calibration'], 'expected_calibration_error')}\n{n}",
+            f"calibration error {said(metrics['calibration'], 'expected_calibration_error')}\n{n}",
             synthetic,
         ),
         "confusion.png": confusion_chart(evaluation.counts, threshold, synthetic),
