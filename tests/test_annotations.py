@@ -107,6 +107,17 @@ def test_what_has_no_area_is_left_out(tmp_path: Path) -> None:
     assert read(path).tumor.area == 200
 
 
+def test_annotations_without_any_vertex_are_nothing(tmp_path: Path) -> None:
+    files = [
+        write_asap(tmp_path / "a.xml", [("_0", [])]),
+        write_imagescope(tmp_path / "b.xml", {"Tumor": [region([]), region([], kind=2)], "Empty layer": []}),
+        write_geojson(tmp_path / "c.geojson", feature({"type": "Polygon", "coordinates": [[]]}, "Tumor")),
+        write_geojson(tmp_path / "d.geojson"),
+    ]
+    for path in files:
+        assert read(path).tumor.is_empty, path
+
+
 def test_rings_inside_and_over_each_other_and_off_the_slide(tmp_path: Path) -> None:
     rings = [
         ("_0", square(100, 100, 300)),

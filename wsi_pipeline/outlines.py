@@ -229,6 +229,8 @@ def _polygons(geometry: dict[str, Any] | None) -> Iterator[list[Any]]:
 
 
 def _ring(points: Any) -> Ring:
+    if not len(points):
+        return np.empty((0, 2))
     ring = np.array(points, np.float64).reshape(len(points), -1)[:, :2]
     if not np.isfinite(ring).all():
         raise ValueError("a coordinate is not finite")
