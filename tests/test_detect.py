@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline.metrics.lesions import Detection, PooledHits, SlideHits, find_lesions, froc, match, suppress
+from wsi_pipeline.metrics.lesions import (
+    Detection,
+    PooledHits,
+    SlideHits,
+    components,
+    find_lesions,
+    froc,
+    match,
+    suppress,
+)
 
 NAN = np.nan
 
@@ -28,6 +37,18 @@ def test_suppression_takes_the_highest_and_clears_its_circle() -> None:
     assert [(round(s, 3), x, y) for s, x, y in found] == [(0.9, 2, 2), (0.7, 5, 2), (0.6, 8, 8)]
     assert suppress(heat, 2, 0.95) == []
     assert suppress(np.full((3, 3), NAN, np.float32), 2, 0.5) == []
+
+
+def test_connected_areas_are_one_detection_each_at_their_maximum() -> None:
+    heat = np.full((9, 9), 0.1, np.float32)
+    heat[1, 1:4], heat[2, 4], heat[1, 2] = 0.6, 0.7, 0.9  # joined over the corner
+    heat[5, 5] = heat[5, 6] = 0.9  # a tie: the first in reading order
+    heat[8, 0] = 0.5
+    heat[3, 8] = NAN
+    found = components(heat, min_score=0.5)
+    assert [(round(s, 3), x, y) for s, x, y in found] == [(0.9, 2, 1), (0.9, 5, 5), (0.5, 0, 8)]
+    assert components(heat, 0.95) == []
+    assert components(np.full((3, 3), NAN, np.float32), 0.5) == []
 
 
 def test_foci_closer_than_75_um_are_one_lesion() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from sklearn import metrics as sk
 
 from wsi_pipeline.config import ConfusionOptions, EvaluateOptions, LesionLevelOptions, PatchLevelOptions
@@ -263,6 +264,18 @@ def test_detections_are_in_level_0_pixels(scored: Path) -> None:
     assert [float(v) for v in first[1:]] == [(column + 0.5) * 200, (row + 0.5) * 200]
     points = json.loads((scored / "detections" / "t1.geojson").read_text())["features"]
     assert points[0]["geometry"]["coordinates"] == [(column + 0.5) * 200, (row + 0.5) * 200]
+
+
+def test_detections_may_be_connected_areas(scored: Path, tmp_path: Path) -> None:
+    heat = np.nan_to_num(np.rint(maps("t1")[0].astype(np.float32) * 65535) / 65535, nan=-1)
+    _, areas = ndimage.label(heat >= 0.6, structure=np.ones((3, 3)))
+    detect.run(
+        "t1", scored / "t1.truth.ome.zarr", scored / "heatmaps" / "t1.ome.zarr", scored / "heatmaps" / "t1.json",
+        tmp_path / "t1.csv", tmp_path / "t1.geojson", tmp_path / "t1.json",
+        LesionLevelOptions(method="components", min_score=0.6),
+    )  # fmt: skip
+    rows = (tmp_path / "t1.csv").read_text().splitlines()
+    assert 0 < len(rows) == areas != len((scored / "detections" / "t1.csv").read_text().splitlines())
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,11 @@ class PatchLevelOptions(Section):
 class LesionLevelOptions(Section):
     """Detections and the lesions that they are matched with (detect)."""
 
+    method: Literal["suppression", "components"] = Field(
+        "suppression",
+        description="What is one detection: a maximum after non-maximum suppression, or a connected area at or above "
+        "min_score, at its maximum.",
+    )
     radius_um: Positive = Field(192.0, description="Radius of non-maximum suppression, um.")
     min_score: Fraction = Field(0.5, description="Detections below this probability are not made.")
     merge_um: NotNegative = Field(75.0, description="Foci up to this far apart are one lesion, um.")

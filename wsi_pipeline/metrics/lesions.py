@@ -79,6 +79,23 @@ def suppress(heat: NDArray[np.float32], radius: float, min_score: float) -> list
     return found
 
 
+def components(heat: NDArray[np.float32], min_score: float) -> list[tuple[float, int, int]]:
+    """The maximum of each 8-connected area at or above `min_score`: (score, column, row), highest first.
+
+    Ties, within an area and between areas, go to the first in reading order.
+    """
+    known = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
+    labels, _ = ndimage.label(known >= min_score, structure=np.ones((3, 3), bool))
+    inside = np.flatnonzero(labels)
+    falling = inside[np.argsort(-known.ravel()[inside], kind="stable")]
+    _, first = np.unique(labels.ravel()[falling], return_index=True)
+    found = []
+    for at in falling[np.sort(first)].tolist():
+        row, column = divmod(at, heat.shape[1])
+        found.append((float(known[row, column]), column, row))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class SlideHits:
     """What the detections of one slide hit.

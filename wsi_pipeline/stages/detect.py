@@ -12,7 +12,7 @@ from wsi_pipeline.config import LesionLevelOptions
 from wsi_pipeline.files import digest_file, write_text
 from wsi_pipeline.heatmaps import grid_of
 from wsi_pipeline.masks import IGNORE, TUMOR
-from wsi_pipeline.metrics.lesions import Detection, find_lesions, match, suppress
+from wsi_pipeline.metrics.lesions import Detection, components, find_lesions, match, suppress
 from wsi_pipeline.receipts import read_receipt, write_receipt
 from wsi_pipeline.store import read_image
 
@@ -35,7 +35,10 @@ def run(
     heat, truth = read_image(heatmap_path, slide_mpp), read_image(truth_path, slide_mpp)
     grid = grid_of(facts)
     x, y = grid.x() + grid.patch_px / 2, grid.y() + grid.patch_px / 2
-    peaks = suppress(heat.data, options.radius_um / heat.mpp, options.min_score)
+    if options.method == "components":
+        peaks = components(heat.data, options.min_score)
+    else:
+        peaks = suppress(heat.data, options.radius_um / heat.mpp, options.min_score)
     found = [Detection(score, float(x[column]), float(y[row])) for score, column, row in peaks]
     write_text(detections, "".join(f"{d.confidence:.6f},{d.x:.1f},{d.y:.1f}\n" for d in found))
     write_text(geojson, _geojson(found))
