@@ -181,7 +181,7 @@ def _read_xml(slide: str, path: Path) -> list[Outline]:
 
 def _read_geojson(slide: str, path: Path) -> list[Outline]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_hook=_with_arrays)
     except OSError as error:
         _cannot_be_read(slide, path, error)
     except (ValueError, RecursionError) as error:
@@ -193,6 +193,19 @@ def _read_geojson(slide: str, path: Path) -> list[Outline]:
             slide, path, f"not GeoJSON as QuPath writes it ({error!r})",
             remedy="Export it from QuPath with File > Export objects as GeoJSON",
         ) from error  # fmt: skip
+
+
+def _with_arrays(found: dict[str, Any]) -> dict[str, Any]:
+    """Rings become arrays while the file is read: as lists those of all features would take ten times the memory."""
+    try:
+        if found.get("type") == "Polygon":
+            return found | {"coordinates": [_ring(ring) for ring in found["coordinates"]]}
+        if found.get("type") == "MultiPolygon":
+            return found | {"coordinates": [[_ring(ring) for ring in polygon] for polygon in found["coordinates"]]}
+    except (KeyError, TypeError, ValueError):
+        # What is wrong with it is said when it is looked at.
+        pass
+    return found
 
 
 def _features(content: Any) -> Iterator[dict[str, Any]]:

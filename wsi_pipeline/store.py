@@ -27,11 +27,6 @@ BACKGROUND = 255
 _RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 
 
-def compressor() -> BloscCodec:
-    """Lossless compression of 8-bit images."""
-    return BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=1)
-
-
 def open_group(path: Path) -> zarr.Group:
     """Open a store for reading; `StoreError` where there is none."""
     try:
