@@ -9,6 +9,7 @@
     ├── AnnotationError        an annotation file
     ├── StoreError             a store or a receipt that an earlier stage wrote
     ├── ModelError             weights or a model folder
+    ├── PredictionError        a file of another system's predictions
     └── IncompleteError        an evaluation that lacks slides
 
 Any other exception is a bug and keeps its traceback.
@@ -60,6 +61,10 @@ class StoreError(PipelineError):
 
 class ModelError(PipelineError):
     """Weights or a model folder cannot be used."""
+
+
+class PredictionError(PipelineError):
+    """A file of predictions, labels or masks cannot be judged."""
 
 
 class IncompleteError(PipelineError):

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from wsi_pipeline.config import EvaluateOptions
+from wsi_pipeline.config import EvaluateOptions, IntervalOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.files import digest_json
 from wsi_pipeline.metrics.curves import Counts, Histogram, auc, average_precision, counts_at
-from wsi_pipeline.metrics.delong import delong_interval
+from wsi_pipeline.metrics.delong import Labels, Scores, delong_interval
 from wsi_pipeline.metrics.intervals import Weights, percentiles, slide_weights
 from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, PooledHits, SlideHits
 from wsi_pipeline.metrics.pooled import (
@@ -95,11 +95,7 @@ class Evaluation:
         return percentiles(values(self._weights(part, slides)), self._options.interval.level)
 
     def _method(self) -> Figures:
-        interval = self._options.interval
-        return {
-            "interval_method": f"percentile bootstrap over slides, {interval.resamples} resamples",
-            "interval_level": interval.level,
-        }
+        return interval_method(self._options.interval)
 
     def _patch(self) -> Figures:
         pooled, histogram, slides = self.pooled, self.histogram, len(self.slides)
@@ -188,26 +184,13 @@ class Evaluation:
         known = [s for s in self.slides if s.row.label and s.confusion["slide_score"] is not None]
         scores = np.array([s.confusion["slide_score"] for s in known], np.float64)
         is_tumor = np.array([s.row.label == "tumor" for s in known], bool)
-
-        tumors = int(is_tumor.sum())
-        value = auc(Histogram.of(scores, is_tumor)) if known else None
         names = {s.row.slide for s in known}
         return {
-            "auc": value,
-            "auc_interval": None
-            if value is None
-            else self._interval("labelled", len(known), lambda w: resampled_aucs(scores, is_tumor, w)),
-            "auc_delong_interval": None
-            if value is None
-            else delong_interval(scores, is_tumor, self._options.interval.level),
-            "reason": _reason(len(known) - tumors, tumors, "slides"),
+            **slide_figures(scores, is_tumor, self._options.interval, self._options.seed),
             "score": "maximum of the heatmap",
-            "n_normal": len(known) - tumors,
-            "n_tumor": tumors,
             "not_scored": {
                 s.row.slide: "no score" if s.row.label else "no label" for s in self.slides if s.row.slide not in names
             },
-            **self._method(),
         }
 
     def hits(self) -> list[SlideHits]:
@@ -219,23 +202,10 @@ class Evaluation:
         ]
 
     def _lesion(self) -> Figures:
-        hits = self.hits()
-        pooled = PooledHits(hits)
-        result = pooled.froc()
-        scores = pooled.resampled(self._weights("lesion", len(hits))) if result is not None and len(hits) > 1 else None
-        lesions = sum(len(h.lesions) for h in hits)
         return {
-            "froc": None if result is None else result.interpolated_score,
-            "froc_interval": None if scores is None else percentiles(scores[0], self._options.interval.level),
-            "froc_step_rule": None if result is None else result.step_score,
-            "froc_step_rule_interval": None if scores is None else percentiles(scores[1], self._options.interval.level),
-            "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
-            "reason": None if result is not None else "the slides have no lesions",
-            "n_slides": len(hits),
-            "n_lesions": lesions,
+            **lesion_figures(self.hits(), self._options.interval, self._options.seed),
             "n_isolated_tumor_cells": sum(s.detections["isolated"] or 0 for s in self.slides),
             "not_scored": {s.row.slide: s.detections["reason"] for s in self.slides if s.detections["lesions"] is None},
-            **self._method(),
         }
 
     def _confusion(self) -> Figures:
@@ -269,6 +239,56 @@ class Evaluation:
             "thresholds": list(MATLAB_THRESHOLDS),
             "method": "trapezoids between 13 thresholds, as MathWorks' example; compare with patch.auc, which is exact",
         }
+
+
+def interval_method(interval: IntervalOptions) -> Figures:
+    """How the intervals of a level were made."""
+    return {
+        "interval_method": f"percentile bootstrap over slides, {interval.resamples} resamples",
+        "interval_level": interval.level,
+    }
+
+
+def slide_figures(scores: Scores, is_tumor: Labels, interval: IntervalOptions, seed: int) -> Figures:
+    """ROC AUC of slides with one score each, (slides,)."""
+    n, tumors = len(scores), int(is_tumor.sum())
+    value = auc(Histogram.of(scores, is_tumor)) if n else None
+    drawn = None
+    if value is not None:
+        weights = slide_weights(n, interval.resamples, seed, "slide")
+        drawn = percentiles(resampled_aucs(scores, is_tumor, weights), interval.level)
+    return {
+        "auc": value,
+        "auc_interval": drawn,
+        "auc_delong_interval": None if value is None else delong_interval(scores, is_tumor, interval.level),
+        "reason": _reason(n - tumors, tumors, "slides"),
+        "n_normal": n - tumors,
+        "n_tumor": tumors,
+        **interval_method(interval),
+    }
+
+
+def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions, seed: int) -> Figures:
+    """FROC of the hits of slides."""
+    pooled = PooledHits(hits)
+    result = pooled.froc()
+    intervals: list[list[float] | None] = [None, None]
+    if result is not None and len(hits) > 1:
+        drawn = pooled.resampled(slide_weights(len(hits), interval.resamples, seed, "lesion"))
+        intervals = [percentiles(scores, interval.level) for scores in drawn]
+    return {
+        "froc": None if result is None else result.interpolated_score,
+        "froc_interval": intervals[0],
+        "froc_step_rule": None if result is None else result.step_score,
+        "froc_step_rule_interval": intervals[1],
+        "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
+        "sensitivity": None if result is None else list(result.reached),
+        "sensitivity_interpolated": None if result is None else list(result.interpolated),
+        "reason": None if result is not None else "the slides have no lesions",
+        "n_slides": len(hits),
+        "n_lesions": sum(len(h.lesions) for h in hits),
+        **interval_method(interval),
+    }
 
 
 # Of counts (tp, fp, fn, tn), each of any shape; not a number where there is nothing to divide by.

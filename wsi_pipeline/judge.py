@@ -7,7 +7,6 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -15,32 +14,18 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import CLASSES, IntervalOptions, LesionLevelOptions
-from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.errors import PredictionError
+from wsi_pipeline.evaluation import lesion_figures, slide_figures
 from wsi_pipeline.files import digest_file, digest_names
-from wsi_pipeline.metrics.curves import Histogram, auc
-from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare, delong_interval
-from wsi_pipeline.metrics.intervals import percentiles, slide_weights
-from wsi_pipeline.metrics.lesions import (
-    FALSE_POSITIVES_PER_SLIDE,
-    Detection,
-    Lesions,
-    PooledHits,
-    SlideHits,
-    find_lesions,
-    match,
-)
-from wsi_pipeline.metrics.pooled import resampled_aucs
+from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare
+from wsi_pipeline.metrics.lesions import Detection, Lesions, SlideHits, find_lesions, match
+from wsi_pipeline.summary import Figures, said
 
-Figures = dict[str, Any]
 SCHEMA_VERSION = 1
 _MASK_SUFFIXES = ("", "_mask", "_evaluation_mask")
 _MASK_FILES = (".tif", ".tiff", ".png")
 _SCORE_COLUMNS = ("slide", "score", "label")
 _HEADERS = (["confidence", "x", "y"], ["probability", "x", "y"])
-
-
-class PredictionError(PipelineError):
-    """A file of predictions, labels or masks cannot be judged."""
 
 
 def judge_detections(
@@ -86,9 +71,8 @@ def judge_detections(
     used |= {f"{slide} mask": digest_file(of_slide[slide]) for slide in slides if slide in of_slide}
     return {
         "schema_version": SCHEMA_VERSION,
-        **_froc_figures(hits, interval, seed),
-        "n_slides": len(slides),
-        "n_lesions": sum(len(h.lesions) for h in hits),
+        **lesion_figures(hits, interval, seed),
+        "seed": seed,
         "n_isolated_tumor_cells": isolated,
         "excluded": sorted(exclude),
         "mpp": mpp,
@@ -97,34 +81,6 @@ def judge_detections(
         "itc_um": options.itc_um,
         "slides": table,
         "inputs_sha256": digest_names(used),
-    }
-
-
-def _froc_figures(hits: Sequence[SlideHits], interval: IntervalOptions, seed: int) -> Figures:
-    pooled = PooledHits(hits)
-    result = pooled.froc()
-    intervals: list[list[float] | None] = [None, None]
-    if result is not None and len(hits) > 1:
-        weights = slide_weights(len(hits), interval.resamples, seed, "lesion")
-        intervals = [percentiles(scores, interval.level) for scores in pooled.resampled(weights)]
-    return {
-        "froc": None if result is None else result.interpolated_score,
-        "froc_interval": intervals[0],
-        "froc_step_rule": None if result is None else result.step_score,
-        "froc_step_rule_interval": intervals[1],
-        "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
-        "sensitivity": None if result is None else list(result.reached),
-        "sensitivity_interpolated": None if result is None else list(result.interpolated),
-        "reason": None if result is not None else "the slides have no lesions",
-        **_method(interval, seed),
-    }
-
-
-def _method(interval: IntervalOptions, seed: int) -> Figures:
-    return {
-        "interval_method": f"percentile bootstrap over slides, {interval.resamples} resamples",
-        "interval_level": interval.level,
-        "seed": seed,
     }
 
 
@@ -203,7 +159,7 @@ def _check_inside(path: Path, found: Sequence[Detection], shape: tuple[int, ...]
 def judge_scores(path: Path, other: Path | None, *, interval: IntervalOptions, seed: int, permutations: int) -> Figures:
     """ROC AUC of a table `slide,score,label`, and its comparison with another on the same slides."""
     scores, is_tumor, slides = _scores(path)
-    figures = {"schema_version": SCHEMA_VERSION, **_roc_figures(scores, is_tumor, interval, seed)}
+    figures = {"schema_version": SCHEMA_VERSION, **slide_figures(scores, is_tumor, interval, seed), "seed": seed}
     figures["inputs_sha256"] = digest_file(path)
     if other is None:
         return figures
@@ -220,29 +176,12 @@ def judge_scores(path: Path, other: Path | None, *, interval: IntervalOptions, s
     found = compare(scores, second, is_tumor, permutations=permutations, seed=seed)
     compared = dict.fromkeys(field.name for field in fields(Comparison)) if found is None else asdict(found)
     figures["against"] = {
-        **_roc_figures(second, labels, interval, seed),
+        **slide_figures(second, labels, interval, seed),
         "inputs_sha256": digest_file(other),
         **compared,
         "permutations": permutations,
     }
     return figures
-
-
-def _roc_figures(scores: Scores, is_tumor: Labels, interval: IntervalOptions, seed: int) -> Figures:
-    area = auc(Histogram.of(scores, is_tumor))
-    tumors = int(is_tumor.sum())
-    absent = [name for name, count in zip(CLASSES, (len(scores) - tumors, tumors), strict=True) if not count]
-
-    drawn = resampled_aucs(scores, is_tumor, slide_weights(len(scores), interval.resamples, seed, "slide"))
-    return {
-        "auc": area,
-        "auc_interval": None if area is None else percentiles(drawn, interval.level),
-        "auc_delong_interval": None if area is None else delong_interval(scores, is_tumor, interval.level),
-        "reason": f"there are no {' and no '.join(absent)} slides" if absent else None,
-        "n_normal": len(scores) - tumors,
-        "n_tumor": tumors,
-        **_method(interval, seed),
-    }
 
 
 def _scores(path: Path) -> tuple[Scores, Labels, list[str]]:
@@ -296,11 +235,11 @@ def froc_text(figures: Figures) -> str:
     """A few lines for a terminal."""
     slides, lesions, isolated = (figures[f"n_{what}"] for what in ("slides", "lesions", "isolated_tumor_cells"))
     lines = [
-        f"FROC score {_said(figures, 'froc')} (interpolated), {_said(figures, 'froc_step_rule')} (step rule)",
+        f"FROC score {said(figures, 'froc')} (interpolated), {said(figures, 'froc_step_rule')} (step rule)",
         f"{lesions} lesions on {slides} slides, {isolated} with isolated tumour cells left out",
     ]
     if figures["froc"] is not None:
-        rates = zip(FALSE_POSITIVES_PER_SLIDE, figures["sensitivity"], strict=True)
+        rates = zip(figures["false_positives_per_slide"], figures["sensitivity"], strict=True)
         lines.append("sensitivity at false positives per slide: " + ", ".join(f"{at:g}: {s:.4f}" for at, s in rates))
     if figures["excluded"]:
         lines.append(f"left out: {', '.join(figures['excluded'])}")
@@ -313,7 +252,7 @@ def roc_text(figures: Figures) -> str:
     def line(one: Figures) -> str:
         low_high = one["auc_delong_interval"]
         delong = "" if low_high is None else f", DeLong {low_high[0]:.4f} to {low_high[1]:.4f}"
-        return f"AUC {_said(one, 'auc')}{delong}; {one['n_tumor']} tumour and {one['n_normal']} normal slides"
+        return f"AUC {said(one, 'auc')}{delong}; {one['n_tumor']} tumour and {one['n_normal']} normal slides"
 
     lines = [line(figures)]
     if "against" in figures:
@@ -325,10 +264,3 @@ def roc_text(figures: Figures) -> str:
                 f"difference {other['difference']:+.4f}; p {p} (DeLong), {other['p_permutation']:.4g} (permutation)"
             )
     return "\n".join(lines)
-
-
-def _said(figures: Figures, name: str) -> str:
-    if figures[name] is None:
-        return f"not computed: {figures['reason']}"
-    interval = figures[f"{name}_interval"]
-    return f"{figures[name]:.4f}" + ("" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})")
