@@ -155,6 +155,7 @@ OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><ASAP_Annotat
     [
         (BOMB, "refused: the XML declares a DTD or entities"),
         (OUTSIDE, "refused"),
+        ("<!DOCTYPE x><ASAP_Annotations/>", "refused"),
         ("<ASAP_Annotations><Annotations>", "not well-formed XML"),
         ("<other/>", "neither ASAP nor ImageScope XML (root element other)"),
     ],
