@@ -13,20 +13,22 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from wsi_pipeline.config import STEP_VERSIONS, ConfusionOptions, EvaluateOptions
+from wsi_pipeline.config import CalibrateOptions, CalibrationOptions, EvaluateOptions, PatchLevelOptions
 from wsi_pipeline.files import canonical_json
-from wsi_pipeline.heatmaps import STEPS
 from wsi_pipeline.metrics.curves import Histogram, counts_at
+from wsi_pipeline.metrics.steps import STEPS, to_values
+from wsi_pipeline.score_counts import ScoreCounts
 from wsi_pipeline.sheet import Sheet, SlideRow
-from wsi_pipeline.stages import evaluate
+from wsi_pipeline.stages import calibrate, evaluate
 
 KINDS = 100
+# As many as a slide has.
+FEATURES = [f"f{number}" for number in range(17)]
 
 
 def write_kind(folder: Path, number: int, positions: int) -> None:
@@ -38,13 +40,16 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
     tumor = np.bincount(steps[truth], minlength=STEPS + 1)
     normal = np.bincount(steps[~truth], minlength=STEPS + 1)
     known = np.flatnonzero(tumor + normal)
-    table = {"score": known.astype(np.uint16), "normal": normal[known], "tumor": tumor[known]}
-    pq.write_table(pa.table(table), folder / f"{number}.scores.parquet")
-    counts = counts_at(Histogram(known / STEPS, normal[known], tumor[known]), 0.8)
-    options = ConfusionOptions().model_dump(mode="json")
-    common = {"step_version": STEP_VERSIONS["confusion"], "model_sha256": "m"}
+    nothing = np.zeros(len(known), np.int64)
+    ScoreCounts(known, normal[known], tumor[known], nothing).write(folder / f"{number}.parquet")
+    counts = counts_at(Histogram(to_values(known), normal[known], tumor[known]), 0.8)
+    common = {"model_sha256": "m", "options": PatchLevelOptions().model_dump(mode="json")}
+    features = dict.fromkeys(FEATURES, float(number)) | {"maximum": float(known[-1] / STEPS)}
+    (folder / f"{number}.scores").write_text(canonical_json({
+        **common, "stage": "scores", "truth": {"tumor": share > 0, "ignored": False}, "features": features,
+    }))  # fmt: skip
     (folder / f"{number}.confusion").write_text(canonical_json({
-        **common, "stage": "confusion", "slide_score": float(known[-1] / STEPS), "options": options,
+        **common, "stage": "confusion", "threshold": 0.8,
         "counts": {name: getattr(counts, name) for name in ("tp", "fp", "fn", "tn")},
     }))  # fmt: skip
     lesions = rng.random(rng.integers(1, 6)).tolist() if share else []
@@ -58,10 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slides", type=int, default=10_000)
     parser.add_argument("--positions", type=int, default=1_000_000)
+    parser.add_argument("--temperature", action="store_true", help="calibration at a temperature too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as name:
         folder = Path(name)
-        for part in ("kinds", "confusion", "detections"):
+        for part in ("kinds", "scores", "confusion", "detections"):
             (folder / part).mkdir()
         for number in range(KINDS):
             write_kind(folder / "kinds", number, arguments.positions)
@@ -69,15 +75,20 @@ def main() -> None:
         for number in range(arguments.slides):
             kind, slide = number % KINDS, f"s{number}"
             for source, target in (
-                (f"{kind}.scores.parquet", f"confusion/{slide}.scores.parquet"),
+                (f"{kind}.parquet", f"scores/{slide}.parquet"),
+                (f"{kind}.scores", f"scores/{slide}.json"),
                 (f"{kind}.confusion", f"confusion/{slide}.json"),
                 (f"{kind}.detect", f"detections/{slide}.json"),
             ):
                 os.link(folder / "kinds" / source, folder / target)
             label = "tumor" if kind % 2 else "normal"
             sheet[slide] = SlideRow(slide, "x.tif", "test", label=label, centre=f"c{number % 3}")
+        options = CalibrateOptions(calibration=CalibrationOptions(temperature=arguments.temperature))
+        fitted = Sheet({slide: replace(row, split="validation") for slide, row in list(sheet.items())[:KINDS]})
+        calibrate.run(fitted, folder / "scores", folder / "detections", folder / "calibration.json", options)
         started = time.perf_counter()
-        evaluate.run(sheet, (), folder / "confusion", folder / "detections", folder / "out", EvaluateOptions())
+        folders = evaluate.Folders(folder / "scores", folder / "confusion", folder / "detections")
+        evaluate.run(sheet, (), folders, folder / "calibration.json", folder / "out", EvaluateOptions())
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print("| slides | positions of each | wall, s | peak memory, MiB |\n|---|---|---|---|")

@@ -111,6 +111,20 @@ def test_froc_by_hand() -> None:
     assert result.interpolated_score == pytest.approx((0.5 + 5 * 0.75) / 6)
 
 
+def test_froc_with_ties_by_hand() -> None:
+    # A hit and a false positive at .8, two hits and a false positive at .5: equal confidences are called together.
+    slides = [SlideHits((0.8, 0.5), (0.8,)), SlideHits((0.5,), (0.5, 0.3))]
+    # Thresholds without the lowest (.3): at .5 2 false positives on 2 slides and 3 of 3 lesions, at .8 1 and 1.
+    result = froc(slides)
+    assert result is not None
+    assert result.threshold[:-1].tolist() == [0.5, 0.8]
+    assert result.false_positives.tolist() == [1, 0.5, 0]
+    assert result.sensitivity.tolist() == pytest.approx([1, 1 / 3, 0])
+    # At 1/4, 1/2, 1 and more: by steps 0, 1/3, 1; between the points 1/6, 1/3, 1.
+    assert result.step_score == pytest.approx((0 + 1 / 3 + 4) / 6)
+    assert result.interpolated_score == pytest.approx((1 / 6 + 1 / 3 + 4) / 6)
+
+
 @given(
     st.lists(
         st.tuples(st.lists(st.sampled_from((0.0, 0.2, 0.5, 0.9)), max_size=3), st.lists(st.sampled_from((0.2, 0.6)))),

@@ -11,13 +11,19 @@ import pytest
 from scipy import ndimage
 from sklearn import metrics as sk
 
-from wsi_pipeline.config import ConfusionOptions, EvaluateOptions, LesionLevelOptions, PatchLevelOptions
-from wsi_pipeline.errors import IncompleteError, StoreError
+from wsi_pipeline.config import (
+    CalibrateOptions,
+    EvaluateOptions,
+    LesionLevelOptions,
+    PatchLevelOptions,
+    SlideLevelOptions,
+)
+from wsi_pipeline.errors import ConfigError, IncompleteError, StoreError
 from wsi_pipeline.files import canonical_json
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR, grid_truth
 from wsi_pipeline.sheet import Sheet, SlideRow
-from wsi_pipeline.stages import confusion, detect, evaluate
+from wsi_pipeline.stages import calibrate, confusion, detect, evaluate, scores
 from wsi_pipeline.store import Image, read_image, write_image
 
 STRIDE = 100.0
@@ -34,19 +40,22 @@ def write_slide(
     write_image(root / f"{slide}.truth.ome.zarr", Image.from_corner(truth, STRIDE), name="t", slide_mpp=0.5)
     grid = {"columns": heat.shape[1], "rows": heat.shape[0], "stride_px": STRIDE / 0.5, "patch_px": STRIDE / 0.5}
     facts = {"stage": "heatmap", "slide": slide, "model_sha256": model, "slide_mpp": 0.5, "grid": grid}
-    facts["maximum"] = None if np.isnan(heat).all() else float(np.nanmax(heat))
     receipt = root / "heatmaps" / f"{slide}.json"
     receipt.write_text(canonical_json(facts))
+    calibration = root / "calibration.json"
+    if not calibration.exists():
+        calibrate.run(Sheet(), root, root, calibration, CalibrateOptions())
+    inputs = root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt
+    scored = root / "scores"
+    scores.run(slide, *inputs, scored / f"{slide}.parquet", scored / f"{slide}.json", PatchLevelOptions())
     folder = root / "confusion"
     confusion.run(
-        slide, pyramid, root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt,
-        folder / f"{slide}.ome.zarr", folder / f"{slide}.json", folder / f"{slide}.scores.parquet",
-        folder / f"{slide}.png", ConfusionOptions(),
+        slide, pyramid, *inputs, calibration, folder / f"{slide}.ome.zarr", folder / f"{slide}.json",
+        folder / f"{slide}.png", PatchLevelOptions(),
     )  # fmt: skip
     found = root / "detections"
     detect.run(
-        slide, root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt,
-        found / f"{slide}.csv", found / f"{slide}.geojson", found / f"{slide}.json",
+        slide, *inputs, found / f"{slide}.csv", found / f"{slide}.geojson", found / f"{slide}.json",
         LesionLevelOptions(radius_um=100),
     )  # fmt: skip
 
@@ -82,9 +91,13 @@ def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 SHEET = Sheet({s: SlideRow(s, f"{s}.tif", "test", label=label) for s, (label, _) in SLIDES.items()})
 
 
-def run(root: Path, out: Path, sheet: Sheet = SHEET, **more: Any) -> dict[str, Any]:
-    options = EvaluateOptions(seed=3)
-    evaluate.run(sheet, (), root / "confusion", root / "detections", out, options, **more)
+def folders_of(root: Path) -> evaluate.Folders:
+    return evaluate.Folders(root / "scores", root / "confusion", root / "detections")
+
+
+def run(root: Path, out: Path, sheet: Sheet = SHEET, slide_level: Any = None, **more: Any) -> dict[str, Any]:
+    options = EvaluateOptions(seed=3, slide_level=slide_level or SlideLevelOptions())
+    evaluate.run(sheet, (), folders_of(root), root / "calibration.json", out, options, **more)
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -124,6 +137,64 @@ def test_slide_scores_are_the_maxima(scored: Path, tmp_path: Path) -> None:
     rows = {r["slide"]: r for r in csv.DictReader((tmp_path / "slides.csv").read_text().splitlines())}
     assert {s: float(r["score"]) for s, r in rows.items()} == pytest.approx(best, abs=1e-5)
     assert rows["t1"]["lesions"] == "1"
+
+
+def test_slide_scores_may_be_the_mean_of_the_top_share(scored: Path, tmp_path: Path) -> None:
+    metrics = run(scored, tmp_path, slide_level=SlideLevelOptions(score="top_share", top_share=0.2))
+    wanted = {}
+    for slide in SLIDES:
+        heat = maps(slide)[0]
+        own = np.sort(heat[np.isfinite(heat)])[::-1]
+        wanted[slide] = own[: int(np.ceil(0.2 * len(own)))].mean()
+    rows = {r["slide"]: r for r in csv.DictReader((tmp_path / "slides.csv").read_text().splitlines())}
+    assert {s: float(r["score"]) for s, r in rows.items()} == pytest.approx(wanted, abs=1e-5)
+    assert metrics["slide"]["score"] == "mean of the highest 20 % of the heatmap"
+
+
+def test_the_forest_is_fitted_on_other_slides(tissue_slide: Path, tmp_path: Path) -> None:
+    # Tumour slides have one large area, normal ones as many high scores far apart: the maximum tells nothing.
+    rng = np.random.default_rng(5)
+    sheet = Sheet()
+    for number in range(24):
+        slide, tumor = f"s{number}", number % 2 == 1
+        heat, truth = rng.uniform(0, 0.3, (6, 8)), np.zeros((6, 8), np.uint8)
+        called = (slice(1, 4), slice(1, 4)) if tumor else (slice(0, 6, 2), slice(0, 6, 2))
+        heat[called] = rng.uniform(0.9, 1, (3, 3))
+        truth[called] = tumor
+        write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", slide, heat, truth)
+        split = "test" if number < 8 else "validation" if number < 12 else "train"
+        sheet[slide] = SlideRow(slide, "", split, label="tumor" if tumor else "normal")
+    forest = SlideLevelOptions(score="forest", trees=50)
+    metrics = run(tmp_path, tmp_path / "a", sheet, slide_level=forest)["slide"]
+    assert metrics["auc"] == 1
+    assert (metrics["n_normal"], metrics["n_tumor"]) == (4, 4)
+    assert (metrics["fitted_on_normal"], metrics["fitted_on_tumor"]) == (8, 8)
+    assert metrics["score"].startswith("random forest of 50 trees over")
+    assert sum(metrics["importance"].values()) == pytest.approx(1)
+    run(tmp_path, tmp_path / "b", sheet, slide_level=forest)
+    assert (tmp_path / "a" / "metrics.json").read_bytes() == (tmp_path / "b" / "metrics.json").read_bytes()
+    # Whatever the test slides are called: their labels are not what the forest learns from.
+    turned = {"normal": "tumor", "tumor": "normal"}
+    for slide in sheet.of_split("test"):
+        receipt = tmp_path / "scores" / f"{slide}.json"
+        facts = json.loads(receipt.read_text())
+        facts["truth"] = {"tumor": sheet[slide].label == "normal", "ignored": False}
+        receipt.write_text(json.dumps(facts))
+        sheet[slide] = replace(sheet[slide], label=turned[sheet[slide].label])
+    assert run(tmp_path, tmp_path / "c", sheet, slide_level=forest)["slide"]["auc"] == 0
+    normals = Sheet({s: row for s, row in sheet.items() if row.split == "test" or row.label == "normal"})
+    with pytest.raises(ConfigError, match=r"needs normal and tumour slides .* there are 8 and 0"):
+        run(tmp_path, tmp_path / "d", normals, slide_level=forest)
+
+
+@pytest.mark.parametrize(("slide", "label", "has"), [("n1", "tumor", "has no tumour"), ("t1", "normal", "has tumour")])
+def test_a_label_that_contradicts_the_truth_is_refused(
+    scored: Path, tmp_path: Path, slide: str, label: str, has: str
+) -> None:
+    sheet = Sheet({**SHEET, slide: replace(SHEET[slide], label=label)})
+    with pytest.raises(StoreError, match=f"slide {slide}: the sheet's label is {label}, but its truth {has}"):
+        run(scored, tmp_path, sheet)
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_each_figure_says_which_slides_it_lacks(scored: Path, tmp_path: Path) -> None:
@@ -199,7 +270,7 @@ def test_missing_slides_are_named_and_never_pass_for_complete(scored: Path, tmp_
     more = Sheet({**SHEET, "gone": SlideRow("gone", "gone.tif", "test", label="tumor")})
     with pytest.raises(IncompleteError, match=r"1 of 5 test slides have no results: gone\. .*cohort\.exclude"):
         run(scored, tmp_path, more)
-    assert not (tmp_path / "metrics.json").exists()
+    assert json.loads((tmp_path / "metrics.json").read_text())["cohort"]["complete"] is False
     metrics = run(scored, tmp_path, more, allow_missing=True)
     assert metrics["cohort"]["missing"] == ["gone"]
     assert metrics["cohort"]["complete"] is False
@@ -224,7 +295,7 @@ def test_no_slides_at_all_give_nulls(scored: Path, tmp_path: Path) -> None:
 
 def test_maps_of_two_models_are_not_mixed(scored: Path, tissue_slide: Path, tmp_path: Path) -> None:
     write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "x", *maps("n1"), model="b" * 64)
-    for kind in ("confusion", "detections"):
+    for kind in ("scores", "confusion", "detections"):
         for path in (scored / kind).glob("n1*"):
             if path.is_file():
                 (tmp_path / kind / path.name).write_bytes(path.read_bytes())

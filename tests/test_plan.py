@@ -14,7 +14,7 @@ from wsi_pipeline.cli import app
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.options import read_yaml
-from wsi_pipeline.plan import plan_cohort
+from wsi_pipeline.plan import plan_cohort, plan_text
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.sheet import load_sheet
 from wsi_pipeline.stages import convert, heatmap, tissue
@@ -131,3 +131,11 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str | None, prob
         path.write_text(text)
     with pytest.raises(ConfigError, match=problem):
         read_yaml(path)
+
+
+def test_slides_that_something_is_chosen_on_are_predicted_too(tmp_path: Path) -> None:
+    source = str(write_tiff(tmp_path / "s.tif", tissue_picture()))
+    sheet = load_sheet(write_sheet(tmp_path, ("a", source, "test", "", ""), ("b", source, "validation", "", "")))
+    chosen = Config.model_validate({**CONFIG.model_dump(), "evaluation": {"operating_point": {"rule": "youden"}}})
+    assert "heatmaps of 1 slides: about" in plan_text(plan_cohort(sheet, CONFIG), 10)
+    assert "heatmaps of 2 slides: about" in plan_text(plan_cohort(sheet, chosen), 10)

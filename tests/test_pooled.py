@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from wsi_pipeline.heatmaps import STEPS, to_values
+from wsi_pipeline.metrics.calibration import RELIABILITY_BINS
 from wsi_pipeline.metrics.curves import auc, average_precision
 from wsi_pipeline.metrics.intervals import percentiles, slide_weights
-from wsi_pipeline.metrics.pooled import RELIABILITY_BINS, PooledScores, Sketch, aucs_of, average_precisions_of
+from wsi_pipeline.metrics.pooled import PooledScores, Sketch, aucs_of, average_precisions_of
+from wsi_pipeline.metrics.steps import STEPS, to_values
 
 
 def draw(rng: np.random.Generator, count: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
@@ -82,35 +83,39 @@ def test_calibration_is_the_direct_sum() -> None:
     steps, truth = (np.concatenate([s[k] for s in slides]) for k in (0, 1))
     values = to_values(steps)
     ones = np.ones((1, 5), np.int64)
-    assert pooled.brier_scores(ones)[0] == pytest.approx(metrics.brier_score_loss(truth, values), abs=1e-12)
+    assert pooled.calibration.brier_scores(ones)[0] == pytest.approx(metrics.brier_score_loss(truth, values), abs=1e-12)
     place = np.minimum((values * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
     wanted = sum(
         abs(values[place == k].mean() - truth[place == k].mean()) * (place == k).mean()
         for k in range(RELIABILITY_BINS)
         if (place == k).any()
     )
-    assert pooled.calibration_errors(ones)[0] == pytest.approx(wanted, abs=1e-6)
+    assert pooled.calibration.expected_errors(ones)[0] == pytest.approx(wanted, abs=1e-6)
     weights = np.array([[2, 0, 1, 0, 0]])
     twice = pooled_of([slides[0], slides[0], slides[2]])
-    assert pooled.brier_scores(weights)[0] == pytest.approx(twice.brier_scores(np.ones((1, 3), np.int64))[0])
-    assert pooled.calibration_errors(weights)[0] == pytest.approx(
-        twice.calibration_errors(np.ones((1, 3), np.int64))[0]
+    assert pooled.calibration.brier_scores(weights)[0] == pytest.approx(
+        twice.calibration.brier_scores(np.ones((1, 3), np.int64))[0]
     )
-    counts, scores, tumors = pooled.reliability()
-    assert (counts.sum(), tumors.sum()) == (len(steps), truth.sum())
-    assert scores.sum() == pytest.approx(values.sum(), rel=1e-6)
+    assert pooled.calibration.expected_errors(weights)[0] == pytest.approx(
+        twice.calibration.expected_errors(np.ones((1, 3), np.int64))[0]
+    )
+    rows = pooled.calibration.curve()
+    assert [low for low, *_ in rows] == pytest.approx(np.arange(15) / 15)
+    assert sum(n for _, _, n, _, _ in rows) == len(steps)
+    assert sum(n * (share or 0) for _, _, n, _, share in rows) == pytest.approx(truth.sum())
+    assert sum(n * (score or 0) for _, _, n, score, _ in rows) == pytest.approx(values.sum(), rel=1e-6)
 
 
 def test_a_perfectly_sure_network_is_calibrated() -> None:
     truth = np.array([True, False, True])
     pooled = pooled_of([(np.where(truth, STEPS, 0), truth)])
-    assert pooled.calibration_errors(np.ones((1, 1), np.int64)).tolist() == [0]
-    assert pooled.brier_scores(np.ones((1, 1), np.int64)).tolist() == [0]
+    assert pooled.calibration.expected_errors(np.ones((1, 1), np.int64)).tolist() == [0]
+    assert pooled.calibration.brier_scores(np.ones((1, 1), np.int64)).tolist() == [0]
 
 
 def test_sketches_are_small() -> None:
     rng = np.random.default_rng(3)
     steps, truth = draw(rng, 200_000, 2)
     sketch = Sketch.of(*counted(steps, truth))
-    assert sketch.normal.nbytes + sketch.tumor.nbytes + sketch.reliability.nbytes < 20_000
+    assert sketch.normal.nbytes + sketch.tumor.nbytes + sketch.calibration.bins.nbytes < 20_000
     assert sketch.normal.sum() + sketch.tumor.sum() == len(steps)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import square, write_asap
-from test_evaluate import write_slide
+from test_evaluate import folders_of, write_slide
 
 from wsi_pipeline.config import EvaluateOptions, ReportRun, TruthOptions
 from wsi_pipeline.sheet import Sheet, SlideRow
@@ -36,7 +36,7 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         write_slide(root, folder / "pyramid.ome.zarr", slide, heat, mask)
         sheet[slide] = SlideRow(slide, "x.tif", "test", label=label)
     options = EvaluateOptions(synthetic=True, cohort_name="<script>alert(1)</script> & Co")
-    evaluate.run(sheet, ("gone",), root / "confusion", root / "detections", root / "evaluation", options)
+    evaluate.run(sheet, ("gone",), folders_of(root), root / "calibration.json", root / "evaluation", options)
     return root
 
 

@@ -15,7 +15,7 @@ from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group(name="workflow")]
 
 SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
-TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "confusion": 1, "detect": 1}
+TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1, "detect": 1}
 AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
 
 
@@ -78,19 +78,27 @@ def test_a_new_test_slide_costs_its_own_jobs_and_the_aggregation(run: Path) -> N
 def test_a_new_training_slide_reruns_training_and_what_follows(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
-    after = {"train": 1, "heatmap": 2, "confusion": 2, "detect": 2}
+    after = {"train": 1, "heatmap": 2, "scores": 2, "confusion": 2, "detect": 2}
     assert planned(run) == SLIDE_JOBS | {"patches": 1} | after | AGGREGATION
 
 
 @pytest.mark.parametrize(
     ("config", "jobs"),
     [
-        (changed(evaluation={"operating_point": {"threshold": 0.7}}), {"confusion": 2, **AGGREGATION}),
+        (changed(evaluation={"operating_point": {"threshold": 0.7}}), {"calibrate": 1, "confusion": 2, **AGGREGATION}),
+        (
+            changed(evaluation={"operating_point": {"rule": "youden"}}),
+            {"heatmap": 1, "scores": 1, "calibrate": 1, "confusion": 2, **AGGREGATION},
+        ),
+        (
+            changed(evaluation={"slide_level": {"score": "forest"}}),
+            {"heatmap": 3, "scores": 3, **AGGREGATION},
+        ),
         (changed(report={"title": "Other"}), {"report": 1, "all": 1}),
         (changed(evaluation={"interval": {"resamples": 200}}), AGGREGATION),
         (changed(cohort={"exclude": ["tumor-3"]}), AGGREGATION),
     ],
-    ids=["threshold", "title", "resamples", "exclude"],
+    ids=["threshold", "youden", "forest", "title", "resamples", "exclude"],
 )
 def test_a_changed_option_reruns_what_it_concerns(run: Path, config: dict[str, Any], jobs: dict[str, int]) -> None:
     assert planned(run, config) == jobs
@@ -99,14 +107,14 @@ def test_a_changed_option_reruns_what_it_concerns(run: Path, config: dict[str, A
 def test_a_changed_annotation_reruns_its_slide(run: Path) -> None:
     xml = run / "cohort" / "tumor-3.xml"
     xml.write_text(xml.read_text().replace("<AnnotationGroups>", "<AnnotationGroups >"))
-    assert planned(run) == {"truth": 1, "confusion": 1, "detect": 1, **AGGREGATION}
+    assert planned(run) == {"truth": 1, "scores": 1, "confusion": 1, "detect": 1, **AGGREGATION}
 
 
 def test_given_weights_skip_patches_and_training(run: Path) -> None:
     shutil.copytree(run / "results" / "model" / "inception_v3", run / "theirs")
     config = changed(training={"weights": "theirs/weights.safetensors"}) | {"results": "other"}
     prepared = {"convert": 5, "tissue": 5, "truth": 2}
-    predicted = {"train": 1, "heatmap": 2, "confusion": 2, "detect": 2}
+    predicted = {"train": 1, "heatmap": 2, "scores": 2, "calibrate": 1, "confusion": 2, "detect": 2}
     assert planned(run, config) == prepared | predicted | AGGREGATION
 
 
@@ -140,6 +148,9 @@ def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
         (CONFIG, "slide\tpath\tsplit\n", "the sheet has no slides"),
         (CONFIG, None, "the sheet has no training slide, so no model can be trained"),
         (CONFIG, "slide\tpath\tsplit\tlabel\nx\tx.tif\ttrain\tnormal\n", "no tumour training slide"),
+        (changed(evaluation={"operating_point": {"rule": "youden"}}), None, "the sheet has no validation slide"),
+        (changed(evaluation={"calibration": {"temperature": True}}), None, "the sheet has no validation slide"),
+        (changed(evaluation={"slide_level": {"score": "forest"}}), None, "lacks normal or tumour slides in training"),
     ],
 )
 def test_mistakes_are_found_before_any_job(

@@ -36,6 +36,10 @@ TissueArg = Annotated[Path, typer.Option("--tissue", help="The slide's tissue.om
 TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.zarr.")]
 HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap store.")]
 HeatmapReceipt = Annotated[Path, typer.Option(help="The heatmap's receipt.")]
+ScoresFolder = Annotated[Path, typer.Option("--scores", help="Folder that the stage scores wrote into.")]
+DetectionsFolder = Annotated[Path, typer.Option("--detections", help="Folder that the stage detect wrote into.")]
+Calibration = Annotated[Path, typer.Option(help="Receipt of the stage calibrate.")]
+Rows = Annotated[str | None, typer.Option(help="Digest of the sheet's rows that is expected.")]
 SheetArg = Annotated[Path, typer.Option("--sheet", help="The slide sheet.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Slides of the sheet to leave out.")]
 Synthetic = Annotated[bool, typer.Option(help="Say on pictures that the slide is synthetic.")]
@@ -224,23 +228,43 @@ def confusion(
     truth: TruthArg,
     heatmap: HeatmapArg,
     heatmap_receipt: HeatmapReceipt,
+    calibration: Calibration,
     slide: Slide,
     store: Store,
     receipt: Receipt,
-    scores: Annotated[Path, typer.Option(help="Table of score counts (Parquet) to write.")],
     picture: Picture,
     options: Options = "{}",
     synthetic: Synthetic = False,
 ) -> None:
-    """Compare a heatmap with the truth."""
-    from wsi_pipeline.config import ConfusionOptions
+    """Compare a heatmap with the truth at the operating point."""
+    from wsi_pipeline.config import PatchLevelOptions
     from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import confusion as stage
 
-    parsed = parse_options("confusion", ConfusionOptions, options)
+    parsed = parse_options("confusion", PatchLevelOptions, options)
     stage.run(
-        slide, pyramid, truth, heatmap, heatmap_receipt, store, receipt, scores, picture, parsed, synthetic=synthetic
+        slide, pyramid, truth, heatmap, heatmap_receipt, calibration, store, receipt, picture, parsed,
+        synthetic=synthetic,
     )  # fmt: skip
+
+
+@app.command()
+def scores(
+    truth: TruthArg,
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceipt,
+    slide: Slide,
+    counts: Annotated[Path, typer.Option(help="Table of score counts (Parquet) to write.")],
+    receipt: Receipt,
+    options: Options = "{}",
+) -> None:
+    """Count the scores of a heatmap by truth."""
+    from wsi_pipeline.config import PatchLevelOptions
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.stages import scores as stage
+
+    parsed = parse_options("scores", PatchLevelOptions, options)
+    stage.run(slide, truth, heatmap, heatmap_receipt, counts, receipt, parsed)
 
 
 @app.command()
@@ -264,14 +288,37 @@ def detect(
 
 
 @app.command()
+def calibrate(
+    sheet: SheetArg,
+    scores: ScoresFolder,
+    detections: DetectionsFolder,
+    receipt: Receipt,
+    exclude: Exclude = None,
+    rows: Rows = None,
+    options: Options = "{}",
+) -> None:
+    """Choose the operating point on the validation slides."""
+    from wsi_pipeline.config import CalibrateOptions
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.sheet import load_sheet
+    from wsi_pipeline.stages import calibrate as stage
+
+    loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
+    loaded.check_digest(rows, "validation")
+    stage.run(loaded, scores, detections, receipt, parse_options("calibrate", CalibrateOptions, options))
+
+
+@app.command()
 def evaluate(
     sheet: SheetArg,
+    scores: ScoresFolder,
     confusion: Annotated[Path, typer.Option(help="Folder that the stage confusion wrote into.")],
-    detections: Annotated[Path, typer.Option(help="Folder that the stage detect wrote into.")],
+    detections: DetectionsFolder,
+    calibration: Calibration,
     output: Annotated[Path, typer.Option(help="Folder to write metrics, tables and figures into.")],
     exclude: Exclude = None,
-    rows: Annotated[str | None, typer.Option(help="Digest of the sheet's rows that is expected.")] = None,
-    allow_missing: Annotated[bool, typer.Option(help="Evaluate the slides that are there.")] = False,
+    rows: Rows = None,
+    allow_missing: Annotated[bool, typer.Option(help="End well although test slides lack results.")] = False,
     options: Options = "{}",
 ) -> None:
     """Compute all figures over the test slides."""
@@ -282,10 +329,10 @@ def evaluate(
 
     left_out = tuple(exclude or ())
     loaded = load_sheet(sheet, exclude=left_out, check_files=False)
-    if rows is not None and loaded.digest() != rows:
-        raise ConfigError(f"{sheet}: the slide sheet has changed since the run began", remedy="Start it again")
+    loaded.check_digest(rows)
     parsed = parse_options("evaluate", EvaluateOptions, options)
-    stage.run(loaded, left_out, confusion, detections, output, parsed, allow_missing=allow_missing)
+    folders = stage.Folders(scores, confusion, detections)
+    stage.run(loaded, left_out, folders, calibration, output, parsed, allow_missing=allow_missing)
 
 
 @app.command()

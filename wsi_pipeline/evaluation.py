@@ -10,12 +10,12 @@ import numpy as np
 from wsi_pipeline.config import EvaluateOptions, IntervalOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.files import digest_json
+from wsi_pipeline.metrics.calibration import RELIABILITY_BINS, PooledCalibration
 from wsi_pipeline.metrics.curves import Counts, Histogram, auc, average_precision, counts_at
 from wsi_pipeline.metrics.delong import Labels, Scores, delong_interval
 from wsi_pipeline.metrics.intervals import Weights, percentiles, slide_weights
 from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, PooledHits, SlideHits
 from wsi_pipeline.metrics.pooled import (
-    RELIABILITY_BINS,
     Floats,
     PooledScores,
     aucs_of,
@@ -24,6 +24,7 @@ from wsi_pipeline.metrics.pooled import (
 )
 from wsi_pipeline.receipts import Facts
 from wsi_pipeline.sheet import SlideRow
+from wsi_pipeline.slide_scores import SlideScores
 from wsi_pipeline.summary import Figures
 
 # The part of the slides that is all of them.
@@ -36,8 +37,16 @@ class Scored:
     """What the earlier stages found on one slide: their receipts."""
 
     row: SlideRow
+    scores: Facts
     confusion: Facts
     detections: Facts
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """Slide and digest of the model that predicted it; `StoreError` where the stages do not agree."""
+        slide = self.row.slide
+        common_model([(slide, one["model_sha256"]) for one in (self.scores, self.confusion, self.detections)])
+        return slide, self.scores["model_sha256"]
 
     @property
     def counts(self) -> Counts:
@@ -46,25 +55,28 @@ class Scored:
 
 
 class Evaluation:
-    """All figures of some slides; `pooled` has their scores in the same order, `centres` those of each centre."""
+    """All figures of some slides.
+
+    `pooled` has their scores in the same order, `centres` those of each centre, `at_temperature` the calibration
+    of the scores at the temperature that was chosen. `chosen` is the receipt of the stage calibrate.
+    """
 
     def __init__(
         self,
         slides: Sequence[Scored],
         pooled: PooledScores,
         centres: Mapping[str, PooledScores],
+        at_temperature: PooledCalibration,
+        slide_scores: SlideScores,
+        chosen: Facts,
         options: EvaluateOptions,
     ) -> None:
         self.slides, self.pooled, self._centres, self._options = slides, pooled, centres, options
-        self.histogram = pooled.histogram
+        self.slide_scores, self._chosen = slide_scores, chosen
+        self.histogram, self.calibration = pooled.histogram, pooled.calibration
+        self.at_temperature = at_temperature if chosen["temperature"] else None
         self._drawn: tuple[str, Weights] = ("", np.zeros((0, 0), np.int64))
-        judged: dict[str, Figures] = {digest_json(s.confusion["options"]): s.confusion["options"] for s in slides}
-        if len(judged) > 1:
-            raise StoreError(
-                "the slides were not all judged at the same operating point and by the same label rule",
-                remedy="Run the stage confusion again for all slides",
-            )
-        self._judged = next(iter(judged.values()), None)
+        self._judged = _common_rule(slides)
         self.counts = sum((s.counts for s in slides), Counts(0, 0, 0, 0))
 
     def metrics(self) -> Figures:
@@ -75,9 +87,7 @@ class Evaluation:
             **figures,
             "slide": self._slide(),
             "lesion": self._lesion(),
-            "operating_point": {**self._judged["operating_point"], "chosen_on": "given in the config"}
-            if self._judged
-            else None,
+            "operating_point": self._chosen["operating_point"],
             "matlab_parity": self._matlab_parity(),
         }
 
@@ -114,7 +124,7 @@ class Evaluation:
             "n_slides": slides,
             "n_normal": histogram.normals,
             "n_tumor": histogram.tumors,
-            "label_rule": self._judged and self._judged["patch_level"],
+            "label_rule": self._judged,
             "macro": self._macro(),
             **self._method(),
         }
@@ -153,41 +163,40 @@ class Evaluation:
             "n_tumor": histogram.tumors,
         }
 
-    def reliability(self) -> list[tuple[float, float, int, float | None, float | None]]:
-        """Bins of the reliability curve: from, to, n, mean score, share of tumour."""
-        counts, scores, tumors = self.pooled.reliability()
-        rows = []
-        for k, (n, score, tumor) in enumerate(zip(counts, scores, tumors, strict=True)):
-            low, high = k / RELIABILITY_BINS, (k + 1) / RELIABILITY_BINS
-            rows.append((low, high, int(n), score / n if n else None, tumor / n if n else None))
-        return rows
-
     def _calibration(self) -> Figures:
-        pooled, slides = self.pooled, len(self.slides)
         n = self.histogram.normals + self.histogram.tumors
-        all_slides = np.ones((1, slides), np.int64)
         return {
-            "expected_calibration_error": float(pooled.calibration_errors(all_slides)[0]) if n else None,
-            "expected_calibration_error_interval": self._interval(_ALL, slides, pooled.calibration_errors)
-            if n
-            else None,
-            "brier_score": float(pooled.brier_scores(all_slides)[0]) if n else None,
-            "brier_score_interval": self._interval(_ALL, slides, pooled.brier_scores) if n else None,
+            **self._calibration_of(self.calibration, n),
             "reason": None if n else "there are no patches",
             "bins": f"{RELIABILITY_BINS} of equal width",
-            "n_slides": slides,
+            "n_slides": len(self.slides),
             "n_patches": n,
+            "at_temperature": None
+            if self.at_temperature is None
+            else {**self._calibration_of(self.at_temperature, n), **self._chosen["temperature"]},
             **self._method(),
         }
 
+    def _calibration_of(self, sums: PooledCalibration, n: int) -> Figures:
+        slides = len(self.slides)
+        figures: Figures = {}
+        for name, values in (
+            ("expected_calibration_error", sums.expected_errors),
+            ("brier_score", sums.brier_scores),
+        ):
+            figures[name] = float(values(np.ones((1, slides), np.int64))[0]) if n else None
+            figures[f"{name}_interval"] = self._interval(_ALL, slides, values) if n else None
+        return figures
+
     def _slide(self) -> Figures:
-        known = [s for s in self.slides if s.row.label and s.confusion["slide_score"] is not None]
-        scores = np.array([s.confusion["slide_score"] for s in known], np.float64)
+        values = self.slide_scores.values
+        known = [s for s in self.slides if s.row.label and values[s.row.slide] is not None]
+        scores = np.array([values[s.row.slide] for s in known], np.float64)
         is_tumor = np.array([s.row.label == "tumor" for s in known], bool)
         names = {s.row.slide for s in known}
         return {
             **slide_figures(scores, is_tumor, self._options.interval, self._options.seed),
-            "score": "maximum of the heatmap",
+            **self.slide_scores.description,
             "not_scored": {
                 s.row.slide: "no score" if s.row.label else "no label" for s in self.slides if s.row.slide not in names
             },
@@ -212,17 +221,16 @@ class Evaluation:
         per_slide = np.array([list(asdict(s.counts).values()) for s in self.slides], np.int64)
         out: Figures = {
             "counts": asdict(self.counts),
-            "share_of_total": {k: _ratio(v, self.counts.total) for k, v in asdict(self.counts).items()},
+            "share_of_total": shares_of(self.counts),
+            **ratios_of(self.counts),
             "n_slides": len(self.slides),
             **self._method(),
         }
         for name, ratio in RATIOS.items():
-            found = float(ratio(np.array(list(asdict(self.counts).values()), np.float64)))
 
             def values(w: Weights, ratio: Ratio = ratio) -> Floats:
                 return ratio((w @ per_slide).astype(np.float64).T)
 
-            out[name] = found if np.isfinite(found) else None
             out[f"{name}_interval"] = self._interval(_ALL, len(self.slides), values)
         return out
 
@@ -307,8 +315,49 @@ def _shares(part: Floats, whole: Floats) -> Floats:
     return shares
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def shares_of(counts: Counts) -> dict[str, float | None]:
+    """Each cell of a confusion matrix as a share of its total."""
+    return {name: count / counts.total if counts.total else None for name, count in asdict(counts).items()}
+
+
+def ratios_of(counts: Counts) -> dict[str, float | None]:
+    """Sensitivity, specificity, precision and F1; None where there is nothing to divide by."""
+    cells = np.array(list(asdict(counts).values()), np.float64)
+    found = {name: float(ratio(cells)) for name, ratio in RATIOS.items()}
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
+
+
+def common_model(slides: Sequence[tuple[str, str]]) -> str | None:
+    """The model that predicted all of (slide, model); `StoreError` where there are two."""
+    models = {model: slide for slide, model in slides}
+    if len(models) > 1:
+        (a, first), (b, second), *_ = models.items()
+        raise StoreError(
+            f"{first} was predicted by the model {a[:12]}, {second} by {b[:12]}",
+            remedy="Run the stage heatmap again for all slides",
+        )
+    return next(iter(models), None)
+
+
+def check_chosen_for(chosen: Facts, slide: str, model: str) -> None:
+    """`StoreError` where what the stage calibrate chose is for another model than that of the slide."""
+    if chosen["model_sha256"] not in (None, model):
+        raise StoreError(
+            f"slide {slide} was predicted by the model {model[:12]}, but the operating point was chosen for "
+            f"{chosen['model_sha256'][:12]}",
+            remedy="Run the stage calibrate again",
+        )
+
+
+def _common_rule(slides: Sequence[Scored]) -> Figures | None:
+    rules = [one["options"] for s in slides for one in (s.scores, s.confusion)]
+    judged: dict[str, Figures] = {digest_json(rule): rule for rule in rules}
+    if len(judged) > 1:
+        raise StoreError(
+            "the slides were not all judged by the same label rule",
+            remedy="Run the stages scores and confusion again for all slides",
+        )
+    return next(iter(judged.values()), None)
 
 
 def _reason(normals: int, tumors: int, what: str) -> str | None:

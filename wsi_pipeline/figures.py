@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from wsi_pipeline.metrics.calibration import Bin
 from wsi_pipeline.metrics.curves import Counts, Curve
 from wsi_pipeline.pictures import Picture, blend, color_heat, on_picture, paint_labels, truth_outline
 from wsi_pipeline.pyramid import Pyramid
@@ -147,16 +148,17 @@ def _plot_curve(axes: Axes, curve: Curve | None, color: str) -> None:
         axes.plot(curve.x, curve.y, color=color)
 
 
-def reliability_figure(
-    bins: Sequence[tuple[float, float, int, float | None, float | None]], title: str, synthetic: bool
-) -> Figure:
-    """Share of tumour by mean score in bins (from, to, n, mean score, share of tumour), and how many there are."""
+def reliability_figure(bins: Sequence[Bin], scaled: Sequence[Bin], title: str, synthetic: bool) -> Figure:
+    """Share of tumour by mean score in bins, and how many there are; `scaled` are bins at a temperature, if any."""
     figure = _figure(90, 95, synthetic)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    known = [(score, share) for _, _, _, score, share in bins if score is not None and share is not None]
     axes.plot((0, 1), (0, 1), color="0.6", linewidth=0.8, linestyle="--")
-    if known:
-        axes.plot(*zip(*known, strict=True), color=BLUE, marker=".")
+    for rows, color, label in ((bins, BLUE, "as predicted"), (scaled, ORANGE, "at the temperature")):
+        known = [(score, share) for _, _, _, score, share in rows if score is not None and share is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), color=color, marker=".", label=label)
+    if scaled:
+        axes.legend(frameon=False)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share of tumour", title=title)
     low, high, counts = (np.array([one[k] for one in bins], float) for k in range(3))
     below.bar(low, counts, width=high - low, align="edge", color=BLUE, edgecolor="white", linewidth=0.5)

@@ -1,17 +1,20 @@
-"""What a stored heatmap is: its steps and its grid, for those who read one."""
+"""What a stored heatmap is: its grid, and what is known of its positions."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.config import PatchLevelOptions
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.receipts import Facts
-
-# Probabilities are stored as multiples of 1/65535, so that a histogram of 65,536 bins holds them exactly.
-STEPS = 65535
+from wsi_pipeline.masks import grid_truth
+from wsi_pipeline.receipts import Facts, read_receipt
+from wsi_pipeline.store import Image, read_image
 
 
 def grid_of(receipt: Facts) -> Grid:
@@ -19,6 +22,25 @@ def grid_of(receipt: Facts) -> Grid:
     return Grid(**receipt["grid"])
 
 
-def to_values(steps: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities as the heatmap stores them (float32), so that a threshold means the same here and there."""
-    return (steps.astype(np.float32) / np.float32(STEPS)).astype(np.float64)
+@dataclass(frozen=True, slots=True)
+class JudgedHeatmap:
+    """A heatmap, its receipt, the slide's truth, and the truth of each position, (rows, columns) uint8."""
+
+    heat: Image
+    facts: Facts
+    truth: Image
+    labels: NDArray[np.uint8]
+
+    @classmethod
+    def read(cls, slide: str, heatmap: Path, receipt: Path, truth: Path, rule: PatchLevelOptions) -> Self:
+        """`StoreError` where the heatmap is of another slide."""
+        facts = read_receipt(receipt, "heatmap")
+        if facts["slide"] != slide:
+            raise StoreError(f"{receipt}: the heatmap of {facts['slide']}, not of {slide}")
+        mpp = float(facts["slide_mpp"])
+        heat, known = read_image(heatmap, mpp), read_image(truth, mpp)
+        labels = grid_truth(
+            known, grid_of(facts), mpp,
+            rule=rule.label_rule, region_um=rule.region_um, min_tumor=rule.min_tumor,
+        )  # fmt: skip
+        return cls(heat, facts, known, labels)

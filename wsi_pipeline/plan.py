@@ -75,10 +75,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CohortPlan:
-    """The plans of all slides that can be read, and all problems."""
+    """The plans of all slides that can be read, all problems, and the splits that are predicted."""
 
     slides: list[SlidePlan]
     problems: list[Problem]
+    predicted: tuple[str, ...]
 
     @property
     def has_errors(self) -> bool:
@@ -93,7 +94,8 @@ def plan_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortPlan:
     """Look at every slide of a sheet."""
     with ThreadPoolExecutor(threads) as pool:
         looked = list(pool.map(lambda row: _look(row, config), sheet.values()))
-    return CohortPlan([plan for plan, _ in looked if plan is not None], [p for _, found in looked for p in found])
+    plans, problems = [plan for plan, _ in looked if plan is not None], [p for _, found in looked for p in found]
+    return CohortPlan(plans, problems, ("test", *config.evaluation.predicted_too))
 
 
 def _look(row: SlideRow, config: Config) -> tuple[SlidePlan | None, list[Problem]]:
@@ -226,7 +228,7 @@ def plan_text(plan: CohortPlan, rate: float) -> str:
     rows = [header, *(_cells(slide) for slide in plan.slides)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *_totals(plan.slides, rate), *_said(plan.problems)])
+    return "\n".join([*lines, "", *_totals(plan, rate), *_said(plan.problems)])
 
 
 def _cells(slide: SlidePlan) -> tuple[str, ...]:
@@ -238,7 +240,8 @@ def _cells(slide: SlidePlan) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _totals(slides: list[SlidePlan], rate: float) -> Iterator[str]:
+def _totals(plan: CohortPlan, rate: float) -> Iterator[str]:
+    slides = plan.slides
     if not slides:
         return
     formats = Counter(slide.vendor for slide in slides)
@@ -249,10 +252,10 @@ def _totals(slides: list[SlidePlan], rate: float) -> Iterator[str]:
     yield f"pyramids: about {_gigabytes(stores)} in {sum(s.files for s in slides)} files; slides {_gigabytes(sources)}"
     seconds = sum(slide.convert_seconds for slide in slides)
     yield f"conversion: about {_duration(seconds)} in all, one slide after the other"
-    known = [slide.patches for slide in slides if slide.split == "test" and slide.patches is not None]
+    known = [slide.patches for slide in slides if slide.split in plan.predicted and slide.patches is not None]
     if known:
         time_taken = _duration(sum(known) / rate)
-        yield f"heatmaps of the test slides: about {sum(known)} patches, {time_taken} at {rate:g} a second (--rate)"
+        yield f"heatmaps of {len(known)} slides: about {sum(known)} patches, {time_taken} at {rate:g} a second (--rate)"
 
 
 def _said(problems: list[Problem]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.config import CLASSES, NAME_PATTERN, TissueOptions
+from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueOptions
 from wsi_pipeline.errors import ConfigError, SheetError
 from wsi_pipeline.files import digest_json
 from wsi_pipeline.geometry import MPP_RANGE
@@ -102,9 +102,30 @@ class Sheet(dict[str, SlideRow]):
                 remedy="Add annotated tumour slides with the split train, or set training.weights to a trained model",
             )
 
-    def digest(self) -> str:
-        """SHA-256 of all rows."""
-        return digest_json([row.facts() for row in self.values()])
+    def check_evaluation(self, options: EvaluationOptions) -> None:
+        """`SheetError` where the slides are missing that the evaluation is to choose or to be fitted on."""
+        if options.chooses and not self.of_split("validation"):
+            raise SheetError(
+                "the sheet has no validation slide, on which the operating point or the temperature could be chosen",
+                remedy="Add annotated validation slides, or set evaluation.operating_point.rule to fixed and "
+                "evaluation.calibration.temperature to false",
+            )
+        labels = {self[slide].label for slide in self.of_split("train", "validation")}
+        if options.slide_level.score == "forest" and not {"normal", "tumor"} <= labels:
+            raise SheetError(
+                "the sheet lacks normal or tumour slides in training and validation, on which the forest could be "
+                "fitted",
+                remedy="Add such slides, or set evaluation.slide_level.score to maximum",
+            )
+
+    def digest(self, *splits: str) -> str:
+        """SHA-256 of all rows, or of those of some splits."""
+        return digest_json([row.facts() for row in self.values() if not splits or row.split in splits])
+
+    def check_digest(self, expected: str | None, *splits: str) -> None:
+        """`SheetError` where rows are not those that were expected."""
+        if expected is not None and self.digest(*splits) != expected:
+            raise SheetError("the slide sheet has changed since the run began", remedy="Start it again")
 
 
 def load_sheet(path: Path, *, exclude: tuple[str, ...] = (), check_files: bool = True) -> Sheet:

@@ -35,10 +35,9 @@ def headline(metrics: Figures) -> list[tuple[str, str, str]]:
     """Name, value and n of each main figure."""
     patch, slide, lesion, confusion = (metrics[k] for k in ("patch", "slide", "lesion", "confusion"))
     calibration = metrics["calibration"]
-    threshold = (metrics["operating_point"] or {}).get("threshold")
     patches = f"{patch['n_tumor']:,} tumour, {patch['n_normal']:,} normal patches of {patch['n_slides']} slides"
     ratios = [
-        (label, said(confusion, key), f"patches at threshold {threshold}{_of_set(confusion)}")
+        (label, said(confusion, key), f"patches {operating_point(metrics)}{_of_set(confusion)}")
         for label, key in (
             ("Sensitivity", "sensitivity"),
             ("Specificity", "specificity"),
@@ -65,6 +64,17 @@ def headline(metrics: Figures) -> list[tuple[str, str, str]]:
             f"expected error, {calibration['n_patches']:,} patches{_of_set(calibration)}",
         ),
     ]
+
+
+def operating_point(metrics: Figures) -> str:
+    """The threshold and where it comes from."""
+    point = metrics["operating_point"]
+    if point is None:
+        return "without a threshold"
+    origin = point["chosen_on"]
+    if "n_slides" in point:
+        origin = f"{point['rule']} on {point['n_slides']} {origin}"
+    return f"at threshold {point['threshold']:.4g}, {origin}"
 
 
 def _of_set(figures: Figures) -> str:

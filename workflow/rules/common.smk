@@ -12,6 +12,7 @@ from wsi_pipeline.sheet import is_remote, load_sheet
 try:
     CONFIG = load_config(config)
     SHEET = load_sheet(Path(CONFIG.cohort.slides), exclude=CONFIG.cohort.exclude)
+    SHEET.check_evaluation(CONFIG.evaluation)
 except PipelineError as error:
     raise WorkflowError(str(error))
 validate(config, "../schemas/config.schema.json", set_default=False)
@@ -24,6 +25,9 @@ MODEL = CONFIG.training.model
 TRAINING = SHEET.of_split("train")
 VALIDATION = SHEET.of_split("validation")
 TEST = SHEET.of_split("test")
+# Slides that are predicted for what is chosen or fitted on them.
+CHOSEN_ON = VALIDATION if CONFIG.evaluation.chooses else []
+FITTED_ON = TRAINING + VALIDATION if CONFIG.evaluation.slide_level.score == "forest" else []
 EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
 IMAGENET = CONFIG.training.weights_file or "resources/inception_v3_google-0cc3c7bd.pth"
 
@@ -111,11 +115,23 @@ def patch_slides():
 
 def used_slides():
     """Slides that anything is made of."""
-    return patch_slides() + TEST
+    return list(dict.fromkeys(patch_slides() + CHOSEN_ON + FITTED_ON + TEST))
 
 
 def of_test_slides(pattern):
     return expand(pattern, slide=TEST, allow_missing=True)
+
+
+def of_chosen_on(pattern):
+    return expand(pattern, slide=CHOSEN_ON, allow_missing=True)
+
+
+def calibrate_flags():
+    """Those of the sheet's rows that it looks at: others must not make it run again."""
+    if not CHOSEN_ON:
+        return []
+    excluded = [row.slide for row in SHEET.excluded.values() if row.split == "validation"]
+    return [f"--rows={SHEET.digest('validation')}", *(f"--exclude={slide}" for slide in excluded)]
 
 
 def partial_evaluation():
@@ -123,10 +139,7 @@ def partial_evaluation():
     folder = f"{RESULTS}/evaluation/{MODEL}/partial"
     command = ["wsi-pipeline", "evaluate", "--allow-missing", *EXCLUDE]
     command += ["--sheet", CONFIG.cohort.slides, "--output", folder, "--options", options("evaluate")]
-    command += [
-        "--confusion",
-        f"{RESULTS}/confusion/{MODEL}",
-        "--detections",
-        f"{RESULTS}/detections/{MODEL}",
-    ]
+    for stage in ("scores", "confusion", "detections"):
+        command += [f"--{stage}", f"{RESULTS}/{stage}/{MODEL}"]
+    command += ["--calibration", f"{RESULTS}/calibration/{MODEL}.json"]
     shell(join(command).replace("{", "{{").replace("}", "}}"))

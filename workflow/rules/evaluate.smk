@@ -1,9 +1,43 @@
-# Figures over all test slides, and the report.
+# What is chosen on the validation slides, figures over all test slides, and the report.
+
+
+rule calibrate:
+    input:
+        ancient(of_chosen_on("<results>/scores/{model}/{slide}.parquet")),
+        scores=of_chosen_on("<results>/scores/{model}/{slide}.json"),
+        detections=(
+            of_chosen_on("<results>/detections/{model}/{slide}.json")
+            if CONFIG.evaluation.operating_point.rule == "false_positives_per_slide"
+            else []
+        ),
+    output:
+        "<results>/calibration/{model}.json",
+    log:
+        "<logs>/calibrate/{model}.log",
+    benchmark:
+        "<logs>/calibrate/{model}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        options=options("calibrate"),
+        sheet=CONFIG.cohort.slides,
+        flags=calibrate_flags(),
+        scores=lambda wildcards, input: folder_of(input.scores),
+        detections=lambda wildcards, input: folder_of(input.detections),
+    shell:
+        "wsi-pipeline calibrate --sheet {params.sheet:q} {params.flags:q}"
+        " --scores {params.scores:q} --detections {params.detections:q} --receipt {output:q}"
+        " --options {params.options:q} > {log:q} 2>&1"
 
 
 rule evaluate:
     input:
-        ancient(of_test_slides("<results>/confusion/{model}/{slide}.scores.parquet")),
+        ancient(of_test_slides("<results>/scores/{model}/{slide}.parquet")),
+        expand("<results>/scores/{model}/{slide}.json", slide=FITTED_ON, allow_missing=True),
+        scores=of_test_slides("<results>/scores/{model}/{slide}.json"),
+        calibration="<results>/calibration/{model}.json",
         confusion=of_test_slides("<results>/confusion/{model}/{slide}.json"),
         detections=of_test_slides("<results>/detections/{model}/{slide}.json"),
     output:
@@ -36,12 +70,14 @@ rule evaluate:
         sheet=CONFIG.cohort.slides,
         rows=SHEET.digest(),
         exclude=EXCLUDE,
+        scores=lambda wildcards, input: folder_of(input.scores),
         confusion=lambda wildcards, input: folder_of(input.confusion),
         detections=lambda wildcards, input: folder_of(input.detections),
         folder=lambda wildcards, output: folder_of([output.metrics]),
     shell:
         "wsi-pipeline evaluate --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
-        " --confusion {params.confusion:q} --detections {params.detections:q} --output {params.folder:q}"
+        " --scores {params.scores:q} --confusion {params.confusion:q} --detections {params.detections:q}"
+        " --calibration {input.calibration:q} --output {params.folder:q}"
         " --options {params.options:q} > {log:q} 2>&1"
 
 

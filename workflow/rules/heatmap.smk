@@ -1,4 +1,4 @@
-# Prediction of each test slide, and what is right and wrong with it.
+# Prediction of each slide that is judged or chosen on, and what is right and wrong with it.
 
 
 rule heatmap:
@@ -33,6 +33,7 @@ rule confusion:
     input:
         "<results>/slides/{slide}/pyramid.json",
         "<results>/slides/{slide}/truth.json",
+        calibration="<results>/calibration/{model}.json",
         heatmap_receipt="<results>/heatmaps/{model}/{slide}.json",
         heatmap=ancient("<results>/heatmaps/{model}/{slide}.ome.zarr"),
         pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
@@ -40,7 +41,6 @@ rule confusion:
     output:
         store=directory("<results>/confusion/{model}/{slide}.ome.zarr"),
         receipt="<results>/confusion/{model}/{slide}.json",
-        scores="<results>/confusion/{model}/{slide}.scores.parquet",
         picture=report(
             "<results>/confusion/{model}/{slide}.png",
             category="Slides",
@@ -60,9 +60,34 @@ rule confusion:
         synthetic="--synthetic" if CONFIG.cohort.synthetic else "--no-synthetic",
     shell:
         "wsi-pipeline confusion --pyramid {input.pyramid:q} --truth {input.truth:q} --heatmap {input.heatmap:q}"
-        " --heatmap-receipt {input.heatmap_receipt:q} --slide {wildcards.slide:q} --store {output.store:q}"
-        " --receipt {output.receipt:q} --scores {output.scores:q} --picture {output.picture:q}"
-        " --options {params.options:q} {params.synthetic} > {log:q} 2>&1"
+        " --heatmap-receipt {input.heatmap_receipt:q} --calibration {input.calibration:q}"
+        " --slide {wildcards.slide:q} --store {output.store:q} --receipt {output.receipt:q}"
+        " --picture {output.picture:q} --options {params.options:q} {params.synthetic} > {log:q} 2>&1"
+
+
+rule scores:
+    input:
+        "<results>/slides/{slide}/truth.json",
+        heatmap_receipt="<results>/heatmaps/{model}/{slide}.json",
+        heatmap=ancient("<results>/heatmaps/{model}/{slide}.ome.zarr"),
+        truth=ancient("<results>/slides/{slide}/truth.ome.zarr"),
+    output:
+        counts="<results>/scores/{model}/{slide}.parquet",
+        receipt="<results>/scores/{model}/{slide}.json",
+    log:
+        "<logs>/scores/{model}/{slide}.log",
+    benchmark:
+        "<logs>/scores/{model}/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        options=options("scores"),
+    shell:
+        "wsi-pipeline scores --truth {input.truth:q} --heatmap {input.heatmap:q}"
+        " --heatmap-receipt {input.heatmap_receipt:q} --slide {wildcards.slide:q}"
+        " --counts {output.counts:q} --receipt {output.receipt:q} --options {params.options:q} > {log:q} 2>&1"
 
 
 rule detect:

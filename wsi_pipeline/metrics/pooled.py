@@ -15,11 +15,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.heatmaps import STEPS, to_values
+from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration
 from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.metrics.intervals import Weights
+from wsi_pipeline.metrics.steps import STEPS, to_values
 
-RELIABILITY_BINS = 15
 _LOGIT_BINS = 2048
 _RESAMPLES_AT_ONCE = 100
 
@@ -44,16 +44,11 @@ _BINS = _bin_of_steps()
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """What is kept of the scores of one slide: counts in bins, sums for calibration, and its own AUC (or NaN).
-
-    `reliability` is (3, bins): number of scores, their sum in steps, and number of tumour among them;
-    `squares` the sum of squared differences of score and truth.
-    """
+    """What is kept of the scores of one slide: counts in bins, sums for calibration, and its own AUC (or NaN)."""
 
     normal: NDArray[np.int32]
     tumor: NDArray[np.int32]
-    reliability: Floats
-    squares: float
+    calibration: CalibrationSums
     auc: float
 
     @classmethod
@@ -61,15 +56,11 @@ class Sketch:
         """Of the distinct scores of a slide in steps of 1 / 65535, ascending, and how often each has either truth."""
         size = int(_BINS[-1]) + 1
         in_bins = [np.bincount(_BINS[steps], counts, size).astype(np.int32) for counts in (normal, tumor)]
-        values = to_values(steps)
-        place = np.minimum((values * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
-        both = normal + tumor
-        area = auc(Histogram(values, normal, tumor))
+        area = auc(Histogram(to_values(steps), normal, tumor))
         return cls(
             in_bins[0],
             in_bins[1],
-            np.stack([np.bincount(place, sums, RELIABILITY_BINS) for sums in (both, both * steps, tumor)]),
-            float((normal * values**2 + tumor * (1 - values) ** 2).sum()),
+            CalibrationSums.of(steps, normal, tumor),
             np.nan if area is None else area,
         )
 
@@ -110,29 +101,10 @@ class PooledScores:
         moved: Floats = np.clip(found + (exact - of_bins[0]), 0.0, 1.0)
         return moved
 
-    def reliability(self) -> Floats:
-        """Number of scores, their sum, and number of tumour among them, (3, bins)."""
-        total = np.zeros((3, RELIABILITY_BINS))
-        for sketch in self._sketches:
-            total += sketch.reliability
-        return total / [[1], [STEPS], [1]]
-
-    def calibration_errors(self, weights: Weights) -> Floats:
-        """Expected calibration error of each resample, (resamples,)."""
-        sums = np.array([sketch.reliability for sketch in self._sketches]).reshape(len(self), -1)
-        drawn: Floats = (weights @ sums).reshape(len(weights), 3, RELIABILITY_BINS)
-        with np.errstate(invalid="ignore"):
-            errors: Floats = np.abs(drawn[:, 1] / STEPS - drawn[:, 2]).sum(axis=1) / drawn[:, 0].sum(axis=1)
-        return errors
-
-    def brier_scores(self, weights: Weights) -> Floats:
-        """Mean squared difference of score and truth of each resample, (resamples,)."""
-        counts = np.array([sketch.reliability[0].sum() for sketch in self._sketches])
-        squares = np.array([sketch.squares for sketch in self._sketches])
-        with np.errstate(invalid="ignore"):
-            # These are no whole numbers: how many threads share the sum must not decide its last bits.
-            scores: Floats = (weights * squares).sum(axis=1) / (weights @ counts)
-        return scores
+    @property
+    def calibration(self) -> PooledCalibration:
+        """Sums for calibration."""
+        return PooledCalibration([sketch.calibration for sketch in self._sketches])
 
 
 def aucs_of(normal: Floats, tumor: Floats) -> Floats:

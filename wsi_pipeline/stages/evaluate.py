@@ -10,33 +10,36 @@ import io
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_pipeline import __version__
 from wsi_pipeline.config import STEP_VERSIONS, EvaluateOptions
 from wsi_pipeline.errors import IncompleteError, StoreError
-from wsi_pipeline.evaluation import Evaluation, Scored
+from wsi_pipeline.evaluation import Evaluation, Scored, check_chosen_for, common_model
 from wsi_pipeline.figures import confusion_chart, froc_figure, pr_figure, reliability_figure, roc_figure
 from wsi_pipeline.files import canonical_json, digest_json, publish, write_text
+from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration, at_temperature
 from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thinned
 from wsi_pipeline.metrics.lesions import froc
 from wsi_pipeline.metrics.pooled import PooledScores, Sketch
-from wsi_pipeline.receipts import read_receipt
-from wsi_pipeline.sheet import Sheet
-from wsi_pipeline.stages.confusion import read_scores
+from wsi_pipeline.receipts import Facts, read_receipt
+from wsi_pipeline.score_counts import ScoreCounts
+from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.slide_scores import SlideScores, by_forest, by_maximum, by_top_share
 from wsi_pipeline.summary import Figures, said
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _CURVE_POINTS = 5000
 
 
 def run(
     sheet: Sheet,
     excluded: Sequence[str],
-    confusion_folder: Path,
-    detections_folder: Path,
+    folders: Folders,
+    calibration: Path,
     output: Path,
     options: EvaluateOptions,
     *,
@@ -44,29 +47,20 @@ def run(
 ) -> Figures:
     """Evaluate the test slides and write metrics, tables and figures into `output`.
 
-    `IncompleteError` where a test slide has no results, unless `allow_missing`: then the slides that
-    are missing are named in `metrics.json` and `cohort.complete` is false.
+    Slides that lack results are named in `metrics.json`, and `cohort.complete` is false; then it ends with
+    `IncompleteError`, unless `allow_missing`.
     """
     wanted = sheet.of_split("test")
-    files = {s: _files_of(s, confusion_folder, detections_folder) for s in wanted}
-    missing = [s for s in wanted if not all(path.is_file() for path in files[s])]
-    if missing and not allow_missing:
-        raise IncompleteError(
-            f"{len(missing)} of {len(wanted)} test slides have no results: {', '.join(missing[:20])}",
-            remedy="Run their stages, or take them out by name with cohort.exclude",
-        )
-    slides, pooled, centres = list[Scored](), PooledScores(), dict[str, PooledScores]()
-    for name in (s for s in wanted if s not in missing):
-        counted, scores, detected = files[name]
-        row, found = sheet[name], read_scores(scores)
-        slides.append(Scored(row, read_receipt(counted, "confusion"), read_receipt(detected, "detect")))
-        sketch = Sketch.of(*found)
-        for part in (pooled, *([centres.setdefault(row.centre, PooledScores())] if row.centre else [])):
-            part.add(*found, sketch)
-    model = _common_model(slides)
+    missing = [s for s in wanted if not all(path.is_file() for path in folders.files(s))]
+    loaded = _load([sheet[s] for s in wanted if s not in set(missing)], folders, calibration, options)
+    slides = loaded.slides
+    model = common_model([s.model for s in slides])
     if missing:
         log.warning("without results: %s", ", ".join(missing))
-    evaluation = Evaluation(slides, pooled, centres, options)
+    evaluation = Evaluation(
+        slides, loaded.pooled, loaded.centres, PooledCalibration(loaded.at_temperature),
+        _slide_scores(sheet, loaded, folders, options), loaded.chosen, options,
+    )  # fmt: skip
     metrics = evaluation.metrics()
     scored = {s.row.slide for s in slides}
     for level in ("patch", "calibration", "confusion", "slide", "lesion"):
@@ -76,27 +70,100 @@ def run(
         "wsi_pipeline": __version__,
         "step_version": STEP_VERSIONS["evaluate"],
         "model_sha256": model,
-        "inputs_sha256": digest_json([[s.confusion, s.detections] for s in slides]),
+        "inputs_sha256": digest_json([loaded.chosen, *([s.scores, s.confusion, s.detections] for s in slides)]),
         "seed": options.seed,
     }
     metrics["schema_version"] = SCHEMA_VERSION
     _write(output, metrics, evaluation)
+    if missing and not allow_missing:
+        raise IncompleteError(
+            f"{len(missing)} of {len(wanted)} test slides have no results: {', '.join(missing[:20])}",
+            remedy="The figures are marked incomplete. Run their stages, take them out by name with cohort.exclude, "
+            "or say --allow-missing",
+        )
     return metrics
 
 
-def _files_of(slide: str, confusion: Path, detections: Path) -> tuple[Path, Path, Path]:
-    return confusion / f"{slide}.json", confusion / f"{slide}.scores.parquet", detections / f"{slide}.json"
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where the earlier stages wrote, for one model."""
+
+    scores: Path
+    confusion: Path
+    detections: Path
+
+    def files(self, slide: str) -> tuple[Path, Path, Path, Path]:
+        """Receipts of scores, confusion and detect, and the counts of scores."""
+        name = f"{slide}.json"
+        receipts = self.scores / name, self.confusion / name, self.detections / name
+        return (*receipts, self.scores / f"{slide}.parquet")
 
 
-def _common_model(slides: Sequence[Scored]) -> str | None:
-    models = {s.confusion["model_sha256"]: s.row.slide for s in slides}
-    if len(models) > 1:
-        (a, first), (b, second), *_ = models.items()
+@dataclass(slots=True)
+class _Loaded:
+    """Slides as they are read, one after the other; their scores are kept as sums only."""
+
+    chosen: Facts
+    slides: list[Scored] = field(default_factory=list)
+    pooled: PooledScores = field(default_factory=PooledScores)
+    centres: dict[str, PooledScores] = field(default_factory=dict)
+    at_temperature: list[CalibrationSums] = field(default_factory=list)
+    top_means: dict[str, float | None] = field(default_factory=dict)
+
+
+def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options: EvaluateOptions) -> _Loaded:
+    nothing: Facts = {"operating_point": None, "temperature": None, "model_sha256": None}
+    loaded = _Loaded(read_receipt(calibration, "calibrate") if rows else nothing)
+    chosen = loaded.chosen
+    for row in rows:
+        scored, counted, detected, table = folders.files(row.slide)
+        counts = ScoreCounts.read(table)
+        found = (counts.steps, counts.normal, counts.tumor)
+        sketch = Sketch.of(*found)
+        for part in (loaded.pooled, *([loaded.centres.setdefault(row.centre, PooledScores())] if row.centre else [])):
+            part.add(*found, sketch)
+        if chosen["temperature"]:
+            scaled = at_temperature(counts.steps, chosen["temperature"]["temperature"])
+            loaded.at_temperature.append(CalibrationSums.of(scaled, counts.normal, counts.tumor))
+        receipts = read_receipt(scored, "scores"), read_receipt(counted, "confusion"), read_receipt(detected, "detect")
+        loaded.top_means[row.slide] = counts.top_mean(options.slide_level.top_share)
+        slide = Scored(row, *receipts)
+        _check(slide, chosen, calibration)
+        loaded.slides.append(slide)
+    return loaded
+
+
+def _check(slide: Scored, chosen: Facts, calibration: Path) -> None:
+    """`StoreError` where a slide's results do not belong to the rest."""
+    name, threshold = slide.row.slide, chosen["operating_point"]["threshold"]
+    if slide.confusion["threshold"] != threshold:
         raise StoreError(
-            f"{first} was predicted by the model {a[:12]}, {second} by {b[:12]}",
-            remedy="Run the stage heatmap again for all slides",
+            f"slide {name}: judged at the threshold {slide.confusion['threshold']:g}, but {calibration} says "
+            f"{threshold:g}",
+            remedy="Run the stage confusion again for all slides",
         )
-    return next(iter(models), None)
+    check_chosen_for(chosen, *slide.model)
+    truth, label = slide.scores["truth"], slide.row.label
+    has = "has tumour" if truth["tumor"] else "has no tumour"
+    if (label == "normal" and truth["tumor"]) or (label == "tumor" and not truth["tumor"] and not truth["ignored"]):
+        raise StoreError(
+            f"slide {name}: the sheet's label is {label}, but its truth {has}",
+            remedy="Correct the sheet or the annotation, and run the stage truth again",
+        )
+
+
+def _slide_scores(sheet: Sheet, loaded: _Loaded, folders: Folders, options: EvaluateOptions) -> SlideScores:
+    features = {s.row.slide: s.scores["features"] for s in loaded.slides}
+    rule = options.slide_level
+    if rule.score == "top_share":
+        return by_top_share(loaded.top_means, rule.top_share)
+    if rule.score == "maximum" or not features:
+        return by_maximum(features)
+    others = sheet.of_split("train", "validation")
+    receipts = {slide: read_receipt(folders.scores / f"{slide}.json", "scores") for slide in others}
+    common_model([*((s, one["model_sha256"]) for s, one in receipts.items()), *(s.model for s in loaded.slides)])
+    fitted_on = {slide: (one["features"], sheet[slide].label) for slide, one in receipts.items()}
+    return by_forest(features, fitted_on, trees=rule.trees, seed=options.seed)
 
 
 def _cohort(
@@ -138,7 +205,8 @@ def _write(output: Path, metrics: Figures, evaluation: Evaluation) -> None:
             synthetic,
         ),
         "reliability.png": reliability_figure(
-            evaluation.reliability(),
+            evaluation.calibration.curve(),
+            evaluation.at_temperature.curve() if evaluation.at_temperature else [],
             f"calibration error {said(metrics['calibration'], 'expected_calibration_error')}\n{n}",
             synthetic,
         ),
@@ -172,7 +240,7 @@ def _reliability_csv(evaluation: Evaluation) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("from", "to", "patches", "mean_score", "share_of_tumor"))
-    for low, high, n, score, share in evaluation.reliability():
+    for low, high, n, score, share in evaluation.calibration.curve():
         writer.writerow((f"{low:.6g}", f"{high:.6g}", n, _cell(score), _cell(share)))
     return text.getvalue()
 
@@ -186,7 +254,7 @@ def _slides_csv(evaluation: Evaluation) -> str:
         counts, own = s.counts, None if math.isnan(area) else area
         lesions = s.detections["lesions"]
         writer.writerow(
-            [s.row.slide, s.row.label, s.row.centre, s.row.patient, _cell(s.confusion["slide_score"])]
+            [s.row.slide, s.row.label, s.row.centre, s.row.patient, _cell(evaluation.slide_scores.values[s.row.slide])]
             + [counts.tp, counts.fp, counts.fn, counts.tn, _cell(own), s.detections["detections"]]
             + ([None, None] if lesions is None else [len(lesions), sum(c > 0 for c in lesions)])
         )

@@ -21,8 +21,8 @@ from wsi_pipeline.config import HeatmapOptions
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.files import digest_bytes, digest_file
 from wsi_pipeline.geometry import Grid, PatchSpec
-from wsi_pipeline.heatmaps import STEPS
 from wsi_pipeline.masks import grid_shares
+from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.folder import load_network, read_model_json

@@ -1,0 +1,162 @@
+"""What is chosen on validation slides, and how test slides are judged by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from test_evaluate import MODEL, SHEET, SLIDES, folders_of, maps, write_slide
+
+from wsi_pipeline.config import CalibrateOptions, EvaluateOptions
+from wsi_pipeline.errors import ConfigError, StoreError
+from wsi_pipeline.masks import TUMOR
+from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.stages import calibrate, evaluate
+
+# The validation slides: other draws than the test slides of test_evaluate.
+VALIDATION = Sheet({s: SlideRow(s, "", "validation", label=label) for s, (label, _) in SLIDES.items()})
+
+
+@pytest.fixture(scope="module")
+def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("validation")
+    for slide in SLIDES:
+        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
+    return root
+
+
+def chosen(root: Path, out: Path, sheet: Sheet = VALIDATION, **options: Any) -> dict[str, Any]:
+    calibrate.run(sheet, root / "scores", root / "detections", out, CalibrateOptions.model_validate(options))
+    return json.loads(out.read_text())
+
+
+def pooled() -> tuple[np.ndarray, np.ndarray]:
+    parts = [(heat[np.isfinite(heat)], truth[np.isfinite(heat)] == TUMOR) for heat, truth in map(maps, SLIDES)]
+    scores, truth = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+    return np.rint(scores * 65535) / 65535, truth
+
+
+@pytest.mark.parametrize(
+    ("rule", "merit"),
+    [
+        ("youden", lambda truth, called: called[truth].mean() - called[~truth].mean()),
+        ("max_f1", sk.f1_score),
+        ("sensitivity", lambda truth, called: (called[truth].mean() >= 0.9) - called.mean()),
+    ],
+)
+def test_the_threshold_is_the_best_on_the_validation_slides(
+    scored: Path, tmp_path: Path, rule: str, merit: Callable[[np.ndarray, np.ndarray], float]
+) -> None:
+    facts = chosen(scored, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
+    point = facts["operating_point"]
+    scores, truth = pooled()
+    # A hair lower, as the stored scores are float32.
+    best = max(merit(truth, scores >= t - 1e-7) for t in np.unique(scores))
+    assert merit(truth, scores >= point["threshold"] - 1e-7) == pytest.approx(best)
+    assert (point["chosen_on"], point["slides"]) == ("validation slides", list(SLIDES))
+    assert (point["n_normal"], point["n_tumor"]) == ((~truth).sum(), truth.sum())
+    assert point["sensitivity_there"] == pytest.approx((scores[truth] >= point["threshold"] - 1e-7).mean())
+    assert facts["model_sha256"] == MODEL
+
+
+def test_false_detections_set_the_threshold(scored: Path, tmp_path: Path) -> None:
+    wanted = {"rule": "false_positives_per_slide", "false_positives_per_slide": 0.5}
+    point = chosen(scored, tmp_path / "c.json", operating_point=wanted)["operating_point"]
+    found = [json.loads((scored / "detections" / f"{s}.json").read_text()) for s in SLIDES]
+    wrong = np.array([c for one in found for c in one["false_positives"]])
+    assert (wrong >= point["threshold"]).sum() <= 0.5 * len(SLIDES) < (wrong >= point["threshold"] - 0.05).sum()
+    assert point["false_positives_per_slide_there"] == (wrong >= point["threshold"]).sum() / len(SLIDES)
+    assert point["n_lesions"] == 2
+
+
+def test_a_fixed_threshold_looks_at_no_slide(tmp_path: Path) -> None:
+    facts = chosen(tmp_path / "nothing", tmp_path / "c.json", operating_point={"threshold": 0.3})
+    assert facts["operating_point"] == {"rule": "fixed", "threshold": 0.3, "chosen_on": "given in the config"}
+    assert facts["model_sha256"] is None
+    assert facts["temperature"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"operating_point": {"rule": "youden"}}, "youden needs normal and tumour patches .* no tumour"),
+        ({"calibration": {"temperature": True}}, "a temperature needs normal and tumour patches"),
+        ({"operating_point": {"rule": "false_positives_per_slide"}}, "has no detection on 1 fully annotated"),
+    ],
+)
+def test_validation_slides_that_do_not_do_are_an_error(
+    tissue_slide: Path, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "n", *(np.full((6, 8), 0.2), np.zeros((6, 8), np.uint8)))
+    sheet = Sheet({"n": SlideRow("n", "", "validation", label="normal")})
+    with pytest.raises(ConfigError, match=said):
+        chosen(tmp_path, tmp_path / "c.json", sheet, **options)
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_slides_of_two_models_are_not_mixed(tissue_slide: Path, tmp_path: Path) -> None:
+    for slide, model in (("n1", "a" * 64), ("t1", "b" * 64)):
+        write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide), model=model)
+    sheet = Sheet({s: VALIDATION[s] for s in ("n1", "t1")})
+    with pytest.raises(StoreError, match="n1 was predicted by the model aaaaaaaaaaaa, t1 by bbbbbbbbbbbb"):
+        chosen(tmp_path, tmp_path / "c.json", sheet, operating_point={"rule": "youden"})
+
+
+@pytest.fixture(scope="module")
+def judged(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, scored: Path) -> Path:
+    """The slides judged at a threshold, and at a temperature, that were chosen before."""
+    root = tmp_path_factory.mktemp("judged")
+    chosen(
+        scored, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True}
+    )  # fmt: skip
+    for slide in SLIDES:
+        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
+    return root
+
+
+def evaluated(root: Path, out: Path, calibration: str = "calibration.json") -> dict[str, Any]:
+    evaluate.run(SHEET, (), folders_of(root), root / calibration, out, EvaluateOptions())
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_test_slides_are_judged_at_the_chosen_threshold(judged: Path, tmp_path: Path) -> None:
+    metrics = evaluated(judged, tmp_path)
+    point = json.loads((judged / "calibration.json").read_text())["operating_point"]
+    assert metrics["operating_point"] == point
+    scores, truth = pooled()
+    called = scores >= point["threshold"] - 1e-7
+    assert metrics["confusion"]["sensitivity"] == pytest.approx(called[truth].mean())
+    assert metrics["confusion"]["specificity"] == pytest.approx((~called)[~truth].mean())
+    own = json.loads((judged / "confusion" / "t1.json").read_text())
+    assert own["threshold"] == point["threshold"]
+    assert sum(own["share_of_total"].values()) == pytest.approx(1)
+
+
+def test_calibration_is_given_at_the_temperature_too(judged: Path, tmp_path: Path) -> None:
+    calibration = evaluated(judged, tmp_path)["calibration"]
+    there = calibration["at_temperature"]
+    scores, truth = pooled()
+    odds = np.log(scores / (1 - scores)) / there["temperature"]
+    wanted = np.mean((1 / (1 + np.exp(-odds)) - truth) ** 2)
+    assert there["brier_score"] == pytest.approx(wanted, abs=1e-5)
+    assert calibration["brier_score"] == pytest.approx(np.mean((scores - truth) ** 2), abs=1e-6)
+    assert there["cross_entropy_after"] < there["cross_entropy_before"]
+    assert (there["fitted_on"], there["n_slides"], there["n_patches"]) == ("validation slides", 4, len(scores))
+    assert there["brier_score_interval"][0] < there["brier_score"] < there["brier_score_interval"][1]
+
+
+def test_slides_judged_at_another_threshold_are_refused(judged: Path, tmp_path: Path) -> None:
+    chosen(judged, judged / "other.json", operating_point={"threshold": 0.123})
+    with pytest.raises(StoreError, match=r"slide n1: judged at the threshold .*other\.json says 0\.123"):
+        evaluated(judged, tmp_path, "other.json")
+
+
+def test_a_threshold_chosen_for_another_model_is_refused(judged: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_bytes((judged / "calibration.json").read_bytes())
+    with pytest.raises(StoreError, match="slide n1 was predicted by the model bbbbbbbbbbbb, but the operating point"):
+        write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "n1", *maps("n1"), model="b" * 64)

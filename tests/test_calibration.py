@@ -1,0 +1,63 @@
+"""Temperature: what it does to scores, and that the best one is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+from sklearn import metrics as sk
+
+from wsi_pipeline.metrics.calibration import at_temperature, cross_entropy, fit_temperature
+from wsi_pipeline.metrics.curves import Histogram
+from wsi_pipeline.metrics.steps import STEPS, to_values
+
+
+def drawn(temperature: float, count: int = 200_000) -> Histogram:
+    """Truth drawn with the probability that the score has once it is divided by the temperature."""
+    rng = np.random.default_rng(1)
+    odds = rng.normal(-1, 3, count)
+    truth = rng.random(count) < expit(odds / temperature)
+    return Histogram.of(to_values(np.rint(expit(odds) * STEPS)), truth)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_made_the_truth_is_found(temperature: float) -> None:
+    # The standard error at 200,000 patches is under 1 %.
+    assert fit_temperature(drawn(temperature)) == pytest.approx(temperature, rel=0.02)
+
+
+def test_it_is_the_minimum_of_the_cross_entropy() -> None:
+    histogram = drawn(2.0, 500)
+    found = fit_temperature(histogram)
+    best = minimize_scalar(lambda t: cross_entropy(histogram, t), bounds=(0.1, 10), method="bounded").x
+    assert found == pytest.approx(best, rel=1e-4)
+    assert cross_entropy(histogram, found) < cross_entropy(histogram)
+
+
+def test_cross_entropy_is_scikit_learns() -> None:
+    histogram = drawn(1.0, 500)
+    inner = (histogram.values > 0) & (histogram.values < 1)
+    part = Histogram(histogram.values[inner], histogram.normal[inner], histogram.tumor[inner])
+    scores = np.repeat(part.values, part.normal + part.tumor)
+    truth = np.concatenate([np.r_[np.zeros(n), np.ones(t)] for n, t in zip(part.normal, part.tumor, strict=True)])
+    assert cross_entropy(part) == pytest.approx(sk.log_loss(truth, scores), abs=1e-6)
+
+
+def test_scores_that_tell_all_or_nothing_have_the_ends_of_the_range() -> None:
+    sure = Histogram(np.array([0.2, 0.8]), normal=np.array([5, 0]), tumor=np.array([0, 5]))
+    wrong = Histogram(np.array([0.2, 0.8]), normal=np.array([0, 5]), tumor=np.array([5, 0]))
+    assert fit_temperature(sure) == 0.01
+    assert fit_temperature(wrong) == 100
+
+
+def test_scores_keep_their_order_and_one_half() -> None:
+    steps = np.arange(STEPS + 1)
+    assert at_temperature(steps, 1.0)[1:-1].tolist() == steps[1:-1].tolist()
+    hot = at_temperature(steps, 3.0)
+    assert (np.diff(hot) >= 0).all()
+    assert hot[0] > 0
+    assert abs(hot[STEPS // 2] - STEPS / 2) <= 1
+    # Log odds of 0.9 are log 9; a third of them are the odds of the cube root of 9.
+    root = 9 ** (1 / 3)
+    assert hot[round(0.9 * STEPS)] / STEPS == pytest.approx(root / (1 + root), abs=2 / STEPS)

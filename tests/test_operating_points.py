@@ -1,0 +1,70 @@
+"""Thresholds chosen on the scores of validation slides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from wsi_pipeline.metrics.curves import Histogram
+from wsi_pipeline.metrics.lesions import SlideHits
+from wsi_pipeline.metrics.operating_points import at_false_positives, at_sensitivity, max_f1, youden
+from wsi_pipeline.metrics.steps import STEPS
+
+# Called at or above .9: 4 of 10 tumour and 0 of 20 normal patches; .7: 7 and 2; .5: 9 and 5; .3: 10 and 12; .1: all.
+BY_HAND = Histogram(
+    np.array([0.1, 0.3, 0.5, 0.7, 0.9]), normal=np.array([8, 7, 3, 2, 0]), tumor=np.array([0, 1, 2, 3, 4])
+)
+
+
+def test_rules_by_hand() -> None:
+    # Sensitivity - (1 - specificity): .9 .4, .7 .7 - .1 = .6, .5 .9 - .25 = .65, .3 1 - .6 = .4.
+    assert youden(BY_HAND) == 0.5
+    # 2 TP / (TP + FP + 10): .9 8/14 = .571, .7 14/19 = .737, .5 18/24 = .75, .3 20/32 = .625.
+    assert max_f1(BY_HAND) == 0.5
+    # With 3 more false positives at .5 F1 there is 18/27 = .667 and .7 is the best.
+    more = Histogram(BY_HAND.values, BY_HAND.normal + np.array([0, 0, 3, 0, 0]), BY_HAND.tumor)
+    assert max_f1(more) == 0.7
+    assert at_sensitivity(BY_HAND, 0.7) == 0.7
+    assert at_sensitivity(BY_HAND, 0.71) == 0.5
+    assert at_sensitivity(BY_HAND, 1.0) == 0.3
+
+
+def test_of_equally_good_thresholds_the_highest_is_taken() -> None:
+    # At .8: 1 of 2 tumour and 0 of 2 normal; at .4: 2 and 1. Both differ by a half.
+    histogram = Histogram(np.array([0.2, 0.4, 0.8]), normal=np.array([1, 1, 0]), tumor=np.array([0, 1, 1]))
+    assert youden(histogram) == 0.8
+
+
+@given(st.lists(st.tuples(st.sampled_from((0.0, 0.2, 0.5, 0.9, 1.0)), st.booleans()), min_size=2, max_size=40))
+def test_rules_are_the_best_of_all_scores(patches: list[tuple[float, bool]]) -> None:
+    scores, truth = (np.array(column) for column in zip(*patches, strict=True))
+    if truth.all() or not truth.any():
+        return
+    histogram = Histogram.of(scores, truth)
+    j = {t: (scores[truth] >= t).mean() - (scores[~truth] >= t).mean() for t in np.unique(scores)}
+    f1 = {t: sk.f1_score(truth, scores >= t) for t in np.unique(scores)}
+    assert j[youden(histogram)] == pytest.approx(max(j.values()))
+    assert f1[max_f1(histogram)] == pytest.approx(max(f1.values()))
+    enough = [t for t in np.unique(scores) if (scores[truth] >= t).mean() >= 0.6]
+    assert at_sensitivity(histogram, 0.6) == max(enough)
+
+
+def test_false_positives_per_slide_by_hand() -> None:
+    # 4 slides, false detections at .9 .6 .6 .3: at or above .3 4 (1 a slide), .6 3 (.75), .7 1 (.25), .8 1, .9 1.
+    slides = [
+        SlideHits((0.8, 0.0), (0.9,)),
+        SlideHits((0.7,), (0.6, 0.6)),
+        SlideHits((), (0.3,)),
+        SlideHits((), ()),
+    ]
+    assert at_false_positives(slides, 1.0) == 0.3
+    assert at_false_positives(slides, 0.99) == 0.6
+    assert at_false_positives(slides, 0.5) == 0.7
+    assert at_false_positives(slides, 0.25) == 0.7
+    # None is allowed: the next step above the highest false one.
+    assert at_false_positives(slides, 0.0) == pytest.approx(0.9 + 1 / STEPS, abs=0.6 / STEPS)
+    assert (at_false_positives(slides, 0.0) or 0) > 0.9
+    assert at_false_positives([SlideHits((0.0,), ())], 1.0) is None

@@ -1,0 +1,97 @@
+"""Counts of a heatmap's scores, and features of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_evaluate import maps, write_slide
+
+from wsi_pipeline.config import PatchLevelOptions
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.score_counts import ScoreCounts
+from wsi_pipeline.slide_features import slide_features
+from wsi_pipeline.stages import scores
+from wsi_pipeline.store import Image
+
+
+def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
+    heat, truth = maps("t1")
+    heat[0, :3] = heat[0, 3]  # ties
+    truth[4] = IGNORE
+    heat = (np.rint(heat * STEPS) / STEPS).astype(np.float32)
+    counts = ScoreCounts.of(heat, truth)
+    counts.write(tmp_path / "c.parquet")
+    found = ScoreCounts.read(tmp_path / "c.parquet")
+    known = np.isfinite(heat)
+    for name, value in (("normal", NORMAL), ("tumor", TUMOR), ("ignored", IGNORE)):
+        spread = np.repeat(found.steps, getattr(found, name))
+        assert spread.tolist() == sorted(np.rint(heat[known & (truth == value)].astype(float) * STEPS).tolist())
+    scored = known & (truth != IGNORE)
+    assert found.histogram.values.tolist() == np.unique(heat[scored].astype(np.float64)).tolist()
+
+
+def test_the_top_mean_is_that_of_the_highest_scores() -> None:
+    counts = ScoreCounts(
+        np.array([0, 100, 500, 1000]), normal=np.array([90, 3, 1, 0]), tumor=np.array([0, 2, 1, 1]),
+        ignored=np.array([0, 0, 1, 1]),
+    )  # fmt: skip
+    # 100 positions: 1000 twice, 500 three times, 100 five times.
+    assert counts.top_mean(0.01) == pytest.approx(1000 / STEPS)
+    assert counts.top_mean(0.04) == pytest.approx((2 * 1000 + 2 * 500) / 4 / STEPS)
+    # A part of a position counts as one.
+    assert counts.top_mean(0.021) == pytest.approx((2 * 1000 + 500) / 3 / STEPS)
+    assert counts.top_mean(1.0) == pytest.approx((2000 + 1500 + 500) / 100 / STEPS)
+    empty = np.zeros(0, np.int64)
+    assert ScoreCounts(empty, empty, empty, empty).top_mean(0.5) is None
+
+
+def test_features_of_a_map_by_hand() -> None:
+    heat = np.full((10, 20), 0.1, np.float32)
+    heat[1:3, 2:12] = 0.6  # 20 positions in a bar of 10 by 2
+    heat[2, 2:4] = 0.95
+    heat[8, 15] = 0.7
+    heat[9] = np.nan
+    # 180 positions of 100 um are predicted, 0.01 mm² each.
+    found = slide_features(Image(heat, 100.0, 50.0))
+    assert found is not None
+    assert found["maximum"] == pytest.approx(0.95)
+    assert found["mean"] == pytest.approx((159 * 0.1 + 18 * 0.6 + 2 * 0.95 + 0.7) / 180)
+    assert found["areas_at_0.5"] == 2
+    assert found["share_at_0.5"] == pytest.approx(21 / 180)
+    assert found["largest_mm2_at_0.5"] == pytest.approx(0.2)
+    assert found["second_mm2_at_0.5"] == pytest.approx(0.01)
+    assert found["largest_extent_at_0.5"] == 1
+    assert found["largest_mean_at_0.5"] == pytest.approx((18 * 0.6 + 2 * 0.95) / 20)
+    # The ellipse with the moments of a bar of 10 pixels: 4 sqrt(10² / 12) = 11.5 pixels.
+    assert found["largest_axis_um_at_0.5"] == pytest.approx(100 * 4 * np.sqrt(100 / 12), rel=0.01)
+    assert found["share_at_0.9"] == pytest.approx(2 / 180)
+    assert found["second_mm2_at_0.9"] == 0
+
+
+def test_a_map_without_tumour_or_without_tissue() -> None:
+    low = slide_features(Image(np.full((4, 4), 0.2, np.float32), 100.0, 50.0))
+    assert low is not None
+    assert {value for name, value in low.items() if "_at_" in name} == {0}
+    assert slide_features(Image(np.full((4, 4), np.nan, np.float32), 100.0, 50.0)) is None
+
+
+def test_a_heatmap_of_another_slide_is_refused(tissue_slide: Path, tmp_path: Path) -> None:
+    write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "a", *maps("n1"))
+    inputs = tmp_path / "a.truth.ome.zarr", tmp_path / "heatmaps" / "a.ome.zarr", tmp_path / "heatmaps" / "a.json"
+    with pytest.raises(StoreError, match="the heatmap of a, not of b"):
+        scores.run("b", *inputs, tmp_path / "b.parquet", tmp_path / "b.json", PatchLevelOptions())
+    assert not (tmp_path / "b.parquet").exists()
+    facts = json.loads((tmp_path / "scores" / "a.json").read_text())
+    assert facts["positions"] == {"normal": 40, "tumor": 0, "ignored": 0}
+    assert facts["truth"] == {"tumor": False, "ignored": False}
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.parquet").write_text("no table")
+    with pytest.raises(StoreError, match=r"c\.parquet: not a table of scores .*Run the stage scores again"):
+        ScoreCounts.read(tmp_path / "c.parquet")
