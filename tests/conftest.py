@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pyvips
 import yaml
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import PyramidOptions
@@ -108,10 +109,14 @@ def snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) ->
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workflow")
-    write_cohort(folder / "cohort", PLANS, Size(1536, 1152))
-    sheet = folder / "cohort" / "slides.tsv"
-    sheet.write_text(sheet.read_text().replace(f"{folder}/", ""))
-    result = snakemake(folder)
-    assert result.returncode == 0, result.stdout + result.stderr
+    """A finished run of the tiny cohort, made once for all of xdist's workers; not to be changed."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "workflow"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            write_cohort(folder / "cohort", PLANS, Size(1536, 1152))
+            sheet = folder / "cohort" / "slides.tsv"
+            sheet.write_text(sheet.read_text().replace(f"{folder}/", ""))
+            result = snakemake(folder)
+            assert result.returncode == 0, result.stdout + result.stderr
     return folder

@@ -141,12 +141,13 @@ def test_calibration_is_given_at_the_temperature_too(judged: Path, tmp_path: Pat
     calibration = evaluated(judged, tmp_path)["calibration"]
     there = calibration["at_temperature"]
     scores, truth = pooled()
-    odds = np.log(scores / (1 - scores)) / there["temperature"]
+    fitted = there["temperature"]
+    odds = np.log(scores / (1 - scores)) / fitted["value"]
     wanted = np.mean((1 / (1 + np.exp(-odds)) - truth) ** 2)
     assert there["brier_score"] == pytest.approx(wanted, abs=1e-5)
     assert calibration["brier_score"] == pytest.approx(np.mean((scores - truth) ** 2), abs=1e-6)
-    assert there["cross_entropy_after"] < there["cross_entropy_before"]
-    assert (there["fitted_on"], there["n_slides"], there["n_patches"]) == ("validation slides", 4, len(scores))
+    assert fitted["cross_entropy_after"] < fitted["cross_entropy_before"]
+    assert (fitted["fitted_on"], fitted["n_slides"], fitted["n_patches"]) == ("validation slides", 4, len(scores))
     assert there["brier_score_interval"][0] < there["brier_score"] < there["brier_score_interval"][1]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -79,3 +80,11 @@ def test_every_field_says_what_it_is() -> None:
 def test_where_weights_lie_does_not_change_the_options_of_training() -> None:
     here = load_config({"training": {"weights_file": "a.pth"}}).stage_options("train")
     assert here == Config().stage_options("train")
+
+
+def test_the_slurm_profile_knows_every_rule() -> None:
+    rules, local = set[str](), {"imagenet_weights"}
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        rules |= set(re.findall(r"^\s*rule (\w+):", path.read_text(), re.MULTILINE))
+    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text())
+    assert set(profile["set-resources"]) == rules - local

@@ -27,7 +27,7 @@ def golden() -> dict:
 
 @pytest.fixture(scope="module")
 def network(golden: dict) -> InceptionV3:
-    network = InceptionV3(1000, auxiliary=True, dropout=0.0)
+    network = InceptionV3(1000, auxiliary=True)
     state = network.state_dict()
     for k, name in enumerate(sorted(state)):
         tensor = state[name]

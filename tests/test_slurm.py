@@ -14,7 +14,6 @@ from conftest import CONFIG, ROOT
 
 pytestmark = [
     pytest.mark.workflow,
-    pytest.mark.xdist_group(name="workflow"),
     pytest.mark.skipif(
         not os.environ.get("WSI_PIPELINE_TEST_SLURM"),
         reason="no SLURM: run tests/slurm/cluster.sh up and set WSI_PIPELINE_TEST_SLURM=1",

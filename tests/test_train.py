@@ -5,48 +5,25 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training import EDGE, OPTIONS, write_patches
 
-from wsi_pipeline import patch_store
-from wsi_pipeline.codecs import Lossless
 from wsi_pipeline.config import AugmentationOptions, TrainingRun
-from wsi_pipeline.errors import ModelError, PipelineError
+from wsi_pipeline.errors import ModelError, PipelineError, StoreError
 from wsi_pipeline.files import canonical_json
-from wsi_pipeline.geometry import Size
-from wsi_pipeline.model.augment import augment, centred, jittered, oriented
-from wsi_pipeline.model.bank import BalancedSampler, PatchBank
+from wsi_pipeline.model.augment import Draws, augment, centred, jittered, oriented
+from wsi_pipeline.model.bank import GIB, BalancedSampler, Feed, PatchBank
+from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.download import download_imagenet
 from wsi_pipeline.model.folder import read_imagenet, read_model_json, read_weights, starting_network
 from wsi_pipeline.model.inception import InceptionV3
+from wsi_pipeline.model.trainer import Trainer
+from wsi_pipeline.patch_store import PatchStore
 from wsi_pipeline.stages import train
-from wsi_pipeline.stages.train import PatchSet, Trainer
-
-EDGE = 75
-
-
-def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed: int = 0) -> Path:
-    """Patches of a slide: tumour has coarse blobs, normal fine ones, of the same mean."""
-    rng = np.random.default_rng(seed)
-    pixels = np.empty((len(labels), size_px, size_px, 3), np.uint8)
-    for k, label in enumerate(labels):
-        cell = 15 if label else 3
-        coarse = rng.integers(60, 220, (-(-size_px // cell),) * 2)
-        pixels[k] = np.kron(coarse, np.ones((cell, cell)))[:size_px, :size_px, None]
-    folder.mkdir(parents=True)
-    codec = Lossless(Size(size_px, size_px))
-    patch_store.write_patches(
-        folder / "patches.zarr", len(labels), size_px, 0, codec, lambda start, stop: pixels[start:stop], 1
-    )
-    pq.write_table(pa.table({"label": np.array(labels, np.int8)}), folder / "patches.parquet")
-    receipt = folder / "patches.json"
-    facts = {"stage": "patches", "slide": folder.name, "size_px": size_px, "border_px": 0, "options": {"mpp": 0.5}}
-    receipt.write_text(canonical_json({**facts, "seed": seed}))
-    return receipt
+from wsi_pipeline.stages.train import Outputs, PatchSet
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +37,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[PatchSet, PatchSet]:
     return PatchSet.of(training), PatchSet.of([write_patches(root / "v", [0, 1] * 5, seed=4)])
 
 
-OPTIONS = TrainingRun(
-    start="random", batch_size=8, max_steps=6, epochs=100, validate_every=2, learning_rate=1e-3, cpu_threads=1
-)  # fmt: skip
-
-
 def run(sets: tuple[PatchSet, PatchSet], out: Path, options: TrainingRun = OPTIONS, **more: object) -> Path:
-    train.run(
-        *sets, out / "weights.safetensors", out / "model.json", out / "history.csv", out / "curves.png",
-        out / "checkpoints", options, **more,
-    )  # fmt: skip
+    train.run(*sets, Outputs.of(out), out / "checkpoints", options, **more)
     return out / "weights.safetensors"
 
 
@@ -77,57 +46,50 @@ def test_it_learns_and_describes_what_it_made(sets: tuple[PatchSet, PatchSet], t
     options = OPTIONS.model_copy(update={"max_steps": 24, "validate_every": 12})
     weights = run(sets, tmp_path, options)
     rows = [line.split(",") for line in (tmp_path / "history.csv").read_text().splitlines()]
-    assert rows[0] == ["step", "patches", "train_loss", "validation_loss", "validation_auc"]
+    assert rows[0] == ["step", "patches", "learning_rate", "train_loss", "validation_loss", "validation_auc"]
     assert [row[0] for row in rows[1:]] == ["12", "24"]
-    assert float(rows[-1][2]) < float(rows[1][2])
-    assert float(rows[-1][4]) > 0.9
+    assert float(rows[-1][3]) < float(rows[1][3])
+    assert float(rows[-1][5]) > 0.9
     facts = read_model_json(tmp_path / "model.json")
     assert (facts.size_px, facts.mpp, facts.classes) == (EDGE, 0.5, ("normal", "tumor"))
     described = json.loads((tmp_path / "model.json").read_text())
     assert described["training"] == {"slides": 3, "normal": 15, "tumor": 5}
     assert load_file(weights).keys() == InceptionV3(2).state_dict().keys()
+    assert described["versions"]["torch"] == torch.__version__
     assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "augmented.png").stat().st_size > 1000
+    assert load_file(tmp_path / "last.safetensors").keys() == load_file(weights).keys()
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(
-    sets: tuple[PatchSet, PatchSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_patches_are_the_same_from_memory_as_streams_and_from_disk(
+    sets: tuple[PatchSet, PatchSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = load_file(run(sets, tmp_path / "whole"))
-    step = Trainer._step
-
-    def stop_at_3(self: Trainer, *args: object) -> float:
-        if self.progress.step == 3:
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    monkeypatch.setattr(Trainer, "_step", stop_at_3)
-    with pytest.raises(KeyboardInterrupt):
-        run(sets, tmp_path / "cut", checkpoint_minutes=0)
-    assert not (tmp_path / "cut" / "weights.safetensors").exists()
-    monkeypatch.undo()
-    steps = []
-    monkeypatch.setattr(Trainer, "_step", lambda self, *a: steps.append(self.progress.step) or step(self, *a))
-    resumed = load_file(run(sets, tmp_path / "cut"))
-    assert steps == [3, 4, 5]
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    pixels = PatchBank(sets[0].stores, sets[0].indices)
+    disk = PatchBank(sets[0].stores, sets[0].indices, memory_gib=0, workers=3)
+    # Room for what is stored, not for the pixels.
+    between = sum(PatchStore(path).stored_bytes for path in sets[0].stores)
+    assert between < len(pixels) * EDGE * EDGE * 3
+    streams = PatchBank(sets[0].stores, sets[0].indices, memory_gib=between / GIB)
+    index = [np.array([3, 1, 19, 7]), np.array([0] * 40), np.array([5])]
+    wanted = [np.stack([disk.read(k) for k in part]) for part in index]
+    monkeypatch.setattr(PatchStore, "stream", None)
+    for bank, workers in ((pixels, 1), (streams, 3)):
+        found = list(Feed(bank, index, workers=workers, ahead=2))
+        for (own, batch), part, patches in zip(found, index, wanted, strict=True):
+            assert own is part
+            np.testing.assert_array_equal(batch.numpy(), patches)
 
 
-def test_a_damaged_checkpoint_and_one_of_other_inputs_are_not_used(
-    sets: tuple[PatchSet, PatchSet], tmp_path: Path
-) -> None:
-    clean = load_file(run(sets, tmp_path / "a"))
-    (tmp_path / "b" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "b" / "checkpoints" / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut off")
-    again = load_file(run(sets, tmp_path / "b"))
-    assert all(torch.equal(clean[name], again[name]) for name in clean)
-
-
-def test_reading_from_disk_gives_the_same_weights(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
-    in_memory = load_file(run(sets, tmp_path / "a"))
-    from_disk = load_file(run(sets, tmp_path / "b", memory_gib=0))
-    assert all(torch.equal(in_memory[name], from_disk[name]) for name in in_memory)
+def test_a_damaged_patch_ends_the_feed_with_its_name(tmp_path: Path) -> None:
+    made = PatchSet.of([write_patches(tmp_path / "s", [0, 1] * 4)])
+    (shard,) = (path for path in (tmp_path / "s" / "patches.zarr" / "c").rglob("*") if path.is_file())
+    content = bytearray(shard.read_bytes())
+    content[:200] = bytes(200)
+    shard.write_bytes(content)
+    bank = PatchBank(made.stores, made.indices, memory_gib=0)
+    with pytest.raises(StoreError, match="patch 0 is damaged"):
+        list(Feed(bank, [np.array([0, 1])], workers=2))
 
 
 def test_draws_are_balanced_and_depend_on_seed_and_step_alone(sets: tuple[PatchSet, PatchSet]) -> None:
@@ -151,10 +113,14 @@ def test_the_eight_orientations_are_all_different() -> None:
 def test_augmentation_repeats_and_can_be_off() -> None:
     unit = torch.rand(4, 3, 20, 20)
     options = AugmentationOptions()
-    assert torch.equal(augment(unit.clone(), options, 1, 5), augment(unit.clone(), options, 1, 5))
-    assert not torch.equal(augment(unit.clone(), options, 1, 5), augment(unit.clone(), options, 1, 6))
+    draws = Draws.of(4, 1, 5)
+    changed = augment(unit.clone(), options, draws)
+    assert torch.equal(changed, augment(unit.clone(), options, Draws.of(4, 1, 5)))
+    assert not torch.equal(changed, augment(unit.clone(), options, Draws.of(4, 1, 6)))
+    # A part of the batch is changed as it is in the whole.
+    assert torch.equal(augment(unit[1:3].clone(), options, draws.part(slice(1, 3))), changed[1:3])
     off = AugmentationOptions(orientations=False, brightness=0, contrast=0, saturation=0, hue=0)
-    torch.testing.assert_close(augment(unit.clone(), off, 1, 5), unit, atol=1e-5, rtol=0)
+    torch.testing.assert_close(augment(unit.clone(), off, draws), unit, atol=1e-5, rtol=0)
 
 
 def test_one_class_alone_is_an_error(tmp_path: Path) -> None:
@@ -173,7 +139,7 @@ def test_trained_weights_are_taken_as_they_are(tmp_path: Path) -> None:
     source = tmp_path / "theirs.safetensors"
     state = InceptionV3(2).state_dict()
     save_file(state, source)
-    train.take(source, tmp_path / "weights.safetensors", tmp_path / "model.json", size_px=96, mpp=1.0)
+    train.take(source, Outputs.of(tmp_path), size_px=96, mpp=1.0)
     taken = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(taken[name], tensor) for name, tensor in state.items())
     facts = read_model_json(tmp_path / "model.json")
@@ -185,10 +151,10 @@ def test_weights_that_do_not_fit_name_the_first_difference(tmp_path: Path) -> No
     del state["Mixed_5b.branch1x1.conv.weight"]
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"Mixed_5b\.branch1x1\.conv\.weight is not in the weights"):
-        train.take(tmp_path / "w.safetensors", tmp_path / "o", tmp_path / "m.json", size_px=96, mpp=1.0)
+        train.take(tmp_path / "w.safetensors", Outputs.of(tmp_path / "o"), size_px=96, mpp=1.0)
     save_file(InceptionV3(3).state_dict(), tmp_path / "w3.safetensors")
     with pytest.raises(ModelError, match=r"fc\.bias is \(3,\), but the network has \(2,\)"):
-        train.take(tmp_path / "w3.safetensors", tmp_path / "o", tmp_path / "m.json", size_px=96, mpp=1.0)
+        train.take(tmp_path / "w3.safetensors", Outputs.of(tmp_path / "o"), size_px=96, mpp=1.0)
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
@@ -228,7 +194,7 @@ def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], 
     def trained(keep: str) -> Trainer:
         options = OPTIONS.model_copy(update={"keep": keep, "max_steps": 3, "validate_every": 1})
         network = starting_network("random", 2, 1, None)
-        trainer = Trainer(network, bank, held_out, options, pick_device(1), tmp_path / "c.pt", "")
+        trainer = Trainer(network, bank, held_out, options, pick_device(1), Checkpoints(tmp_path), "")
         figures = iter([(0.5, 0.7), (0.9, 0.8), (0.4, 0.8)] if keep == "best" else [(0.1, 0.9), (0.5, 0.7), (1.0, 0.6)])
         trainer._validate = lambda: next(figures)  # type: ignore[method-assign]
         trainer.train(1e9)
@@ -239,26 +205,27 @@ def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], 
     assert (best.progress.best_step, best.progress.best_score) == (3, [0.8, -0.4])
     last = trained("last")
     assert last.progress.best_state == {}
-    assert torch.equal(last.final_state()["fc.weight"], last._network.fc.weight)
+    assert torch.equal(last.kept_state()["fc.weight"], last._network.fc.weight)
 
 
 def test_patches_move_within_their_border_by_draws_of_their_own() -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (200, 15, 15, 3), np.uint8)
-    one = jittered(pixels, 3, seed=1, step=5)
-    assert one.shape == (200, 9, 9, 3)
-    np.testing.assert_array_equal(one, jittered(pixels, 3, seed=1, step=5))
-    assert not np.array_equal(one, jittered(pixels, 3, seed=1, step=6))
+    unit = torch.rand(200, 3, 15, 15)
+    one = jittered(unit, 3, Draws.of(200, 1, 5))
+    assert one.shape == (200, 3, 9, 9)
+    assert torch.equal(one, jittered(unit, 3, Draws.of(200, 1, 5)))
+    assert not torch.equal(one, jittered(unit, 3, Draws.of(200, 1, 6)))
     places = {
         (y, x)
-        for patch, moved in zip(pixels, one, strict=True)
+        for patch, moved in zip(unit, one, strict=True)
         for y in range(7)
         for x in range(7)
-        if np.array_equal(patch[y : y + 9, x : x + 9], moved)
+        if torch.equal(patch[:, y : y + 9, x : x + 9], moved)
     }
     assert len(places) > 40
-    assert jittered(pixels, 0, seed=1, step=5) is pixels
-    np.testing.assert_array_equal(centred(pixels, 3), pixels[:, 3:12, 3:12])
+    assert {y for y, _ in places} == {x for _, x in places} == set(range(7))
+    assert jittered(unit, 0, Draws.of(200, 1, 5)) is unit
+    pixels = torch.arange(2 * 15 * 15 * 3).reshape(2, 15, 15, 3)
+    assert torch.equal(centred(pixels, 3), pixels[:, 3:12, 3:12])
 
 
 def test_patches_with_a_border_train_at_their_own_size(tmp_path: Path) -> None:

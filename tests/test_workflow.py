@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_tiff
 
-pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group(name="workflow")]
+pytestmark = pytest.mark.workflow
 
 SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
 TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1, "detect": 1}

@@ -165,40 +165,59 @@ def patches(
 
 @app.command()
 def train(
-    weights: Annotated[Path, typer.Option(help="weights.safetensors to write.")],
-    receipt: Annotated[Path, typer.Option(help="model.json to write.")],
-    training: Annotated[
-        list[Path] | None, typer.Option(help="Patch receipts (patches.json) of the training slides.")
-    ] = None,
-    validation: Annotated[
-        list[Path] | None, typer.Option(help="Patch receipts (patches.json) of the validation slides.")
-    ] = None,
-    history: Annotated[Path | None, typer.Option(help="history.csv to write.")] = None,
-    curves: Annotated[Path | None, typer.Option(help="Picture of the training curves to write.")] = None,
+    output: Annotated[Path, typer.Option(help="Model folder to write into.")],
+    sheet: Annotated[Path | None, typer.Option(help="The slide sheet.")] = None,
+    slides: Annotated[Path | None, typer.Option(help="Folder of the slides, with their patches.")] = None,
+    exclude: Exclude = None,
+    rows: Rows = None,
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("checkpoints"),
     imagenet: Annotated[Path | None, typer.Option(help="inception_v3_google-0cc3c7bd.pth.")] = None,
     take: Annotated[Path | None, typer.Option(help="Take these trained weights instead of training.")] = None,
     size_px: Annotated[int, typer.Option(help="Patch size of taken weights without model.json.")] = 299,
     mpp: Annotated[float, typer.Option(help="Scale of taken weights without model.json.")] = 0.25,
     memory_gib: Annotated[float, typer.Option(help="Patches kept in memory, GiB; more are read as needed.")] = 4.0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode patches.")] = 2,
+    gpus: Annotated[int, typer.Option(min=0, help="Processes that train together, a GPU each; 0 is 1.")] = 1,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10.0,
+    events: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's files.")] = None,
+    synthetic: Synthetic = False,
     options: Options = "{}",
 ) -> None:
     """Train Inception-v3, or take trained weights."""
     from wsi_pipeline.config import TrainingRun
+    from wsi_pipeline.model.team import STOPPED, is_member, launch
     from wsi_pipeline.options import parse_options
+    from wsi_pipeline.sheet import load_sheet
+
+    parsed = parse_options("train", TrainingRun, options)
+    if gpus > 1 and not is_member():
+        code = launch(gpus, sys.argv[1:])
+        if code:
+            raise typer.Exit(code)
+        return
+    from wsi_pipeline.model.trainer import StoppedError
     from wsi_pipeline.stages import train as stage
 
+    outputs = stage.Outputs.of(output)
     if take is not None:
-        stage.take(take, weights, receipt, size_px=size_px, mpp=mpp)
+        stage.take(take, outputs, size_px=size_px, mpp=mpp)
         return
-    if not training or history is None or curves is None:
-        raise ConfigError("training needs --training, --history and --curves")
-    stage.run(
-        stage.PatchSet.of(training), stage.PatchSet.of(validation or []), weights, receipt, history, curves,
-        checkpoints, parse_options("train", TrainingRun, options),
-        imagenet=imagenet, memory_gib=memory_gib, checkpoint_minutes=checkpoint_minutes,
-    )  # fmt: skip
+    if sheet is None or slides is None:
+        raise ConfigError("training needs --sheet and --slides")
+    loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
+    loaded.check_digest(rows, "train", "validation")
+    training, validation = (
+        stage.PatchSet.of([slides / slide / "patches.json" for slide in loaded.of_split(split)])
+        for split in ("train", "validation")
+    )
+    try:
+        stage.run(
+            training, validation, outputs, checkpoints, parsed, imagenet=imagenet, memory_gib=memory_gib,
+            workers=workers, checkpoint_minutes=checkpoint_minutes, events=events, synthetic=synthetic,
+        )  # fmt: skip
+    except StoppedError as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(STOPPED) from stopped
 
 
 @app.command()

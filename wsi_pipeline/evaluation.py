@@ -173,7 +173,7 @@ class Evaluation:
             "n_patches": n,
             "at_temperature": None
             if self.at_temperature is None
-            else {**self._calibration_of(self.at_temperature, n), **self._chosen["temperature"]},
+            else {**self._calibration_of(self.at_temperature, n), "temperature": self._chosen["temperature"]},
             **self._method(),
         }
 

@@ -35,9 +35,9 @@ def _figure(width_mm: float, height_mm: float, synthetic: bool = False) -> Figur
     return figure
 
 
-def training_curves(history: Sequence[dict[str, Any]]) -> Figure:
+def training_curves(history: Sequence[dict[str, Any]], synthetic: bool) -> Figure:
     """Loss and validation AUC by step."""
-    figure = _figure(160, 70)
+    figure = _figure(160, 70, synthetic)
     left, right = figure.subplots(1, 2)
     steps = [row["step"] for row in history]
     left.plot(steps, [row["train_loss"] for row in history], color=BLUE, marker=".", label="training")
@@ -46,6 +46,18 @@ def training_curves(history: Sequence[dict[str, Any]]) -> Figure:
     left.legend(frameon=False)
     _plot_known(right, history, "validation_auc", ORANGE, "validation")
     right.set(xlabel="step", ylabel="AUC of validation patches", ylim=(0, 1.02))
+    return figure
+
+
+def patch_rows(rows: Sequence[NDArray[np.uint8]], names: Sequence[str], synthetic: bool) -> Figure:
+    """Patches (n, h, w, 3) side by side, a row for each of `rows`."""
+    figure = _figure(180, 56 if synthetic else 52, synthetic)
+    for axes, patches, name in zip(figure.subplots(len(rows), 1), rows, names, strict=True):
+        gap = np.full((patches.shape[1], patches.shape[2] // 20, 3), 255, np.uint8)
+        parts = [part for patch in patches for part in (patch, gap)][:-1]
+        axes.imshow(np.concatenate(parts, axis=1), interpolation="nearest")
+        axes.set_title(name, fontsize=7, loc="left")
+        axes.set_axis_off()
     return figure
 
 

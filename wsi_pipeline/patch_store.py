@@ -88,29 +88,39 @@ class PatchStore:
         """Bytes of all pixels."""
         return self._count * self.edge * self.edge * 3
 
-    def read(self, number: int) -> NDArray[np.uint8]:
-        """A patch with its border, (edge, edge, 3) uint8. Raises `StoreError`, naming it, where it is damaged."""
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in (self._path / "c").rglob("*") if path.is_file())
+
+    def stream(self, number: int) -> bytes:
+        """A patch as it is stored. Raises `StoreError` where it cannot be read."""
         which = number // self._shard
         try:
             shard = self._files.get((self._path, which), lambda: Shard(self._path / _shard_path(which), self._shard))
             stream = shard.chunk(number % self._shard)
-            if stream is None:
-                raise ValueError("it is not there")
-            pixels = self._codec.decode(stream)
-            if pixels.shape != (self.edge, self.edge, 3):
-                raise ValueError(f"a picture of shape {pixels.shape}")
         except (ValueError, OSError) as error:
-            raise StoreError(
-                f"{self._path}: patch {number} is damaged ({error})", remedy="Run the stage patches again"
-            ) from error
+            raise self._damaged(number, error) from error
+        if stream is None:
+            raise self._damaged(number, "it is not there")
+        return stream
+
+    def decode(self, number: int, stream: bytes) -> NDArray[np.uint8]:
+        """The patch of a stream with its border, (edge, edge, 3) uint8. `StoreError` where it is damaged."""
+        try:
+            pixels = self._codec.decode(stream)
+        except ValueError as error:
+            raise self._damaged(number, error) from error
+        if pixels.shape != (self.edge, self.edge, 3):
+            raise self._damaged(number, f"a picture of shape {pixels.shape}")
         return pixels
 
-    def read_all(self) -> NDArray[np.uint8]:
-        """All patches with their borders, (n, edge, edge, 3) uint8."""
-        out = np.empty((self._count, self.edge, self.edge, 3), np.uint8)
-        for number in range(self._count):
-            out[number] = self.read(number)
-        return out
+    def read(self, number: int) -> NDArray[np.uint8]:
+        """A patch with its border, (edge, edge, 3) uint8. Raises `StoreError`, naming it, where it is damaged."""
+        return self.decode(number, self.stream(number))
+
+    def _damaged(self, number: int, why: object) -> StoreError:
+        return StoreError(f"{self._path}: patch {number} is damaged ({why})", remedy="Run the stage patches again")
 
 
 def _shard_path(number: int) -> str:

@@ -119,11 +119,13 @@ class Sheet(dict[str, SlideRow]):
             )
 
     def digest(self, *splits: str) -> str:
-        """SHA-256 of all rows, or of those of some splits."""
-        return digest_json([row.facts() for row in self.values() if not splits or row.split in splits])
+        """SHA-256 of all rows; or of which slides are in some splits, which other columns do not change."""
+        if splits:
+            return digest_json([(row.slide, row.split) for row in self.values() if row.split in splits])
+        return digest_json([row.facts() for row in self.values()])
 
     def check_digest(self, expected: str | None, *splits: str) -> None:
-        """`SheetError` where rows are not those that were expected."""
+        """`SheetError` where the digest is not the expected one."""
         if expected is not None and self.digest(*splits) != expected:
             raise SheetError("the slide sheet has changed since the run began", remedy="Start it again")
 

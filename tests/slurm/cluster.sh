@@ -99,7 +99,8 @@ down() {
     done
     pkill -x munged || true
     for _ in $(seq 50); do pgrep -x 'slurm(d|ctld)' >/dev/null || break; sleep 0.2; done
-    rm -rf "$STATE"
+    # With a configuration but no controller every start of Snakemake would wait 9 s for an answer.
+    rm -rf "$STATE" /etc/slurm/slurm.conf /etc/slurm/gres.conf
 }
 
 case ${1:-} in

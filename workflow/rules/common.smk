@@ -29,6 +29,7 @@ TEST = SHEET.of_split("test")
 CHOSEN_ON = VALIDATION if CONFIG.evaluation.chooses else []
 FITTED_ON = TRAINING + VALIDATION if CONFIG.evaluation.slide_level.score == "forest" else []
 EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
+SYNTHETIC = "--synthetic" if CONFIG.cohort.synthetic else "--no-synthetic"
 IMAGENET = CONFIG.training.weights_file or "resources/inception_v3_google-0cc3c7bd.pth"
 
 
@@ -126,12 +127,15 @@ def of_chosen_on(pattern):
     return expand(pattern, slide=CHOSEN_ON, allow_missing=True)
 
 
+def excluded(*splits):
+    return [f"--exclude={row.slide}" for row in SHEET.excluded.values() if row.split in splits]
+
+
 def calibrate_flags():
     """Those of the sheet's rows that it looks at: others must not make it run again."""
     if not CHOSEN_ON:
         return []
-    excluded = [row.slide for row in SHEET.excluded.values() if row.split == "validation"]
-    return [f"--rows={SHEET.digest('validation')}", *(f"--exclude={slide}" for slide in excluded)]
+    return [f"--rows={SHEET.digest('validation')}", *excluded("validation")]
 
 
 def partial_evaluation():

@@ -57,7 +57,7 @@ rule confusion:
         runtime=30,
     params:
         options=options("confusion"),
-        synthetic="--synthetic" if CONFIG.cohort.synthetic else "--no-synthetic",
+        synthetic=SYNTHETIC,
     shell:
         "wsi-pipeline confusion --pyramid {input.pyramid:q} --truth {input.truth:q} --heatmap {input.heatmap:q}"
         " --heatmap-receipt {input.heatmap_receipt:q} --calibration {input.calibration:q}"

@@ -20,9 +20,10 @@ if CONFIG.training.weights:
         params:
             size_px=CONFIG.patches.size_px,
             mpp=CONFIG.patches.mpp,
+            folder=lambda wildcards, output: folder_of([output.weights]),
         shell:
             "wsi-pipeline train --take {input.weights:q} --size-px {params.size_px} --mpp {params.mpp}"
-            " --weights {output.weights:q} --receipt {output.receipt:q} > {log:q} 2>&1"
+            " --output {params.folder:q} > {log:q} 2>&1"
 
 else:
 
@@ -35,12 +36,18 @@ else:
             indices=ancient(expand("<results>/slides/{slide}/patches.parquet", slide=TRAINING + VALIDATION)),
         output:
             weights="<results>/model/{model}/weights.safetensors",
+            last="<results>/model/{model}/last.safetensors",
             receipt="<results>/model/{model}/model.json",
             history="<results>/model/{model}/history.csv",
             curves=report(
                 "<results>/model/{model}/curves.png",
                 category="Training",
                 labels={"model": "{model}", "figure": "curves"},
+            ),
+            augmented=report(
+                "<results>/model/{model}/augmented.png",
+                category="Training",
+                labels={"model": "{model}", "figure": "augmented patches"},
             ),
         log:
             "<logs>/train/{model}.log",
@@ -53,16 +60,24 @@ else:
             gpu=1,
         params:
             options=options("train"),
+            synthetic=SYNTHETIC,
+            sheet=CONFIG.cohort.slides,
+            rows=SHEET.digest("train", "validation"),
+            exclude=excluded("train", "validation"),
+            imagenet=lambda wildcards, input: (
+                [f"--imagenet={path}" for path in input.start] if CONFIG.training.start == "imagenet" else []
+            ),
+            slides=f"{RESULTS}/slides",
             checkpoints=f"{RESULTS}/checkpoints/{{model}}",
-            sets=lambda wildcards, input: [
-                *(f"--training={path}" for path in input.training),
-                *(f"--validation={path}" for path in input.validation),
-                *(f"--imagenet={path}" for path in input.start if CONFIG.training.start == "imagenet"),
-            ],
+            events=f"{RESULTS}/logs/train/{{model}}.tensorboard",
+            folder=lambda wildcards, output: folder_of([output.weights]),
+        # A shell that waits would keep a signal from the training, which writes a checkpoint when it is to end.
         shell:
-            "wsi-pipeline train {params.sets:q} --weights {output.weights:q} --receipt {output.receipt:q}"
-            " --history {output.history:q} --curves {output.curves:q} --checkpoints {params.checkpoints:q}"
-            " --memory-gib 4 --checkpoint-minutes 10 --options {params.options:q} > {log:q} 2>&1"
+            "exec wsi-pipeline train --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
+            " --slides {params.slides:q} {params.imagenet:q} --output {params.folder:q}"
+            " --checkpoints {params.checkpoints:q} --checkpoint-minutes 10 --events {params.events:q}"
+            " --memory-gib 4 --workers {threads} --gpus {resources.gpu} --options {params.options:q}"
+            " {params.synthetic} > {log:q} 2>&1"
 
 
 if not CONFIG.training.weights_file:

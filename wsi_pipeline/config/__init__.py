@@ -71,7 +71,7 @@ STEP_VERSIONS = {
     "tissue": 2,
     "truth": 2,
     "patches": 2,
-    "train": 2,
+    "train": 3,
     "heatmap": 1,
     "scores": 1,
     "detect": 1,

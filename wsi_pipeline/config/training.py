@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wsi_pipeline.config.base import Count, Fraction, Name, NotNegative, Positive, Section
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+# What a recipe sets other than the defaults; whatever a config sets itself wins.
+RECIPES: dict[str, dict[str, Any]] = {
+    # MathWorks' example: these are the defaults.
+    "matlab": {},
+    # Liu et al., arXiv:1703.02442: section 3 and, for weights of ImageNet to start from, its learning rate for those.
+    "liu2017": {
+        "learning_rate": 0.002,
+        "squared_gradient_decay": 0.9,
+        "momentum": 0.9,
+        "epsilon": 1.0,
+        "batch_size": 32,
+        "schedule": {"kind": "step", "every_patches": 2_000_000, "factor": 0.5},
+        "augmentation": {"brightness": 64 / 255, "contrast": 0.75, "saturation": 0.25, "hue": 0.04},
+    },
+}
 
 
 class AugmentationOptions(Section):
@@ -17,6 +35,25 @@ class AugmentationOptions(Section):
     contrast: Fraction = Field(0.25, description="Largest relative change of contrast.")
     saturation: Fraction = Field(0.25, description="Largest relative change of saturation.")
     hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.04, description="Largest turn of hue, share of a circle.")
+    stain: Fraction = Field(
+        0.0,
+        description="Largest relative change of the amounts of haematoxylin and of eosin, each by itself, and a "
+        "fifth of it as the largest shift in optical density.",
+    )
+
+
+class ScheduleOptions(Section):
+    """How the learning rate changes."""
+
+    kind: Literal["constant", "cosine", "step"] = Field(
+        "constant",
+        description="As it is (constant); down to final_share of it along half a cosine; or multiplied with factor "
+        "after every every_patches (step).",
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps over which it rises from zero.")
+    final_share: Fraction = Field(0.0, description="For cosine: share of the learning rate at the last step.")
+    every_patches: Count = Field(2_000_000, description="For step: patches between two changes.")
+    factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="For step: what it is multiplied with.")
 
 
 class TrainingOptions(Section):
@@ -37,32 +74,68 @@ class TrainingOptions(Section):
         description="Local copy of torchvision's inception_v3_google-0cc3c7bd.pth for start: imagenet; "
         "null downloads it.",
     )
-    optimizer: Literal["rmsprop"] = Field("rmsprop", description="RMSProp, as the example.")
+    recipe: Literal["matlab", "liu2017"] = Field(
+        "matlab",
+        description="Values that the keys of this section have where a config does not set them: those of MathWorks' "
+        "example, shown here, or those of Liu et al. 2017.",
+    )
+    optimizer: Literal["rmsprop", "sgd", "adamw"] = Field(
+        "rmsprop", description="RMSProp, as the example; stochastic gradient descent with momentum; or AdamW."
+    )
     learning_rate: Positive = Field(1e-4, description="Learning rate.")
     squared_gradient_decay: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.99, description="Decay of RMSProp's mean of squared gradients."
+        0.99, description="Decay of the mean of squared gradients (RMSProp and AdamW)."
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Momentum of RMSProp.")
-    epsilon: Positive = Field(1e-8, description="Added to RMSProp's denominator.")
-    weight_decay: NotNegative = Field(1e-4, description="L2 penalty.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Patches of a step.")
+    momentum: Share = Field(0.0, description="Momentum of RMSProp and of gradient descent; AdamW's first beta.")
+    epsilon: Positive = Field(1e-8, description="Added to the denominator of RMSProp and AdamW.")
+    weight_decay: NotNegative = Field(1e-4, description="L2 penalty; for AdamW the share taken off each step.")
+    schedule: ScheduleOptions = Field(default_factory=ScheduleOptions, description="How the learning rate changes.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Patches of a step, those of all GPUs together.")
     epochs: Positive = Field(
         1.0, description="Passes over as many patches as the training slides have; sets the number of steps."
     )
     max_steps: Count | None = Field(None, description="Stop after this many steps.")
+    auxiliary_weight: NotNegative = Field(
+        0.0, description="Weight of the auxiliary head's loss (0.4 in Szegedy et al.); 0 trains without that head."
+    )
+    label_smoothing: Share = Field(0.0, description="Share of a label that is spread over all classes.")
+    clip_norm: Positive | None = Field(None, description="Largest norm of all gradients together; null is any.")
+    average_decay: Share = Field(
+        0.0, description="Decay of an exponential moving average of the weights, which is then what is kept; 0 is none."
+    )
+    freeze_steps: Annotated[int, Field(ge=0)] = Field(0, description="First steps in which only the last layer learns.")
     validate_every: Count = Field(250, description="Steps between validations; one more comes at the end.")
     validation_patches: Count = Field(
         20_000, description="Most validation patches that are scored, evenly spread over the slides."
     )
+    patience: Count | None = Field(
+        None, description="Stop after this many validations without a better one; null trains to the end."
+    )
     keep: Literal["best", "last"] = Field(
         "best",
         description="Keep the weights with the highest validation AUC (of equal ones the lowest validation loss), "
-        "or the last ones.",
+        "or the last ones; the others lie beside them as last.safetensors.",
     )
     cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
     augmentation: AugmentationOptions = Field(
         default_factory=AugmentationOptions, description="Random changes of training patches."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_recipe(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("recipe") not in RECIPES:
+            return values
+        return _filled(values, RECIPES[values["recipe"]])
+
+
+def _filled(values: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """`values`, and those of the recipe that are not among them; sections within are filled too."""
+    out = {**recipe, **values}
+    for key, own in recipe.items():
+        if isinstance(own, dict) and isinstance(values.get(key), dict):
+            out[key] = _filled(values[key], own)
+    return out
 
 
 class HeatmapOptions(Section):

@@ -108,9 +108,14 @@ def load_state(network: InceptionV3, state: dict[str, Tensor], origin: Path) -> 
     network.load_state_dict(given)
 
 
-def starting_network(start: str, classes: int, seed: int, imagenet: Path | None) -> InceptionV3:
-    """A network to train: `random`, `imagenet` (torchvision's file `imagenet`) or another model's weights."""
-    network = InceptionV3(classes)
+def starting_network(
+    start: str, classes: int, seed: int, imagenet: Path | None, *, auxiliary: bool = False
+) -> InceptionV3:
+    """A network to train: `random`, `imagenet` (torchvision's file `imagenet`) or another model's weights.
+
+    Last layers for other classes, and an auxiliary head that is not among the weights, start at random.
+    """
+    network = InceptionV3(classes, auxiliary=auxiliary)
     initialize(network, seed)
     if start == "random":
         return network
@@ -121,9 +126,13 @@ def starting_network(start: str, classes: int, seed: int, imagenet: Path | None)
     else:
         origin = Path(start)
         state = read_weights(origin)
+    own = network.state_dict()
     if state.get("fc.weight", network.fc.weight).shape != network.fc.weight.shape:
-        state = {**state, "fc.weight": network.fc.weight, "fc.bias": network.fc.bias}
         initialize_head(network.fc, torch.Generator().manual_seed(seed))
+        state = {**state, "fc.weight": own["fc.weight"], "fc.bias": own["fc.bias"]}
+    for name in (name for name in own if name.startswith("AuxLogits.")):
+        if name not in state or (name.startswith("AuxLogits.fc.") and state[name].shape != own[name].shape):
+            state = {**state, name: own[name]}
     load_state(network, state, origin)
     return network
 

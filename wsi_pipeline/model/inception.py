@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIN_INPUT_PX = 75
+# Of the auxiliary head, whose 5 x 5 convolution follows a pooling by 3.
+MIN_AUXILIARY_PX = 299
+FEATURES = 2048
+_DROPOUT = 0.5
 
 
 class BasicConv2d(nn.Module):
@@ -159,9 +163,12 @@ class InceptionAux(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """(n, 3, h, w) float in [-1, 1] to (n, classes) logits."""
+    """(n, 3, h, w) float in [-1, 1] to (n, classes) logits.
 
-    def __init__(self, classes: int = 2, *, auxiliary: bool = False, dropout: float = 0.5) -> None:
+    In training the features before the last layer are multiplied with `keep` (n, 2048), see `dropout_mask`.
+    """
+
+    def __init__(self, classes: int = 2, *, auxiliary: bool = False) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = BasicConv2d(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = BasicConv2d(32, 32, 3)
@@ -180,18 +187,17 @@ class InceptionV3(nn.Module):
         self.Mixed_7a = InceptionD(768)
         self.Mixed_7b = InceptionE(1280)
         self.Mixed_7c = InceptionE(2048)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(2048, classes)
+        self.fc = nn.Linear(FEATURES, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._classify(self._features_17(x))
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        return self._classify(self._features_17(x), keep)
 
-    def with_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def with_auxiliary(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits and the auxiliary head's logits."""
         if self.AuxLogits is None:
             raise ValueError("this network was made without its auxiliary head")
         features = self._features_17(x)
-        return self._classify(features), self.AuxLogits(features)
+        return self._classify(features, keep), self.AuxLogits(features)
 
     def _features_17(self, x: Tensor) -> Tensor:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
@@ -203,11 +209,19 @@ class InceptionV3(nn.Module):
         out: Tensor = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x))))
         return out
 
-    def _classify(self, x: Tensor) -> Tensor:
+    def _classify(self, x: Tensor, keep: Tensor | None) -> Tensor:
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        x = self.dropout(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+        x = x if keep is None else x * keep
         logits: Tensor = self.fc(x)
         return logits
+
+
+def dropout_mask(count: int, seed: int, step: int) -> Tensor:
+    """What the features of `count` patches are multiplied with in a step, (count, 2048), drawn from (seed, step)."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    kept = torch.rand(count, FEATURES, generator=generator) >= _DROPOUT
+    return kept / (1 - _DROPOUT)
 
 
 def initialize(network: InceptionV3, seed: int) -> None:

@@ -128,7 +128,7 @@ def _temperature(slides: Sequence[str], histogram: Histogram) -> Figures:
     _need_both(histogram, "a temperature")
     value = fit_temperature(histogram)
     return {
-        "temperature": value,
+        "value": value,
         "fitted_on": _ON_VALIDATION,
         "slides": list(slides),
         "n_slides": len(slides),

@@ -123,7 +123,7 @@ def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options
         for part in (loaded.pooled, *([loaded.centres.setdefault(row.centre, PooledScores())] if row.centre else [])):
             part.add(*found, sketch)
         if chosen["temperature"]:
-            scaled = at_temperature(counts.steps, chosen["temperature"]["temperature"])
+            scaled = at_temperature(counts.steps, chosen["temperature"]["value"])
             loaded.at_temperature.append(CalibrationSums.of(scaled, counts.normal, counts.tumor))
         receipts = read_receipt(scored, "scores"), read_receipt(counted, "confusion"), read_receipt(detected, "detect")
         loaded.top_means[row.slide] = counts.top_mean(options.slide_level.top_share)

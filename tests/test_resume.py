@@ -1,0 +1,162 @@
+"""A training that is stopped, killed or robbed of its checkpoint ends with the weights that it would have had."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import training
+from safetensors.torch import load_file
+
+from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.team import STOPPED
+from wsi_pipeline.model.watch import Watch
+
+STEPS = 12
+OPTIONS = {"max_steps": STEPS, "validate_every": 5, "average_decay": 0.9}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cohort")
+    training.write_cohort(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted training."""
+    out = tmp_path_factory.mktemp("whole")
+    process = training.start(cohort, out, "--workers", "3", **OPTIONS)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return out
+
+
+def finish(cohort: Path, out: Path, *arguments: str) -> str:
+    process = training.start(cohort, out, *arguments, **OPTIONS)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return said
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    for name in ("weights.safetensors", "last.safetensors"):
+        ours, theirs = load_file(out / name), load_file(whole / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (out / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
+    assert not list((out / "checkpoints").iterdir())
+
+
+def wait_for_checkpoints(out: Path, count: int) -> None:
+    """Until so many checkpoints were written from now on."""
+    path, seen, before = out / "checkpoints" / "checkpoint.pt", 0, None
+    deadline = time.monotonic() + 120
+    while seen < count and time.monotonic() < deadline:
+        try:
+            now = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            now = before
+        if now != before:
+            before, seen = now, seen + 1
+        time.sleep(0.01)
+    assert seen == count
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_five_times_it_ends_with_the_same_weights(cohort: Path, whole: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for kill in range(6):
+        process = training.start(cohort, tmp_path, "--workers", str(1 + kill % 3), **OPTIONS)
+        if kill == 0:
+            # Told to stop, for once.
+            wait_for_checkpoints(tmp_path, 1)
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == STOPPED, said
+            continue
+        # The first one that is seen may be of the run before.
+        wait_for_checkpoints(tmp_path, int(rng.integers(2, 4)))
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / "weights.safetensors").exists()
+    said = finish(cohort, tmp_path, "--workers", "1")
+    assert "going on from step" in said
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_told_to_stop_it_writes_a_checkpoint(cohort: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = training.start(cohort, tmp_path, "--checkpoint-minutes", "60", **OPTIONS)
+    while (line := process.stderr.readline()) and "step 5:" not in line:
+        pass
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == STOPPED == 75
+    assert "a checkpoint is written after this step" in said
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert int(said.split("stopped at step ")[1].split()[0]) >= 5
+    assert (tmp_path / "checkpoints" / "checkpoint.pt").exists()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        assert checkpoints.save({"inputs": "a", "step": step, "network": {"w": torch.full((9,), float(step))}})
+    cpu = torch.device("cpu")
+    assert checkpoints.load("a", cpu)["step"] == 3
+    assert checkpoints.load("b", cpu) is None
+    newest = tmp_path / "checkpoint.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert checkpoints.load("a", cpu)["step"] == 2
+    assert "checkpoint.pt: damaged" in caplog.text
+    (tmp_path / "checkpoint-before.pt").write_bytes(b"")
+    assert checkpoints.load("a", cpu) is None
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.save({"inputs": "a", "step": 1})
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        assert not checkpoints.save({"inputs": "a", "step": 2, "network": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "no checkpoint at step 2" in caplog.text
+    assert checkpoints.load("a", torch.device("cpu"))["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_tensorboard_has_what_the_history_has(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    watch = Watch(shows=True, events=tmp_path)
+    row = {"patches": 40, "learning_rate": 0.1, "train_loss": 0.7, "validation_loss": None, "validation_auc": None}
+    watch.record({"step": 5, **row})
+    watch.record({"step": 10, **row, "validation_auc": 0.9, "validation_loss": 0.5})
+    watch.picture(np.zeros((8, 8, 3), np.uint8))
+    watch.close()
+    (path,) = tmp_path.iterdir()
+    data, tags, position = path.read_bytes(), set[tuple[str, int]](), 0
+    while position < len(data):
+        # A record is its length, two checksums and an Event (TensorFlow's TFRecord).
+        length = int.from_bytes(data[position : position + 8], "little")
+        event = Event.FromString(data[position + 12 : position + 12 + length])
+        tags |= {(value.tag, event.step) for value in event.summary.value}
+        position += 16 + length
+    assert {("train_loss", 5), ("validation_auc", 10), ("learning_rate", 10), ("augmented_batch", 0)} <= tags
+    assert ("validation_auc", 5) not in tags
+    Watch(shows=False, events=tmp_path / "none").close()
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,79 @@
+"""Patches to train on, and the command line that does, for the tests of training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wsi_pipeline import patch_store
+from wsi_pipeline.codecs import Lossless
+from wsi_pipeline.config import TrainingRun
+from wsi_pipeline.files import canonical_json
+from wsi_pipeline.geometry import Size
+
+EDGE = 75
+OPTIONS = TrainingRun(
+    start="random", batch_size=8, max_steps=6, epochs=100, validate_every=2, learning_rate=1e-3, cpu_threads=1
+)  # fmt: skip
+
+
+def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed: int = 0) -> Path:
+    """Patches of a slide: tumour has coarse blobs, normal fine ones, of the same mean."""
+    rng = np.random.default_rng(seed)
+    pixels = np.empty((len(labels), size_px, size_px, 3), np.uint8)
+    for k, label in enumerate(labels):
+        cell = 15 if label else 3
+        coarse = rng.integers(60, 220, (-(-size_px // cell),) * 2)
+        pixels[k] = np.kron(coarse, np.ones((cell, cell)))[:size_px, :size_px, None]
+    folder.mkdir(parents=True)
+    codec = Lossless(Size(size_px, size_px))
+    patch_store.write_patches(
+        folder / "patches.zarr", len(labels), size_px, 0, codec, lambda start, stop: pixels[start:stop], 1
+    )
+    rows = {"slide": [folder.name] * len(labels), "x": np.arange(len(labels)) * 100, "y": np.zeros(len(labels), int)}
+    pq.write_table(pa.table({**rows, "label": np.array(labels, np.int8)}), folder / "patches.parquet")
+    receipt = folder / "patches.json"
+    facts = {"stage": "patches", "slide": folder.name, "size_px": size_px, "border_px": 0, "options": {"mpp": 0.5}}
+    receipt.write_text(canonical_json({**facts, "seed": seed}))
+    return receipt
+
+
+def write_cohort(root: Path) -> None:
+    """Three training slides, one of them without patches, and one validation slide, with their sheet."""
+    write_patches(root / "slides" / "n", [0] * 12, seed=1)
+    write_patches(root / "slides" / "t", [1] * 5 + [0] * 3, seed=2)
+    write_patches(root / "slides" / "empty", [], seed=3)
+    write_patches(root / "slides" / "v", [0, 1] * 5, seed=4)
+    rows = ["n\tn.tif\ttrain\tnormal\t", "t\tt.tif\ttrain\ttumor\tt.xml", "empty\te.tif\ttrain\tnormal\t"]
+    rows.append("v\tv.tif\tvalidation\ttumor\tv.xml")
+    (root / "slides.tsv").write_text("\n".join(["slide\tpath\tsplit\tlabel\tannotation", *rows]) + "\n")
+
+
+def start(root: Path, out: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """`wsi-pipeline train` on the cohort in `root`; a checkpoint after every step."""
+    command = [sys.executable, "-m", "wsi_pipeline", "train", "--sheet", str(root / "slides.tsv")]
+    command += ["--slides", str(root / "slides"), "--output", str(out), "--checkpoints", str(out / "checkpoints")]
+    command += ["--checkpoint-minutes", "0", *arguments]
+    command += ["--options", OPTIONS.model_copy(update=options).model_dump_json()]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def losses(out: Path) -> list[float]:
+    """Training loss by line of the history."""
+    return [float(row["train_loss"]) for row in csv.DictReader((out / "history.csv").read_text().splitlines())]
+
+
+def described(out: Path) -> dict[str, Any]:
+    """`model.json`."""
+    facts: dict[str, Any] = json.loads((out / "model.json").read_text())
+    return facts
