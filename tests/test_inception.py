@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import DATA
 
-from wsi_pipeline.model.inception import InceptionV3
+from wsi_pipeline.model.inception import InceptionV3, folded
 
 GOLDEN = DATA.parent / "reference" / "inception_v3_golden.json"
 
@@ -67,6 +67,14 @@ def test_logits_are_torchvisions(golden: dict, network: InceptionV3, size: int) 
     np.testing.assert_allclose(logits[:, :8], wanted["logits_first_8"], atol=1e-6)
     np.testing.assert_allclose(logits.sum(axis=1), wanted["logits_sum"], atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(logits, axis=1), wanted["logits_l2"], atol=1e-6)
+
+
+def test_folding_changes_nothing(golden: dict, network: InceptionV3) -> None:
+    wanted = golden["outputs"]["96"]["logits_first_8"]
+    with torch.inference_mode():
+        logits = folded(network)(image(96)).numpy()
+    np.testing.assert_allclose(logits[:, :8], wanted, atol=1e-6)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded(network).modules())
 
 
 def test_auxiliary_logits_are_torchvisions(golden: dict, network: InceptionV3) -> None:

@@ -240,5 +240,5 @@ def test_patches_with_a_border_train_at_their_own_size(tmp_path: Path) -> None:
     model = read_model_json(tmp_path / "model.json")
     assert model.size_px == 75
     other = write_patches(tmp_path / "c", [0, 1], size_px=75)
-    with pytest.raises(PipelineError, match="differ in size, border or scale"):
+    with pytest.raises(PipelineError, match="differ in size, border, scale or stain"):
         run((PatchSet.of([receipts[0], other]), sets[1]), tmp_path)

@@ -7,6 +7,8 @@ the stains, are the reference's.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.store import Image
+
+log = logging.getLogger(__name__)
 
 # The reference that is usual with this method: optical densities of haematoxylin and eosin and the 99th percentiles
 # of their amounts.
@@ -71,7 +75,24 @@ class Stains:
         """Pixels (..., 3) in the colours of the reference."""
         turn = np.linalg.pinv(self.vectors) @ ((REFERENCE_MAXIMA / self.maxima)[:, None] * REFERENCE)
         density = _DENSITY.astype(np.float32)[pixels] @ turn.astype(np.float32)
-        return np.clip(np.rint(np.float32(_WHITE) * np.exp(-density) - 1), 0, 255).astype(np.uint8)
+        out: Pixels = np.clip(np.rint(np.float32(_WHITE) * np.exp(-density) - 1), 0, 255).astype(np.uint8)
+        return out
+
+
+def unchanged(pixels: Pixels) -> Pixels:
+    """Pixels as they are."""
+    return pixels
+
+
+def normaliser(kind: str, slide: str, pyramid: Pyramid, tissue: Image) -> tuple[Callable[[Pixels], Pixels], Any]:
+    """What a slide's patches go through by `kind` (none or macenko), and what of it a receipt says."""
+    if kind == "none":
+        return unchanged, None
+    stains = stains_of(slide, pyramid, tissue)
+    if stains is None:
+        log.warning("%s: no two stains were found, its colours are left as they are", slide)
+        return unchanged, None
+    return stains.normalise, stains.facts()
 
 
 def stains_of(slide: str, pyramid: Pyramid, tissue: Image) -> Stains | None:

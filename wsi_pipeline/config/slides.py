@@ -126,3 +126,8 @@ class PatchesOptions(Section):
     )
     codec: Literal["jpeg", "zstd"] = Field("jpeg", description="How patches are stored: jpeg, or zstd without loss.")
     quality: Annotated[int, Field(ge=1, le=100)] = Field(95, description="JPEG quality; chroma is not subsampled.")
+    stain_normalisation: Literal["none", "macenko"] = Field(
+        "none",
+        description="Whether the stains of each slide are turned into those of a reference (Macenko et al. 2009), in "
+        "patches and, with a model that was trained on such, in heatmaps.",
+    )

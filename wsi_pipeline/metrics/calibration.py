@@ -17,11 +17,16 @@ from scipy.special import expit, log_expit, logit
 
 from wsi_pipeline.metrics.curves import Histogram
 from wsi_pipeline.metrics.intervals import Weights
-from wsi_pipeline.metrics.steps import STEPS, to_steps, to_values
+from wsi_pipeline.metrics.steps import STEPS, sums_between, to_steps, to_values
 
 RELIABILITY_BINS = 15
 # Temperatures outside say that the network knows nothing, or everything.
 _RANGE = (0.01, 100.0)
+
+_VALUES = to_values(np.arange(STEPS + 1))
+_SQUARES, _SQUARES_BELOW_1 = _VALUES**2, (1 - _VALUES) ** 2
+# The first step of each bin, and one past the last step.
+_EDGES = np.append(np.searchsorted(_VALUES, np.arange(RELIABILITY_BINS) / RELIABILITY_BINS), STEPS + 1)
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -42,14 +47,10 @@ class CalibrationSums:
 
     @classmethod
     def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
-        """Of scores in steps and how often each has either truth."""
-        values = to_values(steps)
-        place = np.minimum((values * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
+        """Of scores in steps, ascending, and how often each has either truth."""
         both = normal + tumor
-        return cls(
-            np.stack([np.bincount(place, sums, RELIABILITY_BINS) for sums in (both, both * steps, tumor)]),
-            float((normal * values**2 + tumor * (1 - values) ** 2).sum()),
-        )
+        bins = np.stack([sums_between(_EDGES, steps, counts) for counts in (both, both * steps, tumor)])
+        return cls(bins.astype(np.float64), float((normal * _SQUARES[steps] + tumor * _SQUARES_BELOW_1[steps]).sum()))
 
 
 class PooledCalibration:

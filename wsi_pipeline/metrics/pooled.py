@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration
 from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.metrics.intervals import Weights
-from wsi_pipeline.metrics.steps import STEPS, to_values
+from wsi_pipeline.metrics.steps import STEPS, sums_between, to_values
 
 _LOGIT_BINS = 2048
 _RESAMPLES_AT_ONCE = 100
@@ -29,17 +29,14 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], Floats]
 
 
-def _bin_of_steps() -> NDArray[np.int64]:
-    """The bin of each step: edges evenly spaced in log odds, so that the first and the last steps have one each."""
+def _bin_edges() -> NDArray[np.int64]:
+    """First steps of bins, evenly spaced in log odds, so that the first and the last steps have one each."""
     reach = np.log(2.0 * STEPS)
     edges = np.rint(STEPS / (1 + np.exp(-np.linspace(-reach, reach, _LOGIT_BINS))))
-    starts = np.zeros(STEPS + 1, np.int64)
-    starts[np.unique(edges).astype(np.int64)] = 1
-    bins: NDArray[np.int64] = np.cumsum(starts) - starts[0]
-    return bins
+    return np.unique(np.append(edges, (0, STEPS + 1))).astype(np.int64)
 
 
-_BINS = _bin_of_steps()
+_EDGES = _bin_edges()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +51,7 @@ class Sketch:
     @classmethod
     def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
         """Of the distinct scores of a slide in steps of 1 / 65535, ascending, and how often each has either truth."""
-        size = int(_BINS[-1]) + 1
-        in_bins = [np.bincount(_BINS[steps], counts, size).astype(np.int32) for counts in (normal, tumor)]
+        in_bins = [sums_between(_EDGES, steps, counts).astype(np.int32) for counts in (normal, tumor)]
         area = auc(Histogram(to_values(steps), normal, tumor))
         return cls(
             in_bins[0],

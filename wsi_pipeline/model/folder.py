@@ -30,6 +30,7 @@ class ModelFacts:
     mpp: float
     classes: tuple[str, ...]
     weights_sha256: str
+    stain_normalisation: str = "none"
 
     @property
     def tumor(self) -> int:
@@ -54,6 +55,7 @@ def write_model_json(path: Path, facts: ModelFacts, **more: Any) -> None:
         "mpp": facts.mpp,
         "classes": list(facts.classes),
         "normalisation": "pixel / 127.5 - 1",
+        "stain_normalisation": facts.stain_normalisation,
         "weights_sha256": facts.weights_sha256,
         **more,
     }
@@ -71,6 +73,7 @@ def read_model_json(path: Path) -> ModelFacts:
             mpp=float(content["mpp"]),
             classes=tuple(content["classes"]),
             weights_sha256=content["weights_sha256"],
+            stain_normalisation=content.get("stain_normalisation", "none"),
         )
     except KeyError as error:
         raise ModelError(f"{path}: no {error.args[0]}", remedy="Use the model.json that training wrote") from error

@@ -6,9 +6,12 @@ pixels are scaled to [-1, 1]; any size from 75 px works.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MIN_INPUT_PX = 75
 # Of the auxiliary head, whose 5 x 5 convolution follows a pooling by 3.
@@ -215,6 +218,17 @@ class InceptionV3(nn.Module):
         x = x if keep is None else x * keep
         logits: Tensor = self.fc(x)
         return logits
+
+
+def folded(network: InceptionV3) -> InceptionV3:
+    """The network for prediction: batch norms folded into the convolutions before them, channels last in memory."""
+    out = copy.deepcopy(network).eval()
+    for module in list(out.modules()):
+        if isinstance(module, BasicConv2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()  # type: ignore[assignment]
+    moved: InceptionV3 = out.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 def dropout_mask(count: int, seed: int, step: int) -> Tensor:

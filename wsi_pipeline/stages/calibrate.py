@@ -43,7 +43,7 @@ def run(
     else:
         slides = sheet.of_split("validation")
         receipts = [read_receipt(scores_folder / f"{s}.json", "scores") for s in slides]
-        model = common_model([(one["slide"], one["model_sha256"]) for one in receipts])
+        model = common_model([(slide, one["model_sha256"]) for slide, one in zip(slides, receipts, strict=True)])
         histogram = _pooled(slides, scores_folder)
         facts = {
             "model_sha256": model,

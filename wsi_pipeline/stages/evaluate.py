@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from wsi_pipeline import __version__
 from wsi_pipeline.config import STEP_VERSIONS, EvaluateOptions
 from wsi_pipeline.errors import IncompleteError, StoreError
@@ -23,6 +25,7 @@ from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration,
 from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thinned
 from wsi_pipeline.metrics.lesions import froc
 from wsi_pipeline.metrics.pooled import PooledScores, Sketch
+from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.receipts import Facts, read_receipt
 from wsi_pipeline.score_counts import ScoreCounts
 from wsi_pipeline.sheet import Sheet, SlideRow
@@ -115,6 +118,8 @@ def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options
     nothing: Facts = {"operating_point": None, "temperature": None, "model_sha256": None}
     loaded = _Loaded(read_receipt(calibration, "calibrate") if rows else nothing)
     chosen = loaded.chosen
+    # The scaled step of each step.
+    scaled = at_temperature(np.arange(STEPS + 1), chosen["temperature"]["value"]) if chosen["temperature"] else None
     for row in rows:
         scored, counted, detected, table = folders.files(row.slide)
         counts = ScoreCounts.read(table)
@@ -122,11 +127,11 @@ def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options
         sketch = Sketch.of(*found)
         for part in (loaded.pooled, *([loaded.centres.setdefault(row.centre, PooledScores())] if row.centre else [])):
             part.add(*found, sketch)
-        if chosen["temperature"]:
-            scaled = at_temperature(counts.steps, chosen["temperature"]["value"])
-            loaded.at_temperature.append(CalibrationSums.of(scaled, counts.normal, counts.tumor))
+        if scaled is not None:
+            loaded.at_temperature.append(CalibrationSums.of(scaled[counts.steps], counts.normal, counts.tumor))
         receipts = read_receipt(scored, "scores"), read_receipt(counted, "confusion"), read_receipt(detected, "detect")
-        loaded.top_means[row.slide] = counts.top_mean(options.slide_level.top_share)
+        if options.slide_level.score == "top_share":
+            loaded.top_means[row.slide] = counts.top_mean(options.slide_level.top_share)
         slide = Scored(row, *receipts)
         _check(slide, chosen, calibration)
         loaded.slides.append(slide)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import HeatmapOptions
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.files import digest_bytes, digest_file
-from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.folder import load_network, read_model_json
-from wsi_pipeline.model.inception import InceptionV3
+from wsi_pipeline.model.inception import InceptionV3, folded
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import write_receipt
+from wsi_pipeline.stain import normaliser
 from wsi_pipeline.store import Image, read_image, write_image
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ _LOG_SECONDS = 30.0
 _READ_AHEAD = 2
 
 Position = tuple[int, int]
+# The patch whose top left corner is at the level-0 pixel (x, y), (size, size, 3).
+ReadPatch = Callable[[int, int], NDArray[np.uint8]]
 
 
 def run(
@@ -57,7 +60,7 @@ def run(
             f"{weights}: not the weights that {model_json} describes", remedy="Take both from the same model folder"
         )
     device = pick_device(options.cpu_threads)
-    network = load_network(weights, facts).to(device.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = folded(load_network(weights, facts)).to(device.device)
     pyramid = Pyramid(pyramid_path)
     spec = pyramid.patch_spec(facts.size_px, facts.mpp)
     grid = pyramid.grid(spec, options.stride_um)
@@ -65,8 +68,13 @@ def run(
     wanted = grid_shares(tissue.data > 0, tissue.mpp, grid, pyramid.mpp) > options.min_tissue
     if not wanted.any():
         log.warning("%s: no position has more than %g tissue, the map is empty", slide, options.min_tissue)
+    normalise, stains = normaliser(facts.stain_normalisation, slide, pyramid, tissue)
+
+    def read(x: int, y: int) -> NDArray[np.uint8]:
+        return normalise(pyramid.read_patch(x, y, spec))
+
     heat = np.full(wanted.shape, np.nan, np.float32)
-    heat[wanted] = predict(network, facts.tumor, device, pyramid, spec, grid, wanted, options.batch_size, threads)
+    heat[wanted] = predict(network, facts.tumor, device, read, grid, wanted, options.batch_size, threads)
     image = Image(heat, mpp=grid.stride_px * pyramid.mpp, first_centre_um=spec.um / 2)
     write_image(store, image, name="tumour probability", slide_mpp=pyramid.mpp, fill=float("nan"))
     write_receipt(
@@ -84,6 +92,7 @@ def run(
                 "stride_px": grid.stride_px,
                 "patch_px": grid.patch_px,
             },
+            "stains": stains,
             "positions": int(wanted.sum()),
             "maximum": None if not wanted.any() else float(np.nanmax(heat)),
             "heatmap_sha256": digest_bytes(heat.tobytes()),
@@ -97,8 +106,7 @@ def predict(
     network: InceptionV3,
     tumor: int,
     device: Device,
-    pyramid: Pyramid,
-    spec: PatchSpec,
+    read: ReadPatch,
     grid: Grid,
     wanted: NDArray[np.bool_],
     batch_size: int,
@@ -111,7 +119,7 @@ def predict(
     done, started = 0, time.monotonic()
     logged = started
     with torch.inference_mode():
-        for pixels in _read_batches(pyramid, spec, corners, batch_size, threads):
+        for pixels in _read_batches(read, corners, batch_size, threads):
             with device.autocast():
                 logits = network(to_input(to_unit(pixels, device.device)))
             scores = logits.float().softmax(1)[:, tumor].cpu().numpy()
@@ -125,13 +133,13 @@ def predict(
 
 
 def _read_batches(
-    pyramid: Pyramid, spec: PatchSpec, corners: list[Position], batch_size: int, threads: int
+    read: ReadPatch, corners: list[Position], batch_size: int, threads: int
 ) -> Iterator[NDArray[np.uint8]]:
     parts = (corners[start : start + batch_size] for start in range(0, len(corners), batch_size))
     with ThreadPoolExecutor(threads) as pool:
 
         def submit(part: list[Position]) -> list[Future[NDArray[np.uint8]]]:
-            return [pool.submit(pyramid.read_patch, x, y, spec) for x, y in part]
+            return [pool.submit(read, x, y) for x, y in part]
 
         pending = [submit(part) for part in islice(parts, _READ_AHEAD)]
         while pending:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from wsi_pipeline.patch_store import write_patches
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import write_receipt
 from wsi_pipeline.seeds import generator
+from wsi_pipeline.stain import normaliser
 from wsi_pipeline.store import Image, read_image
 
 log = logging.getLogger(__name__)
@@ -72,9 +74,10 @@ def run(
     tissue, truth = read_image(tissue_path, pyramid.mpp), read_image(truth_path, pyramid.mpp)
     candidates = find_candidates(tissue, truth, grid, pyramid.mpp, options)
     drawn = candidates.take(draw(candidates.label, slide, options))
+    normalise, stains = normaliser(options.stain_normalisation, slide, pyramid, tissue)
     drawn = drawn.take(np.lexsort((drawn.x, drawn.y, drawn.x // _SQUARE_PX, drawn.y // _SQUARE_PX)))
     with publish(store) as partial:
-        digest = digest_tree(partial, known=_write_pixels(partial, pyramid, drawn, options, threads))
+        digest = digest_tree(partial, known=_write_pixels(partial, pyramid, drawn, normalise, options, threads))
     with publish(index) as partial:
         pq.write_table(_table(slide, spec, drawn), partial)
     counts = {
@@ -91,6 +94,7 @@ def run(
             "mpp": spec.mpp,
             "grid": [grid.columns, grid.rows],
             **counts,
+            "stains": stains,
             "store_sha256": digest,
             "index_sha256": digest_file(index),
         },
@@ -147,7 +151,14 @@ def draw(labels: NDArray[np.int8], slide: str, options: PatchDraw) -> NDArray[np
     return np.sort(np.concatenate((of_class(0, most_normal), tumor)))
 
 
-def _write_pixels(store: Path, pyramid: Pyramid, drawn: Candidates, options: PatchDraw, threads: int) -> dict[str, str]:
+def _write_pixels(
+    store: Path,
+    pyramid: Pyramid,
+    drawn: Candidates,
+    normalise: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    options: PatchDraw,
+    threads: int,
+) -> dict[str, str]:
     border = options.border_px
     spec = pyramid.patch_spec(options.size_px + 2 * border, options.mpp)
     margin = border * spec.mpp / pyramid.mpp
@@ -155,7 +166,7 @@ def _write_pixels(store: Path, pyramid: Pyramid, drawn: Candidates, options: Pat
     codec = picture_codec(options.codec, Size(spec.size_px, spec.size_px), options.quality)
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
-        return pyramid.read_patches(x[start:stop], y[start:stop], spec)
+        return normalise(pyramid.read_patches(x[start:stop], y[start:stop], spec))
 
     return write_patches(store, len(x), spec.size_px, border, codec, read, threads)
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -99,7 +99,7 @@ def run(
     Raises `StoppedError` on SIGTERM, SIGINT and SIGUSR1, once the checkpoint is written.
     """
     facts = [read_receipt(path, "patches") for path in (*training.receipts, *validation.receipts)]
-    size_px, mpp = _common_geometry(facts)
+    made_for = _made_for(facts)
     device, team = pick_device(options.cpu_threads), join()
     bank = PatchBank(training.stores, training.indices, memory_gib=memory_gib, workers=workers)
     _check_classes(bank)
@@ -130,7 +130,7 @@ def run(
             "processes": team.size,
             "versions": versions(),
         }
-        _write(trainer, outputs, ModelFacts(size_px, mpp, CLASSES, ""), model, options, synthetic)
+        _write(trainer, outputs, made_for, model, options, synthetic)
         kept.remove()
     team.leave()
 
@@ -138,15 +138,11 @@ def run(
 def take(source: Path, outputs: Outputs, *, size_px: int, mpp: float) -> None:
     """Take trained weights as they are. `model.json` beside them says scale and size, else the arguments do."""
     described = source.with_name("model.json")
-    if described.is_file():
-        known = read_model_json(described)
-        size_px, mpp, classes = known.size_px, known.mpp, known.classes
-    else:
-        classes = CLASSES
-    network = load_network(source, ModelFacts(size_px, mpp, classes, ""))
+    known = read_model_json(described) if described.is_file() else ModelFacts(size_px, mpp, CLASSES, "")
+    network = load_network(source, known)
     digest = save_weights(outputs.weights, network.state_dict())
-    write_model_json(outputs.receipt, ModelFacts(size_px, mpp, classes, digest), taken=True)
-    log.info("took trained weights %s (%d px at %g um per pixel)", digest[:12], size_px, mpp)
+    write_model_json(outputs.receipt, replace(known, weights_sha256=digest), taken=True)
+    log.info("took trained weights %s (%d px at %g um per pixel)", digest[:12], known.size_px, known.mpp)
 
 
 def versions() -> dict[str, str | None]:
@@ -193,8 +189,9 @@ def _write(
     write_text(outputs.history, history_csv(progress.history))
     with publish(outputs.curves) as partial:
         training_curves(progress.history, synthetic).savefig(partial, format="png")
-    described = ModelFacts(facts.size_px, facts.mpp, facts.classes, digest)
-    write_model_json(outputs.receipt, described, steps=progress.step, kept_step=kept_step, **model)
+    write_model_json(
+        outputs.receipt, replace(facts, weights_sha256=digest), steps=progress.step, kept_step=kept_step, **model
+    )
     kept = next(row for row in progress.history if row["step"] == kept_step)
     log.info(
         "%s: %d steps, kept step %d with validation loss %s, AUC %s",
@@ -202,16 +199,23 @@ def _write(
     )  # fmt: skip
 
 
-def _common_geometry(facts: Sequence[Facts]) -> tuple[int, float]:
+def _made_for(facts: Sequence[Facts]) -> ModelFacts:
+    """What the patches have in common."""
     first = facts[0]
     for other in facts[1:]:
-        kinds = [(one["size_px"], one["border_px"], one["options"]["mpp"]) for one in (first, other)]
-        if kinds[0] != kinds[1]:
+        if _kind(first) != _kind(other):
             raise PipelineError(
-                f"patches of {other['slide']} and {first['slide']} differ in size, border or scale",
+                f"patches of {other['slide']} and {first['slide']} differ in size, border, scale or stains",
                 remedy="Run the stage patches again for all slides",
             )
-    return int(first["size_px"]), float(first["options"]["mpp"])
+    options = first["options"]
+    normalisation = options.get("stain_normalisation", "none")
+    return ModelFacts(int(first["size_px"]), float(options["mpp"]), CLASSES, "", normalisation)
+
+
+def _kind(facts: Facts) -> tuple[object, ...]:
+    options = facts["options"]
+    return facts["size_px"], facts["border_px"], options["mpp"], options.get("stain_normalisation", "none")
 
 
 def _check_classes(bank: PatchBank) -> None:

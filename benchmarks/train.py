@@ -1,0 +1,188 @@
+"""Training: real patches against a constant batch, our step and forward pass against plain ones.
+
+    python benchmarks/train.py [--size 299] [--batch 16] [--steps 6] [--rounds 3] [--threads 2]
+
+Patches are noise in the colours of tissue, stored as JPEG as the stage patches does. The ways take turns, and each
+counts its fastest round. Prints Markdown tables. On a GPU use benchmarks/gpu.py, which runs this with other numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.nn import functional as F
+
+from wsi_pipeline.codecs import picture_codec
+from wsi_pipeline.config import TrainingRun
+from wsi_pipeline.files import canonical_json
+from wsi_pipeline.geometry import Size
+from wsi_pipeline.model.augment import to_input, to_unit
+from wsi_pipeline.model.bank import Feed, PatchBank
+from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.device import Device, pick_device
+from wsi_pipeline.model.folder import starting_network
+from wsi_pipeline.model.inception import folded
+from wsi_pipeline.model.trainer import Trainer
+from wsi_pipeline.patch_store import write_patches
+from wsi_pipeline.stages.train import PatchSet
+
+Way = Callable[[], None]
+
+
+def write_store(folder: Path, count: int, size: int) -> PatchSet:
+    """Patches of one slide, half of them tumour."""
+    rng = np.random.default_rng(1)
+    coarse = rng.integers(90, 230, (count, -(-size // 8), -(-size // 8), 3), np.uint8)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        pixels = coarse[start:stop].repeat(8, axis=1).repeat(8, axis=2)[:, :size, :size]
+        return np.clip(pixels.astype(np.int16) + rng.integers(-12, 13, pixels.shape), 0, 255).astype(np.uint8)
+
+    folder.mkdir(parents=True)
+    codec = picture_codec("jpeg", Size(size, size), 95)
+    write_patches(folder / "patches.zarr", count, size, 0, codec, read, 1)
+    labels = (np.arange(count) % 2).astype(np.int8)
+    pq.write_table(pa.table({"label": labels}), folder / "patches.parquet")
+    facts = {"stage": "patches", "slide": "s", "size_px": size, "border_px": 0, "options": {"mpp": 0.25}}
+    (folder / "patches.json").write_text(canonical_json(facts))
+    return PatchSet.of([folder / "patches.json"])
+
+
+def synchronize(device: Device) -> None:
+    if device.is_cuda:
+        torch.cuda.synchronize()
+
+
+def fastest(ways: dict[str, Way], rounds: int, device: Device) -> dict[str, float]:
+    """Seconds of the fastest round of each way, in turns, after one round to warm up."""
+    best = dict.fromkeys(ways, float("inf"))
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            synchronize(device)
+            started = time.perf_counter()
+            way()
+            synchronize(device)
+            if number:
+                best[name] = min(best[name], time.perf_counter() - started)
+    return best
+
+
+def table(title: str, images: int, seconds: dict[str, float]) -> None:
+    first = next(iter(seconds.values()))
+    print(f"\n| {title} | images/s | times the first |\n|---|---|---|")
+    for name, value in seconds.items():
+        print(f"| {name} | {images / value:.1f} | {first / value:.2f} |", flush=True)
+
+
+def steps_of(patches: PatchSet, options: TrainingRun, device: Device, count: int, workers: int) -> dict[str, Way]:
+    """Ways to make `count` training steps."""
+    banks = {
+        "pixels in memory": PatchBank(patches.stores, patches.indices, memory_gib=64, workers=workers),
+        "JPEG, read from disk": PatchBank(patches.stores, patches.indices, memory_gib=0),
+    }
+    nothing = PatchBank([], [])
+
+    def trainer(bank: PatchBank) -> Trainer:
+        network = starting_network("random", 2, 1, None)
+        return Trainer(network, bank, nothing, options, device, Checkpoints(Path("none")), "", workers=workers)
+
+    def constant() -> Way:
+        made = trainer(banks["pixels in memory"])
+        picked = made._sampler.batch(0, options.batch_size)
+        pixels = torch.from_numpy(np.stack([made._bank.read(int(k)) for k in picked])).to(device.device)
+
+        def run() -> None:
+            for step in range(count):
+                made._settle((step, picked, made._step(step, picked, pixels)))
+            made._settle(None)
+
+        return run
+
+    def fed(bank: PatchBank) -> Way:
+        made = trainer(bank)
+
+        def run() -> None:
+            index = (made._sampler.batch(step, options.batch_size) for step in range(count))
+            for step, (picked, pixels) in enumerate(Feed(bank, index, workers=workers, pin=device.is_cuda)):
+                made._settle((step, picked, made._step(step, picked, pixels)))
+            made._settle(None)
+
+        return run
+
+    return {"constant batch": constant(), **{name: fed(bank) for name, bank in banks.items()}}
+
+
+def plain_steps(options: TrainingRun, device: Device, size: int, count: int) -> Way:
+    """The step that one writes first: NCHW, float32, no augmentation, from a constant batch of floats."""
+    network = starting_network("random", 2, 1, None).to(device.device).train()
+    optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-4)
+    x = torch.rand(options.batch_size, 3, size, size, device=device.device)
+    labels = torch.arange(options.batch_size, device=device.device) % 2
+
+    def run() -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(x), labels)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return run
+
+
+def forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
+    """The network alone, from the same uint8 pixels."""
+    network = starting_network("random", 2, 1, None).eval().to(device.device)
+    ours = folded(network)
+    pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
+
+    def plain() -> None:
+        with torch.inference_mode():
+            for _ in range(count):
+                network(pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous())
+
+    def optimised() -> None:
+        with torch.inference_mode(), device.autocast():
+            for _ in range(count):
+                ours(to_input(to_unit(pixels, device.device)))
+
+    return {"plain eager float32 NCHW": plain, "ours": optimised}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=299)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=6, help="steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patches", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2, help="of the network, on a CPU")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    device = pick_device(arguments.threads)
+    name = torch.cuda.get_device_name() if device.is_cuda else f"CPU, {arguments.threads} threads"
+    print(f"{name}, torch {torch.__version__}, {arguments.size} px, batch {arguments.batch}")
+    options = TrainingRun(start="random", batch_size=arguments.batch, cpu_threads=arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        patches = write_store(Path(folder, "s"), arguments.patches, arguments.size)
+        ways = steps_of(patches, options, device, arguments.steps, arguments.workers)
+        ways["plain eager float32 NCHW step, constant batch"] = plain_steps(
+            options, device, arguments.size, arguments.steps
+        )  # fmt: skip
+        images = arguments.steps * arguments.batch
+        table("training", images, fastest(ways, arguments.rounds, device))
+        forward = forward_ways(device, arguments.size, arguments.batch, arguments.steps)
+        table("prediction", images, fastest(forward, arguments.rounds, device))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Stains are found as they were mixed, and slides of other colours become alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import DATA, converted, needs_data, write_tiff
+
+from wsi_pipeline.config import HeatmapOptions, PatchDraw, TissueOptions, TruthOptions
+from wsi_pipeline.model.augment import to_input, to_unit
+from wsi_pipeline.model.folder import ModelFacts, save_weights, write_model_json
+from wsi_pipeline.model.inception import InceptionV3, initialize
+from wsi_pipeline.patch_store import PatchStore
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import heatmap, patches, tissue, truth
+from wsi_pipeline.stain import REFERENCE, REFERENCE_MAXIMA, Stains, stains_of
+from wsi_pipeline.store import Image, read_image
+
+PALE = np.array([[0.60, 0.72, 0.35], [0.10, 0.95, 0.30]])
+STRONG = np.array([[0.50, 0.75, 0.43], [0.28, 0.80, 0.53]])
+
+
+def mixed(vectors: np.ndarray, scale: float, count: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of two stains, and the amounts of each; some pixels have hardly any of one."""
+    rng = np.random.default_rng(1)
+    amounts = rng.gamma(2.0, 0.35, (count, 2)) * (rng.random((count, 2)) < 0.8) * scale
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.clip(np.rint(240 * np.exp(-amounts @ unit) - 1), 0, 255).astype(np.uint8), amounts
+
+
+@pytest.mark.parametrize("vectors", [PALE, STRONG])
+def test_stains_are_found_as_they_were_mixed(vectors: np.ndarray) -> None:
+    pixels, amounts = mixed(vectors, 1.0)
+    found = Stains.fit(pixels)
+    assert found is not None
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    # Within 4 degrees: the directions are percentiles of angles.
+    assert ((found.vectors * unit).sum(axis=1) > np.cos(np.radians(4))).all()
+    np.testing.assert_allclose(found.maxima, np.percentile(amounts, 99, axis=0), rtol=0.15)
+
+
+def test_normalised_slides_are_alike() -> None:
+    slides = [mixed(PALE, 0.7)[0], mixed(STRONG, 1.1)[0]]
+    before = np.abs(slides[0].astype(int) - slides[1]).mean()
+    normalised = [Stains.fit(pixels).normalise(pixels) for pixels in slides]
+    assert np.abs(normalised[0].astype(int) - normalised[1]).mean() < before / 5
+    again = Stains.fit(normalised[0])
+    reference = REFERENCE / np.linalg.norm(REFERENCE, axis=1, keepdims=True)
+    assert ((again.vectors * reference).sum(axis=1) > np.cos(np.radians(4))).all()
+    np.testing.assert_allclose(again.maxima, REFERENCE_MAXIMA * np.linalg.norm(REFERENCE, axis=1), rtol=0.1)
+
+
+def test_glass_and_grey_have_no_stains() -> None:
+    assert Stains.fit(np.full((5000, 3), 240, np.uint8)) is None
+    assert Stains.fit(np.full((5000, 3), 90, np.uint8)) is None
+    assert Stains.fit(mixed(PALE, 1.0, 500)[0]) is None
+
+
+@pytest.fixture(scope="module")
+def stained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a slide of two stains with its tissue and truth."""
+    folder = tmp_path_factory.mktemp("stained")
+    pixels, _ = mixed(PALE, 1.0, 1200 * 1000)
+    # Grains of 4 px, that JPEG does not blur.
+    grains = pixels.reshape(1000, 1200, 3)[:250, :300].repeat(4, axis=0).repeat(4, axis=1)
+    out = converted(folder, write_tiff(folder / "s1.tif", grains, compression="deflate"))
+    pyramid = out / "pyramid.ome.zarr"
+    tissue.run("s1", pyramid, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
+    truth.run(
+        "s1", pyramid, out / "truth.ome.zarr", out / "truth.json", out / "u.png", TruthOptions(), label="normal"
+    )  # fmt: skip
+    return out
+
+
+def draw(stained: Path, out: Path, kind: str) -> tuple[dict[str, Any], PatchStore]:
+    options = PatchDraw(mpp=0.5, size_px=75, max_normal=20, min_tissue=0.1, codec="zstd", stain_normalisation=kind)
+    patches.run(
+        "s1", stained / "pyramid.ome.zarr", stained / "tissue.ome.zarr", stained / "truth.ome.zarr",
+        out / "patches.zarr", out / "patches.parquet", out / "patches.json", options,
+    )  # fmt: skip
+    return json.loads((out / "patches.json").read_text()), PatchStore(out / "patches.zarr")
+
+
+def test_patches_and_heatmap_get_the_same_colours(stained: Path, tmp_path: Path) -> None:
+    plain, raw = draw(stained, tmp_path / "a", "none")
+    facts, normalised = draw(stained, tmp_path / "b", "macenko")
+    assert plain["stains"] is None
+    stains = Stains(np.array(facts["stains"]["vectors"]), np.array(facts["stains"]["maxima"]))
+    unit = PALE / np.linalg.norm(PALE, axis=1, keepdims=True)
+    assert ((stains.vectors * unit).sum(axis=1) > np.cos(np.radians(6))).all()
+    for number in range(len(raw)):
+        difference = stains.normalise(raw.read(number)).astype(int) - normalised.read(number)
+        assert np.abs(difference).max() <= 1
+    network = InceptionV3(2)
+    initialize(network, 3)
+    folder = tmp_path / "model"
+    digest = save_weights(folder / "weights.safetensors", network.state_dict())
+    write_model_json(folder / "model.json", ModelFacts(75, 0.5, ("normal", "tumor"), digest, "macenko"))
+    heatmap.run(
+        "s1", stained / "pyramid.ome.zarr", stained / "tissue.ome.zarr", folder / "weights.safetensors",
+        folder / "model.json", tmp_path / "h.ome.zarr", tmp_path / "h.json", HeatmapOptions(cpu_threads=1),
+    )  # fmt: skip
+    assert json.loads((tmp_path / "h.json").read_text())["stains"] == facts["stains"]
+    heat = read_image(tmp_path / "h.ome.zarr", 0.5).data
+    row = pq.read_table(tmp_path / "b" / "patches.parquet").to_pylist()[0]
+    with torch.inference_mode():
+        x = to_input(to_unit(normalised.read(0)[None].copy(), torch.device("cpu")))
+        wanted = network.eval()(x).softmax(1)[0, 1].item()
+    assert heat[row["y"] // 75, row["x"] // 75] == pytest.approx(wanted, abs=1e-3)
+
+
+@needs_data
+def test_a_real_slide_has_two_stains(tmp_path: Path) -> None:
+    out = converted(tmp_path, DATA / "slides" / "CMU-1-Small-Region.svs")
+    pyramid = Pyramid(out / "pyramid.ome.zarr")
+    size = pyramid.size_at(8.0)
+    found = stains_of("s1", pyramid, Image.from_corner(np.ones((size.height, size.width), np.uint8), 8.0))
+    assert found is not None
+    # Haematoxylin takes red light above all, eosin green.
+    assert found.vectors[0][0] > found.vectors[1][0] + 0.1
+    assert found.vectors[1][1] > 0.7
+    assert (found.maxima > 0.5).all()
