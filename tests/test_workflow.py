@@ -110,6 +110,24 @@ def test_a_changed_annotation_reruns_its_slide(run: Path) -> None:
     assert planned(run) == {"truth": 1, "scores": 1, "confusion": 1, "detect": 1, **AGGREGATION}
 
 
+def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
+    config = changed(training={"hard_negatives": {"rounds": 2, "per_slide": 20}})
+    # The first model stays; each round predicts both training slides and trains once; the last one is judged.
+    rounds = {"heatmap": 2 * 2 + 2, "negatives": 2 * 2, "train": 2}
+    judged = {"scores": 2, "detect": 2, "calibrate": 1, "confusion": 2}
+    assert planned(run, config) == rounds | judged | AGGREGATION
+    result = snakemake(run, "results/model/inception_v3-hard1/model.json", config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    model = json.loads((run / "results" / "model" / "inception_v3-hard1" / "model.json").read_text())
+    first = json.loads((run / "results" / "model" / "inception_v3" / "model.json").read_text())
+    assert model["went_on_from"] == first["weights_sha256"]
+    drawn = [
+        json.loads((run / "results" / "negatives" / "inception_v3" / f"{slide}.json").read_text())["drawn"]["normal"]
+        for slide in ("normal-1", "tumor-1")
+    ]
+    assert model["training"]["normal"] == first["training"]["normal"] + sum(drawn)
+
+
 def test_given_weights_skip_patches_and_training(run: Path) -> None:
     shutil.copytree(run / "results" / "model" / "inception_v3", run / "theirs")
     config = changed(training={"weights": "theirs/weights.safetensors"}) | {"results": "other"}
@@ -150,6 +168,11 @@ def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
         (CONFIG, "slide\tpath\tsplit\tlabel\nx\tx.tif\ttrain\tnormal\n", "no tumour training slide"),
         (changed(evaluation={"operating_point": {"rule": "youden"}}), None, "the sheet has no validation slide"),
         (changed(evaluation={"calibration": {"temperature": True}}), None, "the sheet has no validation slide"),
+        (
+            changed(training={"weights": "w.safetensors", "hard_negatives": {"rounds": 1}}),
+            None,
+            "cannot have rounds of hard_negatives",
+        ),
         (changed(evaluation={"slide_level": {"score": "forest"}}), None, "lacks normal or tumour slides in training"),
     ],
 )

@@ -13,7 +13,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from wsi_pipeline import tools
+from wsi_pipeline import cli_evaluation, tools
+from wsi_pipeline.cli_options import (
+    Exclude,
+    HeatmapArg,
+    HeatmapReceipt,
+    Options,
+    Picture,
+    PyramidArg,
+    Receipt,
+    Rows,
+    Slide,
+    Store,
+    Synthetic,
+    Threads,
+    TissueArg,
+    TruthArg,
+)
 from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
 
 app = typer.Typer(
@@ -23,26 +39,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(tools.app)
-
-Slide = Annotated[str, typer.Option(help="Slide id.")]
-Options = Annotated[str, typer.Option(metavar="JSON", help="Options of the stage; left out ones are defaults.")]
-Threads = Annotated[int, typer.Option(min=1, help="Worker threads.")]
-Store = Annotated[Path, typer.Option(help="OME-Zarr store to write.")]
-Receipt = Annotated[Path, typer.Option(help="Receipt (JSON) to write.")]
-Picture = Annotated[Path, typer.Option(help="Picture (PNG) to write.")]
-PyramidArg = Annotated[Path, typer.Option("--pyramid", help="The slide's pyramid.ome.zarr.")]
-TissueArg = Annotated[Path, typer.Option("--tissue", help="The slide's tissue.ome.zarr.")]
-TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.zarr.")]
-HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap store.")]
-HeatmapReceipt = Annotated[Path, typer.Option(help="The heatmap's receipt.")]
-ScoresFolder = Annotated[Path, typer.Option("--scores", help="Folder that the stage scores wrote into.")]
-DetectionsFolder = Annotated[Path, typer.Option("--detections", help="Folder that the stage detect wrote into.")]
-Calibration = Annotated[Path, typer.Option(help="Receipt of the stage calibrate.")]
-Rows = Annotated[str | None, typer.Option(help="Digest of the sheet's rows that is expected.")]
-SheetArg = Annotated[Path, typer.Option("--sheet", help="The slide sheet.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="Slides of the sheet to leave out.")]
-Synthetic = Annotated[bool, typer.Option(help="Say on pictures that the slide is synthetic.")]
 
 
 def main() -> None:
@@ -170,6 +166,10 @@ def train(
     slides: Annotated[Path | None, typer.Option(help="Folder of the slides, with their patches.")] = None,
     exclude: Exclude = None,
     rows: Rows = None,
+    negatives: Annotated[
+        list[Path] | None, typer.Option(help="Folders that the stage negatives wrote into, of earlier rounds.")
+    ] = None,
+    go_on_from: Annotated[Path | None, typer.Option(help="Weights of the round before.")] = None,
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("checkpoints"),
     imagenet: Annotated[Path | None, typer.Option(help="inception_v3_google-0cc3c7bd.pth.")] = None,
     take: Annotated[Path | None, typer.Option(help="Take these trained weights instead of training.")] = None,
@@ -206,18 +206,42 @@ def train(
         raise ConfigError("training needs --sheet and --slides")
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows, "train", "validation")
+    hard = [folder / f"{slide}.json" for folder in negatives or () for slide in loaded.of_split("train")]
     training, validation = (
-        stage.PatchSet.of([slides / slide / "patches.json" for slide in loaded.of_split(split)])
-        for split in ("train", "validation")
+        [slides / slide / "patches.json" for slide in loaded.of_split(split)] for split in ("train", "validation")
     )
     try:
         stage.run(
-            training, validation, outputs, checkpoints, parsed, imagenet=imagenet, memory_gib=memory_gib,
+            stage.PatchSet.of([*training, *hard]), stage.PatchSet.of(validation), outputs, checkpoints, parsed,
+            imagenet=imagenet, go_on_from=go_on_from, memory_gib=memory_gib,
             workers=workers, checkpoint_minutes=checkpoint_minutes, events=events, synthetic=synthetic,
         )  # fmt: skip
     except StoppedError as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(STOPPED) from stopped
+
+
+@app.command()
+def negatives(
+    pyramid: PyramidArg,
+    tissue: TissueArg,
+    truth: TruthArg,
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceipt,
+    slide: Slide,
+    store: Annotated[Path, typer.Option(help="Zarr store of patches to write.")],
+    index: Annotated[Path, typer.Option(help="Parquet index to write.")],
+    receipt: Receipt,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Draw normal patches that a model takes for tumour."""
+    from wsi_pipeline.config import HardDraw
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.stages import negatives as stage
+
+    parsed = parse_options("negatives", HardDraw, options)
+    stage.run(slide, pyramid, tissue, truth, heatmap, heatmap_receipt, store, index, receipt, parsed, threads)
 
 
 @app.command()
@@ -241,135 +265,5 @@ def heatmap(
     stage.run(slide, pyramid, tissue, weights, model, store, receipt, parsed, threads)
 
 
-@app.command()
-def confusion(
-    pyramid: PyramidArg,
-    truth: TruthArg,
-    heatmap: HeatmapArg,
-    heatmap_receipt: HeatmapReceipt,
-    calibration: Calibration,
-    slide: Slide,
-    store: Store,
-    receipt: Receipt,
-    picture: Picture,
-    options: Options = "{}",
-    synthetic: Synthetic = False,
-) -> None:
-    """Compare a heatmap with the truth at the operating point."""
-    from wsi_pipeline.config import PatchLevelOptions
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.stages import confusion as stage
-
-    parsed = parse_options("confusion", PatchLevelOptions, options)
-    stage.run(
-        slide, pyramid, truth, heatmap, heatmap_receipt, calibration, store, receipt, picture, parsed,
-        synthetic=synthetic,
-    )  # fmt: skip
-
-
-@app.command()
-def scores(
-    truth: TruthArg,
-    heatmap: HeatmapArg,
-    heatmap_receipt: HeatmapReceipt,
-    slide: Slide,
-    counts: Annotated[Path, typer.Option(help="Table of score counts (Parquet) to write.")],
-    receipt: Receipt,
-    options: Options = "{}",
-) -> None:
-    """Count the scores of a heatmap by truth."""
-    from wsi_pipeline.config import PatchLevelOptions
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.stages import scores as stage
-
-    parsed = parse_options("scores", PatchLevelOptions, options)
-    stage.run(slide, truth, heatmap, heatmap_receipt, counts, receipt, parsed)
-
-
-@app.command()
-def detect(
-    truth: TruthArg,
-    heatmap: HeatmapArg,
-    heatmap_receipt: HeatmapReceipt,
-    slide: Slide,
-    detections: Annotated[Path, typer.Option(help="CSV of confidence,x,y to write.")],
-    geojson: Annotated[Path, typer.Option(help="QuPath GeoJSON to write.")],
-    receipt: Receipt,
-    options: Options = "{}",
-) -> None:
-    """Find detections on a heatmap and the lesions that they hit."""
-    from wsi_pipeline.config import LesionLevelOptions
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.stages import detect as stage
-
-    parsed = parse_options("detect", LesionLevelOptions, options)
-    stage.run(slide, truth, heatmap, heatmap_receipt, detections, geojson, receipt, parsed)
-
-
-@app.command()
-def calibrate(
-    sheet: SheetArg,
-    scores: ScoresFolder,
-    detections: DetectionsFolder,
-    receipt: Receipt,
-    exclude: Exclude = None,
-    rows: Rows = None,
-    options: Options = "{}",
-) -> None:
-    """Choose the operating point on the validation slides."""
-    from wsi_pipeline.config import CalibrateOptions
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.sheet import load_sheet
-    from wsi_pipeline.stages import calibrate as stage
-
-    loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
-    loaded.check_digest(rows, "validation")
-    stage.run(loaded, scores, detections, receipt, parse_options("calibrate", CalibrateOptions, options))
-
-
-@app.command()
-def evaluate(
-    sheet: SheetArg,
-    scores: ScoresFolder,
-    confusion: Annotated[Path, typer.Option(help="Folder that the stage confusion wrote into.")],
-    detections: DetectionsFolder,
-    calibration: Calibration,
-    output: Annotated[Path, typer.Option(help="Folder to write metrics, tables and figures into.")],
-    exclude: Exclude = None,
-    rows: Rows = None,
-    allow_missing: Annotated[bool, typer.Option(help="End well although test slides lack results.")] = False,
-    options: Options = "{}",
-) -> None:
-    """Compute all figures over the test slides."""
-    from wsi_pipeline.config import EvaluateOptions
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.sheet import load_sheet
-    from wsi_pipeline.stages import evaluate as stage
-
-    left_out = tuple(exclude or ())
-    loaded = load_sheet(sheet, exclude=left_out, check_files=False)
-    loaded.check_digest(rows)
-    parsed = parse_options("evaluate", EvaluateOptions, options)
-    folders = stage.Folders(scores, confusion, detections)
-    stage.run(loaded, left_out, folders, calibration, output, parsed, allow_missing=allow_missing)
-
-
-@app.command()
-def report(
-    sheet: SheetArg,
-    slides: Annotated[Path, typer.Option(help="Folder of the slides.")],
-    heatmaps: Annotated[Path, typer.Option(help="Folder of the model's heatmaps.")],
-    confusion: Annotated[Path, typer.Option(help="Folder of the model's confusion images.")],
-    evaluation: Annotated[Path, typer.Option(help="Folder of the model's evaluation.")],
-    output: Annotated[Path, typer.Option(help="HTML page to write.")],
-    exclude: Exclude = None,
-    options: Options = "{}",
-) -> None:
-    """Write the report page."""
-    from wsi_pipeline.config import ReportRun
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.sheet import load_sheet
-    from wsi_pipeline.stages import report as stage
-
-    loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
-    stage.run(slides, heatmaps, confusion, evaluation, output, parse_options("report", ReportRun, options), loaded)
+app.add_typer(cli_evaluation.app)
+app.add_typer(tools.app)

@@ -21,7 +21,9 @@ validate(config, "../schemas/config.schema.json", set_default=False)
 shell.prefix(f"set -euo pipefail; export PATH={quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 RESULTS = CONFIG.results.rstrip("/")
-MODEL = CONFIG.training.model
+# The models of all rounds of training; the last one is what predicts and is judged.
+MODELS = CONFIG.training.models
+MODEL = MODELS[-1]
 TRAINING = SHEET.of_split("train")
 VALIDATION = SHEET.of_split("validation")
 TEST = SHEET.of_split("test")
@@ -95,9 +97,36 @@ def training_receipts(wildcards):
     return expand("<results>/slides/{slide}/patches.json", slide=TRAINING)
 
 
+def earlier(wildcards):
+    """The models of the rounds before."""
+    return MODELS[: MODELS.index(wildcards.model)]
+
+
 def start_files(wildcards):
     start = CONFIG.training.start
+    if earlier(wildcards):
+        return [f"{RESULTS}/model/{earlier(wildcards)[-1]}/weights.safetensors"]
     return {"random": [], "imagenet": [IMAGENET]}.get(start, [start])
+
+
+def start_flags(wildcards, input):
+    """Weights to start from where the options do not name them."""
+    flag = (
+        "--go-on-from"
+        if earlier(wildcards)
+        else "--imagenet" if CONFIG.training.start == "imagenet" else None
+    )
+    return [f"{flag}={path}" for path in input.start if flag]
+
+
+def negatives(suffix):
+    """Of all training slides and earlier rounds."""
+
+    def files(wildcards):
+        folders = [f"{RESULTS}/negatives/{model}" for model in earlier(wildcards)]
+        return [f"{folder}/{slide}{suffix}" for folder in folders for slide in TRAINING]
+
+    return files
 
 
 def taken_model_json(wildcards):

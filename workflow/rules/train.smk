@@ -34,6 +34,9 @@ else:
             validation=expand("<results>/slides/{slide}/patches.json", slide=VALIDATION),
             stores=ancient(expand("<results>/slides/{slide}/patches.zarr", slide=TRAINING + VALIDATION)),
             indices=ancient(expand("<results>/slides/{slide}/patches.parquet", slide=TRAINING + VALIDATION)),
+            negatives=negatives(".json"),
+            negative_stores=ancient(negatives(".zarr")),
+            negative_indices=ancient(negatives(".parquet")),
         output:
             weights="<results>/model/{model}/weights.safetensors",
             last="<results>/model/{model}/last.safetensors",
@@ -64,20 +67,51 @@ else:
             sheet=CONFIG.cohort.slides,
             rows=SHEET.digest("train", "validation"),
             exclude=excluded("train", "validation"),
-            imagenet=lambda wildcards, input: (
-                [f"--imagenet={path}" for path in input.start] if CONFIG.training.start == "imagenet" else []
-            ),
-            slides=f"{RESULTS}/slides",
+            start=start_flags,
+            negatives=lambda wildcards: [
+                f"--negatives={RESULTS}/negatives/{model}" for model in earlier(wildcards)
+            ],
+            slides=lambda wildcards, input: str(Path(folder_of(input.training)).parent),
             checkpoints=f"{RESULTS}/checkpoints/{{model}}",
             events=f"{RESULTS}/logs/train/{{model}}.tensorboard",
             folder=lambda wildcards, output: folder_of([output.weights]),
         # A shell that waits would keep a signal from the training, which writes a checkpoint when it is to end.
         shell:
             "exec wsi-pipeline train --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
-            " --slides {params.slides:q} {params.imagenet:q} --output {params.folder:q}"
+            " --slides {params.slides:q} {params.start:q} {params.negatives:q} --output {params.folder:q}"
             " --checkpoints {params.checkpoints:q} --checkpoint-minutes 10 --events {params.events:q}"
             " --memory-gib 4 --workers {threads} --gpus {resources.gpu} --options {params.options:q}"
             " {params.synthetic} > {log:q} 2>&1"
+
+    rule negatives:
+        input:
+            "<results>/slides/{slide}/pyramid.json",
+            "<results>/slides/{slide}/tissue.json",
+            "<results>/slides/{slide}/truth.json",
+            heatmap_receipt="<results>/heatmaps/{model}/{slide}.json",
+            heatmap=ancient("<results>/heatmaps/{model}/{slide}.ome.zarr"),
+            pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
+            tissue=ancient("<results>/slides/{slide}/tissue.ome.zarr"),
+            truth=ancient("<results>/slides/{slide}/truth.ome.zarr"),
+        output:
+            store=directory("<results>/negatives/{model}/{slide}.zarr"),
+            index="<results>/negatives/{model}/{slide}.parquet",
+            receipt="<results>/negatives/{model}/{slide}.json",
+        log:
+            "<logs>/negatives/{model}/{slide}.log",
+        benchmark:
+            "<logs>/negatives/{model}/{slide}.tsv"
+        threads: 2
+        resources:
+            mem_mb=2000,
+            runtime=60,
+        params:
+            options=options("negatives"),
+        shell:
+            "wsi-pipeline negatives --pyramid {input.pyramid:q} --tissue {input.tissue:q} --truth {input.truth:q}"
+            " --heatmap {input.heatmap:q} --heatmap-receipt {input.heatmap_receipt:q}"
+            " --slide {wildcards.slide:q} --store {output.store:q} --index {output.index:q}"
+            " --receipt {output.receipt:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"
 
 
 if not CONFIG.training.weights_file:

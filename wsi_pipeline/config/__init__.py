@@ -28,11 +28,12 @@ from wsi_pipeline.config.stages import (
     STAGE_OPTIONS,
     CalibrateOptions,
     EvaluateOptions,
+    HardDraw,
     PatchDraw,
     ReportRun,
     TrainingRun,
 )
-from wsi_pipeline.config.training import AugmentationOptions, HeatmapOptions, TrainingOptions
+from wsi_pipeline.config.training import AugmentationOptions, HardNegativesOptions, HeatmapOptions, TrainingOptions
 
 __all__ = [
     "CLASSES",
@@ -46,6 +47,8 @@ __all__ = [
     "Config",
     "EvaluateOptions",
     "EvaluationOptions",
+    "HardDraw",
+    "HardNegativesOptions",
     "HeatmapOptions",
     "IntervalOptions",
     "LabelRule",
@@ -72,6 +75,7 @@ STEP_VERSIONS = {
     "truth": 2,
     "patches": 3,
     "train": 3,
+    "negatives": 1,
     "heatmap": 2,
     "scores": 1,
     "detect": 1,
@@ -110,7 +114,15 @@ class Config(Section):
                 **dict(self.training),
                 "weights": None,
                 "weights_file": None,
+                # Rounds are models of their own.
+                "hard_negatives": HardNegativesOptions(),
                 "seed": self.seed,
+            },
+            "negatives": {
+                **dict(self.patches),
+                "seed": self.seed,
+                "per_slide": self.training.hard_negatives.per_slide,
+                "min_score": self.training.hard_negatives.min_score,
             },
             "heatmap": dict(self.heatmap),
             "scores": dict(evaluation.patch_level),

@@ -22,6 +22,13 @@ class PatchDraw(PatchesOptions):
     seed: int = 1
 
 
+class HardDraw(PatchDraw):
+    """Options of the stage negatives."""
+
+    per_slide: int = 500
+    min_score: float = 0.5
+
+
 class TrainingRun(TrainingOptions):
     """Options of the stage train."""
 
@@ -58,6 +65,7 @@ STAGE_OPTIONS: dict[str, type[Section]] = {
     "truth": TruthOptions,
     "patches": PatchDraw,
     "train": TrainingRun,
+    "negatives": HardDraw,
     "heatmap": HeatmapOptions,
     "scores": PatchLevelOptions,
     "detect": LesionLevelOptions,

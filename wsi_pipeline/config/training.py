@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,18 @@ class ScheduleOptions(Section):
     final_share: Fraction = Field(0.0, description="For cosine: share of the learning rate at the last step.")
     every_patches: Count = Field(2_000_000, description="For step: patches between two changes.")
     factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="For step: what it is multiplied with.")
+
+
+class HardNegativesOptions(Section):
+    """Rounds of training on what the round before took for tumour (negatives)."""
+
+    rounds: Annotated[int, Field(ge=0, le=9)] = Field(
+        0,
+        description="Rounds after the first training: each predicts the training slides, adds their worst false "
+        "positives to the patches and trains on from there. Round 1 of the model m is the model m-hard1.",
+    )
+    per_slide: Count = Field(500, description="Most patches that a slide adds in a round.")
+    min_score: Fraction = Field(0.5, description="Least tumour probability of such a patch.")
 
 
 class TrainingOptions(Section):
@@ -117,9 +129,24 @@ class TrainingOptions(Section):
         "or the last ones; the others lie beside them as last.safetensors.",
     )
     cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
+    hard_negatives: HardNegativesOptions = Field(
+        default_factory=HardNegativesOptions,
+        description="Rounds of training on what the round before took for tumour.",
+    )
     augmentation: AugmentationOptions = Field(
         default_factory=AugmentationOptions, description="Random changes of training patches."
     )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models of all rounds, the last of which is the result."""
+        return self.model, *(f"{self.model}-hard{k + 1}" for k in range(self.hard_negatives.rounds))
+
+    @model_validator(mode="after")
+    def _taken_weights_stay(self) -> Self:
+        if self.weights is not None and self.hard_negatives.rounds:
+            raise ValueError("weights that are taken as they are cannot have rounds of hard_negatives")
+        return self
 
     @model_validator(mode="before")
     @classmethod

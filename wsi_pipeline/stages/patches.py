@@ -75,11 +75,12 @@ def run(
     candidates = find_candidates(tissue, truth, grid, pyramid.mpp, options)
     drawn = candidates.take(draw(candidates.label, slide, options))
     normalise, stains = normaliser(options.stain_normalisation, slide, pyramid, tissue)
-    drawn = drawn.take(np.lexsort((drawn.x, drawn.y, drawn.x // _SQUARE_PX, drawn.y // _SQUARE_PX)))
+    drawn = in_storage_order(drawn)
     with publish(store) as partial:
-        digest = digest_tree(partial, known=_write_pixels(partial, pyramid, drawn, normalise, options, threads))
+        digest = digest_tree(partial, known=write_pixels(partial, pyramid, drawn, normalise, options, threads))
     with publish(index) as partial:
-        pq.write_table(_table(slide, spec, drawn), partial)
+        beside = "normal beside tumor" if drawn.label.any() else "normal"
+        pq.write_table(patch_table(slide, spec, drawn, beside), partial)
     counts = {
         kind: {name: int((group.label == k).sum()) for k, name in enumerate(CLASSES)}
         for kind, group in (("candidates", candidates), ("drawn", drawn))
@@ -151,7 +152,12 @@ def draw(labels: NDArray[np.int8], slide: str, options: PatchDraw) -> NDArray[np
     return np.sort(np.concatenate((of_class(0, most_normal), tumor)))
 
 
-def _write_pixels(
+def in_storage_order(drawn: Candidates) -> Candidates:
+    """Square by square, so that neighbours share what is decoded."""
+    return drawn.take(np.lexsort((drawn.x, drawn.y, drawn.x // _SQUARE_PX, drawn.y // _SQUARE_PX)))
+
+
+def write_pixels(
     store: Path,
     pyramid: Pyramid,
     drawn: Candidates,
@@ -159,6 +165,7 @@ def _write_pixels(
     options: PatchDraw,
     threads: int,
 ) -> dict[str, str]:
+    """Write the store of patches; returns the digest of each of its shards."""
     border = options.border_px
     spec = pyramid.patch_spec(options.size_px + 2 * border, options.mpp)
     margin = border * spec.mpp / pyramid.mpp
@@ -171,8 +178,8 @@ def _write_pixels(
     return write_patches(store, len(x), spec.size_px, border, codec, read, threads)
 
 
-def _table(slide: str, spec: PatchSpec, drawn: Candidates) -> pa.Table:
-    beside = "normal beside tumor" if drawn.label.any() else "normal"
+def patch_table(slide: str, spec: PatchSpec, drawn: Candidates, normal: str) -> pa.Table:
+    """The index of a store; `normal` is what normal patches were drawn as."""
     return pa.table(
         {
             "slide": pa.array([slide] * len(drawn.x), pa.string()),
@@ -182,6 +189,6 @@ def _table(slide: str, spec: PatchSpec, drawn: Candidates) -> pa.Table:
             "label": drawn.label,
             "tumor_fraction": drawn.tumor_fraction,
             "tissue_fraction": drawn.tissue_fraction,
-            "drawn_as": pa.array(["tumor" if label else beside for label in drawn.label], pa.string()),
+            "drawn_as": pa.array(["tumor" if label else normal for label in drawn.label], pa.string()),
         }
     )

@@ -23,7 +23,7 @@ from wsi_pipeline import __version__
 from wsi_pipeline.config import CLASSES, TrainingRun
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.figures import patch_rows, training_curves
-from wsi_pipeline.files import digest_json, publish, write_text
+from wsi_pipeline.files import digest_file, digest_json, publish, write_text
 from wsi_pipeline.model.bank import PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.device import pick_device
@@ -56,7 +56,7 @@ class PatchSet:
 
     @classmethod
     def of(cls, receipts: Sequence[Path]) -> PatchSet:
-        """Patches by their receipts `patches.json`; the store and the index lie beside them."""
+        """Patches by their receipts; the store and the index lie beside each."""
         return cls([r.with_suffix(".zarr") for r in receipts], [r.with_suffix(".parquet") for r in receipts], receipts)
 
 
@@ -88,6 +88,7 @@ def run(
     options: TrainingRun,
     *,
     imagenet: Path | None = None,
+    go_on_from: Path | None = None,
     memory_gib: float = 4.0,
     workers: int = 2,
     checkpoint_minutes: float = 10.0,
@@ -98,16 +99,20 @@ def run(
 
     Raises `StoppedError` on SIGTERM, SIGINT and SIGUSR1, once the checkpoint is written.
     """
-    facts = [read_receipt(path, "patches") for path in (*training.receipts, *validation.receipts)]
+    facts = [read_patch_receipt(path) for path in (*training.receipts, *validation.receipts)]
     made_for = _made_for(facts)
     device, team = pick_device(options.cpu_threads), join()
     bank = PatchBank(training.stores, training.indices, memory_gib=memory_gib, workers=workers)
     _check_classes(bank)
     held_out = PatchBank(validation.stores, validation.indices, memory_gib=memory_gib, workers=workers)
-    network = starting_network(
-        options.start, len(CLASSES), options.seed, imagenet, auxiliary=options.auxiliary_weight > 0
-    )
-    inputs = digest_json({"options": options.model_dump(mode="json"), "patches": facts, "device": device.kind})
+    start = options.start if go_on_from is None else str(go_on_from)
+    network = starting_network(start, len(CLASSES), options.seed, imagenet, auxiliary=options.auxiliary_weight > 0)
+    described = {
+        "options": options.model_dump(mode="json"),
+        "device": device.kind,
+        "went_on_from": None if go_on_from is None else digest_file(go_on_from),
+    }
+    inputs = digest_json({**described, "patches": facts})
     kept = Checkpoints(checkpoints)
     watch = Watch(shows=team.leads, events=events)
     trainer = Trainer(
@@ -124,15 +129,19 @@ def run(
         model = {
             "training": {"slides": len(training.stores), **_class_counts(bank)},
             "validation": {"slides": len(validation.stores), **_class_counts(held_out)},
-            "patches_sha256": {str(one["slide"]): one.get("store_sha256") for one in facts},
-            "options": options.model_dump(mode="json"),
-            "device": device.kind,
+            "patches_sha256": [[one["stage"], one["slide"], one.get("store_sha256")] for one in facts],
+            **described,
             "processes": team.size,
             "versions": versions(),
         }
         _write(trainer, outputs, made_for, model, options, synthetic)
         kept.remove()
     team.leave()
+
+
+def read_patch_receipt(path: Path) -> Facts:
+    """The receipt of the stage patches, or of the stage negatives, beside whose stores it lies."""
+    return read_receipt(path, "patches" if path.name == "patches.json" else "negatives")
 
 
 def take(source: Path, outputs: Outputs, *, size_px: int, mpp: float) -> None:

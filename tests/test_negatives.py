@@ -1,0 +1,120 @@
+"""Normal patches that a model takes for tumour, and a training that goes on with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import training
+from conftest import square, write_asap
+from safetensors.torch import load_file
+
+from wsi_pipeline.config import HardDraw, TissueOptions, TruthOptions
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import canonical_json
+from wsi_pipeline.patch_store import PatchStore
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import negatives, tissue, train, truth
+from wsi_pipeline.stages.negatives import worst
+from wsi_pipeline.stages.train import Outputs, PatchSet
+from wsi_pipeline.store import Image, write_image
+
+STRIDE_UM = 37.5
+
+
+@pytest.fixture(scope="module")
+def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tissue, truth with tumour on the left, and a heatmap whose value is the column's share of the width."""
+    out = tmp_path_factory.mktemp("predicted")
+    store = tissue_slide / "pyramid.ome.zarr"
+    xml = write_asap(out / "a.xml", [("_0", square(200, 200, 500))])
+    tissue.run("s1", store, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
+    truth.run(
+        "s1", store, out / "truth.ome.zarr", out / "truth.json", out / "u.png", TruthOptions(), annotation=xml,
+        label="tumor",
+    )  # fmt: skip
+    pyramid = Pyramid(store)
+    grid = pyramid.grid(pyramid.patch_spec(75, 0.5), None)
+    heat = np.tile(np.linspace(0, 1, grid.columns, dtype=np.float32), (grid.rows, 1))
+    heat[-2:] = np.nan
+    image = Image(heat, STRIDE_UM, STRIDE_UM / 2)
+    write_image(out / "heat.ome.zarr", image, name="p", slide_mpp=0.5, fill=float("nan"))
+    facts = {name: getattr(grid, name) for name in ("columns", "rows", "stride_px", "patch_px")}
+    receipt = {"stage": "heatmap", "slide": "s1", "model_sha256": "m", "slide_mpp": 0.5, "grid": facts}
+    (out / "heat.json").write_text(canonical_json(receipt))
+    return out
+
+
+def run(predicted: Path, slide: Path, out: Path, name: str = "s1", **options: Any) -> dict[str, Any]:
+    given = {"mpp": 0.5, "size_px": 75, "codec": "zstd", "min_tissue": 0.9, **options}
+    negatives.run(
+        name, slide / "pyramid.ome.zarr", predicted / "tissue.ome.zarr", predicted / "truth.ome.zarr",
+        predicted / "heat.ome.zarr", predicted / "heat.json", out / "s1.zarr", out / "s1.parquet", out / "s1.json",
+        HardDraw(**given),
+    )  # fmt: skip
+    facts: dict[str, Any] = json.loads((out / "s1.json").read_text())
+    return facts
+
+
+def test_the_worst_normal_patches_are_stored(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    facts = run(predicted, tissue_slide, tmp_path, per_slide=12, min_score=0.6)
+    rows = pq.read_table(tmp_path / "s1.parquet").to_pylist()
+    assert facts["drawn"] == {"normal": 12, "tumor": 0}
+    assert facts["candidates"]["normal"] > 12
+    assert {row["drawn_as"] for row in rows} == {"hard normal"}
+    assert all(row["label"] == 0 and row["tumor_fraction"] == 0 for row in rows)
+    # Tissue ends at x = 1400: the columns from 1275 (17 of 0 to 21) down are the highest, 9 positions of tissue each.
+    columns = sorted({row["x"] // 75 for row in rows}, reverse=True)
+    assert columns[0] == 17
+    assert len(columns) == 2
+    store, pyramid = PatchStore(tmp_path / "s1.zarr"), Pyramid(tissue_slide / "pyramid.ome.zarr")
+    spec = pyramid.patch_spec(75, 0.5)
+    for number, row in enumerate(rows):
+        np.testing.assert_array_equal(store.read(number), pyramid.read_patch(row["x"], row["y"], spec))
+
+
+def test_a_good_model_adds_nothing(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    facts = run(predicted, tissue_slide, tmp_path, min_score=0.99)
+    assert facts["drawn"] == {"normal": 0, "tumor": 0}
+    assert len(PatchStore(tmp_path / "s1.zarr")) == 0
+
+
+def test_a_heatmap_of_another_slide_is_refused(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="the heatmap of s1, not of s2"):
+        run(predicted, tissue_slide, tmp_path, name="s2")
+
+
+def test_the_worst_are_the_highest_from_a_score_on() -> None:
+    scores = np.array([0.2, 0.9, np.nan, 0.7, 0.9, 0.5], np.float32)
+    assert worst(scores, 0.5, 3).tolist() == [1, 3, 4]
+    assert worst(scores, 0.5, 1).tolist() == [1]
+    assert worst(scores, 0.5, 9).tolist() == [1, 3, 4, 5]
+    assert worst(scores, 0.95, 9).tolist() == []
+
+
+def test_training_goes_on_with_them(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    hard = tmp_path / "negatives"
+    hard.mkdir()
+    run(predicted, tissue_slide, hard, per_slide=6)
+    sets = [training.write_patches(tmp_path / "t", [0, 1] * 4)]
+    options = training.OPTIONS.model_copy(update={"max_steps": 1, "validate_every": 1})
+    train.run(PatchSet.of(sets), PatchSet.of([]), Outputs.of(tmp_path / "m"), tmp_path / "c", options)
+    base = tmp_path / "m" / "weights.safetensors"
+    for receipt in sets:
+        facts = json.loads(receipt.read_text())
+        assert facts["options"]["mpp"] == 0.5
+    both = PatchSet.of([*sets, hard / "s1.json"])
+    train.run(both, PatchSet.of([]), Outputs.of(tmp_path / "m1"), tmp_path / "c1", options, go_on_from=base)
+    described = training.described(tmp_path / "m1")
+    assert described["training"] == {"slides": 2, "normal": 10, "tumor": 4}
+    assert described["went_on_from"] == training.described(tmp_path / "m")["weights_sha256"]
+    assert [one[0] for one in described["patches_sha256"]] == ["patches", "negatives"]
+    # It went on from the weights of the round before: one step changes each a little.
+    before, after = load_file(base), load_file(tmp_path / "m1" / "weights.safetensors")
+    name = "Mixed_7c.branch1x1.conv.weight"
+    assert 0 < torch.abs(after[name] - before[name]).max() < 0.05
