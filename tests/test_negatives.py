@@ -78,6 +78,14 @@ def test_the_worst_normal_patches_are_stored(predicted: Path, tissue_slide: Path
         np.testing.assert_array_equal(store.read(number), pyramid.read_patch(row["x"], row["y"], spec))
 
 
+def test_tumour_is_never_a_negative(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    facts = run(predicted, tissue_slide, tmp_path, min_score=0.0)
+    rows = pq.read_table(tmp_path / "s1.parquet").to_pylist()
+    assert len(rows) == facts["candidates"]["normal"]
+    # The annotation covers x and y from 200 to 700.
+    assert not [row for row in rows if 125 < row["x"] < 700 and 125 < row["y"] < 700]
+
+
 def test_a_good_model_adds_nothing(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
     facts = run(predicted, tissue_slide, tmp_path, min_score=0.99)
     assert facts["drawn"] == {"normal": 0, "tumor": 0}

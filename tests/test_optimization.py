@@ -129,6 +129,7 @@ def test_the_auxiliary_head_learns_and_is_not_kept(tmp_path: Path) -> None:
     made = Trainer(network, bank, PatchBank([], []), options, pick_device(2), Checkpoints(tmp_path), "")
     made.train(1e9)
     assert not torch.equal(network.AuxLogits.fc.weight, before)
+    assert network.AuxLogits.fc.weight.grad.abs().max() > 1e-4
     assert made.kept_state().keys() == InceptionV3(2).state_dict().keys()
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_tiff
 
@@ -126,6 +129,38 @@ def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
         for slide in ("normal-1", "tumor-1")
     ]
     assert model["training"]["normal"] == first["training"]["normal"] + sum(drawn)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_told_to_stop_goes_on_in_the_next_attempt(run: Path) -> None:
+    config = changed(training={"max_steps": 40, "epochs": 100})
+    log, model = run / "results" / "logs" / "train" / "inception_v3.log", "results/model/inception_v3/model.json"
+    told = threading.Thread(target=stop_training, args=(run, log))
+    log.unlink()
+    told.start()
+    result = snakemake(run, model, "--retries", "1", config=config)
+    told.join()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Trying to restart job" in result.stderr
+    # The log is that of the second attempt.
+    resumed = re.search(r"going on from step (\d+)", log.read_text())
+    assert resumed
+    assert 2 <= int(resumed[1]) < 40
+    assert json.loads((run / model).read_text())["steps"] == 40
+    assert not list((run / "results" / "checkpoints" / "inception_v3").iterdir())
+
+
+def stop_training(run: Path, log: Path) -> None:
+    """Send SIGTERM to the training of a run once it has made two steps."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if log.exists() and "step 2:" in log.read_text():
+            for process in psutil.process_iter(["cmdline", "cwd"]):
+                command = process.info["cmdline"] or []
+                if process.info["cwd"] == str(run) and "train" in command and "--checkpoints" in command:
+                    process.terminate()
+                    return
+        time.sleep(0.05)
 
 
 def test_given_weights_skip_patches_and_training(run: Path) -> None:
