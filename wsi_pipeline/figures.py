@@ -81,7 +81,7 @@ def slide_panels(
     panels = (
         (outlined, "truth: tumour red, normal inside green"),
         (blend(picture, *color_heat(heat_there)), "tumour probability"),
-        (blend(picture, *paint_labels(codes)), f"threshold {threshold:g}: TP red, FP cyan, FN yellow"),
+        (blend(picture, *paint_labels(codes)), f"threshold {threshold:.4g}: TP red, FP cyan, FN yellow"),
     )
     width = 240
     figure = _figure(width, width / 3 * picture.shape[0] / picture.shape[1] + 14, synthetic)
@@ -194,5 +194,5 @@ def confusion_chart(counts: Counts, threshold: float, synthetic: bool) -> Figure
         axes.text(column, row, text, ha="center", va="center", color=color)
     names = ["normal", "tumour"]
     axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names, xlabel="predicted", ylabel="true")
-    axes.set_title(f"{counts.total:,} patches, normalised by the total, threshold {threshold:g}", fontsize=7)
+    axes.set_title(f"{counts.total:,} patches, normalised by the total, threshold {threshold:.4g}", fontsize=7)
     return figure

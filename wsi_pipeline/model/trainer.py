@@ -138,7 +138,8 @@ class Trainer:
                 self._finish_step()
                 self._record()
                 if self._is_stale():
-                    log.info("no better validation for %s times, it stops at step %d", options.patience, progress.step)
+                    if self._team.leads:
+                        log.info("no better validation in %d, stopping at step %d", options.patience, progress.step)
                     break
             if self._should_stop():
                 self._save()

@@ -27,7 +27,7 @@ from wsi_pipeline.pictures import Picture, blend, color_heat, paint_labels, trut
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.sheet import Sheet
 from wsi_pipeline.store import read_image
-from wsi_pipeline.summary import SYNTHETIC, Figures, headline, operating_point, read_metrics
+from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,10 @@ def _curve(path: Path, title: str, x: str, y: str, color: str) -> Element:
 
 def _confusion_chart(metrics: Figures) -> Element:
     counts, shares = metrics["confusion"]["counts"], metrics["confusion"]["share_of_total"]
+    point = metrics["operating_point"]
+    title = "Share of patches" + ("" if point is None else f", threshold {point['threshold']:.4g}")
     plot = figure(
-        width=_PLOT_PX, height=_PLOT_PX, title=f"Patches, {operating_point(metrics)}",
+        width=_PLOT_PX, height=_PLOT_PX, title=title,
         x_range=["normal", "tumour"], y_range=["tumour", "normal"], x_axis_label="predicted", y_axis_label="true",
         toolbar_location=None, tools="",
     )  # fmt: skip
