@@ -28,7 +28,7 @@ from wsi_pipeline.stages import calibrate, evaluate
 
 KINDS = 100
 # As many as a slide has.
-FEATURES = [f"f{number}" for number in range(17)]
+FEATURES = [f"f{number}" for number in range(20)]
 
 
 def write_kind(folder: Path, number: int, positions: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import ConfigError, SheetError
-from wsi_pipeline.sheet import load_sheet
+from wsi_pipeline.sheet import Sheet, SlideRow, load_sheet
 
 HEAD = "slide\tpath\tsplit\tlabel\tannotation\texhaustive\tpatient\tmpp\n"
 
@@ -92,3 +92,16 @@ def test_the_digest_follows_every_cell(tmp_path: Path) -> None:
     one = load_sheet(sheet_of(tmp_path, HEAD + "x\t@a.tif\ttest\n")).digest()
     two = load_sheet(sheet_of(tmp_path, HEAD + "x\t@a.tif\ttest\tnormal\n")).digest()
     assert one != two
+
+
+def test_the_digest_of_splits_tells_which_slides_they_have_and_nothing_else() -> None:
+    rows = {"a": SlideRow("a", "a.tif", "validation", label="tumor"), "b": SlideRow("b", "b.tif", "test")}
+    sheet = Sheet(rows)
+    more = Sheet({**rows, "c": SlideRow("c", "c.tif", "test")})
+    elsewhere = Sheet({**rows, "a": SlideRow("a", "moved.tif", "validation", label="tumor", centre="north")})
+    assert sheet.digest("validation") == more.digest("validation") == elsewhere.digest("validation")
+    assert sheet.digest("test") != more.digest("test")
+    assert len({sheet.digest(), more.digest(), elsewhere.digest()}) == 3
+    more.check_digest(sheet.digest("validation"), "validation")
+    with pytest.raises(SheetError, match="the slide sheet has changed since the run began"):
+        more.check_digest(sheet.digest("test"), "test")
