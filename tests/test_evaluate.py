@@ -48,9 +48,13 @@ def write_slide(
     calibration = root / "calibration.json"
     if not calibration.exists():
         calibrate.run(Sheet(), root, root, calibration, CalibrateOptions())
+    known = root / f"{slide}.truth.json"
+    known.write_text(canonical_json({"stage": "truth", "tumor_mm2": float((truth == TUMOR).sum())}))
     inputs = root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt
     scored = root / "scores"
-    scores.run(slide, *inputs, scored / f"{slide}.parquet", scored / f"{slide}.json", PatchLevelOptions())
+    scores.run(
+        slide, inputs[0], known, *inputs[1:], scored / f"{slide}.parquet", scored / f"{slide}.json", PatchLevelOptions()
+    )
     if not test:
         return
     folder = root / "confusion"

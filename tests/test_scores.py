@@ -82,13 +82,18 @@ def test_a_map_without_tumour_or_without_tissue() -> None:
 
 def test_a_heatmap_of_another_slide_is_refused(tissue_slide: Path, tmp_path: Path) -> None:
     write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "a", *maps("n1"))
-    inputs = tmp_path / "a.truth.ome.zarr", tmp_path / "heatmaps" / "a.ome.zarr", tmp_path / "heatmaps" / "a.json"
+    known = tmp_path / "a.truth.ome.zarr", tmp_path / "a.truth.json"
+    inputs = *known, tmp_path / "heatmaps" / "a.ome.zarr", tmp_path / "heatmaps" / "a.json"
     with pytest.raises(StoreError, match="the heatmap of a, not of b"):
         scores.run("b", *inputs, tmp_path / "b.parquet", tmp_path / "b.json", PatchLevelOptions())
     assert not (tmp_path / "b.parquet").exists()
     facts = json.loads((tmp_path / "scores" / "a.json").read_text())
     assert facts["positions"] == {"normal": 40, "tumor": 0, "ignored": 0}
     assert facts["truth"] == {"tumor": False, "ignored": False}
+    # Tumour that is annotated, but smaller than a pixel of the truth image.
+    known[1].write_text('{"stage": "truth", "tumor_mm2": 0.00003}')
+    scores.run("a", *inputs, tmp_path / "b.parquet", tmp_path / "b.json", PatchLevelOptions())
+    assert json.loads((tmp_path / "b.json").read_text())["truth"]["tumor"] is True
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ app = typer.Typer()
 @app.command()
 def scores(
     truth: TruthArg,
+    truth_receipt: Annotated[Path, typer.Option(help="The truth's receipt.")],
     heatmap: HeatmapArg,
     heatmap_receipt: HeatmapReceipt,
     slide: Slide,
@@ -45,7 +46,7 @@ def scores(
     from wsi_pipeline.stages import scores as stage
 
     parsed = parse_options("scores", PatchLevelOptions, options)
-    stage.run(slide, truth, heatmap, heatmap_receipt, counts, receipt, parsed)
+    stage.run(slide, truth, truth_receipt, heatmap, heatmap_receipt, counts, receipt, parsed)
 
 
 @app.command()

@@ -67,7 +67,7 @@ rule confusion:
 
 rule scores:
     input:
-        "<results>/slides/{slide}/truth.json",
+        truth_receipt="<results>/slides/{slide}/truth.json",
         heatmap_receipt="<results>/heatmaps/{model}/{slide}.json",
         heatmap=ancient("<results>/heatmaps/{model}/{slide}.ome.zarr"),
         truth=ancient("<results>/slides/{slide}/truth.ome.zarr"),
@@ -85,7 +85,8 @@ rule scores:
     params:
         options=options("scores"),
     shell:
-        "wsi-pipeline scores --truth {input.truth:q} --heatmap {input.heatmap:q}"
+        "wsi-pipeline scores --truth {input.truth:q} --truth-receipt {input.truth_receipt:q}"
+        " --heatmap {input.heatmap:q}"
         " --heatmap-receipt {input.heatmap_receipt:q} --slide {wildcards.slide:q}"
         " --counts {output.counts:q} --receipt {output.receipt:q} --options {params.options:q} > {log:q} 2>&1"
 

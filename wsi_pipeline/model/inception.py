@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-MIN_INPUT_PX = 75
 # Of the auxiliary head, whose 5 x 5 convolution follows a pooling by 3.
 MIN_AUXILIARY_PX = 299
 FEATURES = 2048

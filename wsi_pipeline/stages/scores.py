@@ -13,8 +13,8 @@ import numpy as np
 
 from wsi_pipeline.config import PatchLevelOptions
 from wsi_pipeline.heatmaps import JudgedHeatmap
-from wsi_pipeline.masks import IGNORE, TUMOR
-from wsi_pipeline.receipts import write_receipt
+from wsi_pipeline.masks import IGNORE
+from wsi_pipeline.receipts import read_receipt, write_receipt
 from wsi_pipeline.score_counts import ScoreCounts
 from wsi_pipeline.slide_features import slide_features
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 def run(
     slide: str,
     truth_path: Path,
+    truth_receipt: Path,
     heatmap_path: Path,
     heatmap_receipt: Path,
     counts: Path,
@@ -34,13 +35,15 @@ def run(
     judged = JudgedHeatmap.read(slide, heatmap_path, heatmap_receipt, truth_path, options)
     found = ScoreCounts.of(judged.heat.data, judged.labels)
     found.write(counts)
+    # An annotation may be smaller than a pixel of the truth image.
+    annotated = read_receipt(truth_receipt, "truth")["tumor_mm2"] > 0
     normal, tumor, ignored = (int(column.sum()) for column in (found.normal, found.tumor, found.ignored))
     content = {
         "slide": slide,
         "model_sha256": judged.facts["model_sha256"],
         "positions": {"normal": normal, "tumor": tumor, "ignored": ignored},
         "truth": {
-            "tumor": bool((judged.truth.data == TUMOR).any()),
+            "tumor": annotated,
             "ignored": bool((judged.truth.data == IGNORE).any()),
         },
         "features": slide_features(judged.heat),
