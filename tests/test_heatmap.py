@@ -1,22 +1,31 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import tissue_picture, write_tiff
 
-from wsi_pipeline.config import HeatmapOptions, PyramidOptions, TissueOptions
-from wsi_pipeline.errors import ModelError, StoreError
+from wsi_pipeline.config import HeatmapRun, PyramidOptions, TissueOptions
+from wsi_pipeline.errors import ModelError, PipelineError, StoreError
+from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.model.augment import to_input, to_unit
-from wsi_pipeline.model.folder import ModelFacts, load_network, save_weights, write_model_json
+from wsi_pipeline.model.folder import ModelFacts, load_network, read_model_json, save_weights, write_model_json
 from wsi_pipeline.model.inception import InceptionV3, initialize
+from wsi_pipeline.model.prediction import Predictor, fitting
+from wsi_pipeline.model.scan import scan_batches, scan_threads
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.raw_scores import RawScores
 from wsi_pipeline.stages import convert, heatmap, tissue
-from wsi_pipeline.store import read_image
+from wsi_pipeline.store import Image, read_image, write_image
+from wsi_pipeline.walk import Walk
 
 
 @pytest.fixture(scope="module")
@@ -36,70 +45,101 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slide")
     source = write_tiff(folder / "s.tif", tissue_picture(1300, 1000))
     options = PyramidOptions(chunk_px=256, shard_px=512)
-    convert.run("s1", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", options)
+    own = folder / "s1"
+    convert.run("s1", source, own / "pyramid.ome.zarr", own / "pyramid.json", options)
     tissue.run(
-        "s1", folder / "pyramid.ome.zarr", folder / "tissue.ome.zarr", folder / "tissue.json", folder / "t.png",
-        TissueOptions(), 1,
+        "s1", own / "pyramid.ome.zarr", own / "tissue.ome.zarr", own / "tissue.json", own / "t.png", TissueOptions(), 1,
     )  # fmt: skip
     return folder
 
 
-def run(slide: Path, model: Path, out: Path, threads: int = 2, **options: object) -> np.ndarray:
-    heatmap.run(
-        "s1", slide / "pyramid.ome.zarr", slide / "tissue.ome.zarr", model / "weights.safetensors",
-        model / "model.json", out / "h.ome.zarr", out / "h.json", HeatmapOptions(cpu_threads=1, **options), threads,
-    )  # fmt: skip
-    return read_image(out / "h.ome.zarr", 0.5).data
+def run(slides: Path, model: Path, out: Path, threads: int = 2, **options: Any) -> np.ndarray:
+    weights, facts = model / "weights.safetensors", model / "model.json"
+    heatmap.run(["s1"], slides, weights, facts, out, HeatmapRun(**options), threads)
+    return read_image(out / "s1.ome.zarr", 0.5).data
 
 
 def test_each_pixel_is_the_probability_of_its_patch(slide: Path, model: Path, tmp_path: Path) -> None:
     heat = run(slide, model, tmp_path, stride_um=60)
-    pyramid = Pyramid(slide / "pyramid.ome.zarr")
+    pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
     spec = pyramid.patch_spec(75, 1.0)
     grid = pyramid.grid(spec, 60)
-    mask = read_image(slide / "tissue.ome.zarr", 0.5)
+    mask = read_image(slide / "s1" / "tissue.ome.zarr", 0.5)
     wanted = grid_shares(mask.data > 0, mask.mpp, grid, 0.5) > 0
     assert heat.shape == (grid.rows, grid.columns)
     np.testing.assert_array_equal(np.isfinite(heat), wanted)
-    network = load_network(model / "weights.safetensors", ModelFacts(75, 1.0, ("normal", "tumor"), ""))
     for row, column in [(2, 3), (4, 7), tuple(np.argwhere(wanted)[-1])]:
         patch = pyramid.read_patch(int(grid.x()[column]), int(grid.y()[row]), spec)
-        with torch.inference_mode():
-            logits = network(to_input(to_unit(patch[None], torch.device("cpu"))))
-        assert heat[row, column] == pytest.approx(logits.softmax(1)[0, 1].item(), abs=1e-4)
+        assert heat[row, column] == pytest.approx(probability(model, patch), abs=1e-5)
     assert np.nanstd(heat) > 1e-4
 
 
+def probability(model: Path, patch: np.ndarray) -> float:
+    """By the network as it was trained."""
+    network = load_network(model / "weights.safetensors", ModelFacts(75, 1.0, ("normal", "tumor"), ""))
+    with torch.inference_mode():
+        logits = network(to_input(to_unit(patch[None].copy(), torch.device("cpu"))))
+    value: float = logits.softmax(1)[0, 1].item()
+    return value
+
+
 def test_values_are_steps_of_16_bits(slide: Path, model: Path, tmp_path: Path) -> None:
-    heat = run(slide, model, tmp_path)
+    heat = run(slide, model, tmp_path, overlap_mean=True, stride_um=37.5, smoothing_um=20)
     steps = heat[np.isfinite(heat)].astype(np.float64) * 65535
     np.testing.assert_allclose(steps, np.rint(steps), atol=0.01)
 
 
-def test_batches_and_reading_threads_leave_the_same_map(slide: Path, model: Path, tmp_path: Path) -> None:
-    one = run(slide, model, tmp_path / "a", threads=1, batch_size=7)
-    two = run(slide, model, tmp_path / "b", threads=3, batch_size=64)
-    np.testing.assert_allclose(one, two, atol=2.1 / 65535)
-    run(slide, model, tmp_path / "c", threads=4, batch_size=7)
-    assert (tmp_path / "a" / "h.json").read_bytes() == (tmp_path / "c" / "h.json").read_bytes()
+@pytest.mark.parametrize(("batch_size", "threads"), [(2, 3), (7, 2), (64, 1), (1, 2)])
+def test_batches_and_threads_leave_the_same_map(
+    slide: Path, model: Path, tmp_path: Path, batch_size: int, threads: int
+) -> None:
+    one = run(slide, model, tmp_path / "a", threads=1)
+    two = run(slide, model, tmp_path / "b", threads=threads, batch_size=batch_size)
+    np.testing.assert_array_equal(one, two)
+
+
+def test_the_way_of_a_gpu_gives_the_same_as_that_of_a_cpu(slide: Path, model: Path) -> None:
+    pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
+    spec = pyramid.patch_spec(75, 1.0)
+    grid = pyramid.grid(spec, 60)
+    x, y = (part.ravel() for part in np.meshgrid(grid.x()[:6], grid.y()[:5]))
+    predictor = heatmap.Model(
+        model / "weights.safetensors", read_model_json(model / "model.json"), HeatmapRun()
+    ).predictor
+    found = []
+    for way in (scan_threads, scan_batches):
+        parts = list(way(Walk(pyramid, spec, x, y), predictor, 2, 5))
+        assert [part.first for part in parts] == list(range(5, 30, 4))
+        assert all(part.whole.all() for part in parts)
+        found.append(np.concatenate([part.probabilities for part in parts]))
+    np.testing.assert_array_equal(*found)
+    assert len(found[0]) == 25
 
 
 def test_the_map_lies_on_the_slide(slide: Path, model: Path, tmp_path: Path) -> None:
     run(slide, model, tmp_path, stride_um=60)
-    image = read_image(tmp_path / "h.ome.zarr", 0.5)
+    image = read_image(tmp_path / "s1.ome.zarr", 0.5)
     assert (image.mpp, image.first_centre_um) == (pytest.approx(60), pytest.approx(37.5))
-    facts = json.loads((tmp_path / "h.json").read_text())
+    facts = json.loads((tmp_path / "s1.json").read_text())
     assert facts["model_sha256"] == json.loads((model / "model.json").read_text())["weights_sha256"]
+    assert facts["precision"] == {"dtype": "float32"}
 
 
-def test_a_slide_without_tissue_gives_an_empty_map(slide: Path, model: Path, tmp_path: Path) -> None:
-    from wsi_pipeline.store import Image, write_image
+def without_tissue(slide: Path, folder: Path, name: str) -> None:
+    (folder / name).mkdir(parents=True)
+    empty = Image.from_corner(np.zeros((63, 82), np.uint8), 8)
+    write_image(folder / name / "tissue.ome.zarr", empty, name="t", slide_mpp=0.5)
+    for file in ("pyramid.ome.zarr", "pyramid.json"):
+        (folder / name / file).symlink_to(slide / "s1" / file)
 
-    bare = tmp_path / "bare"
-    write_image(bare / "tissue.ome.zarr", Image.from_corner(np.zeros((63, 82), np.uint8), 8), name="t", slide_mpp=0.5)
-    (bare / "pyramid.ome.zarr").symlink_to(slide / "pyramid.ome.zarr")
-    assert np.isnan(run(bare, model, tmp_path / "none")).all()
-    assert json.loads((tmp_path / "none" / "h.json").read_text())["maximum"] is None
+
+def test_a_slide_without_tissue_gives_an_empty_map(
+    slide: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_tissue(slide, tmp_path / "bare", "s1")
+    assert np.isnan(run(tmp_path / "bare", model, tmp_path / "none", overlap_mean=True, smoothing_um=9)).all()
+    assert json.loads((tmp_path / "none" / "s1.json").read_text())["maximum"] is None
+    assert "no position has more than 0 tissue, the map is empty" in caplog.text
 
 
 def test_weights_of_another_model_json_are_refused(slide: Path, model: Path, tmp_path: Path) -> None:
@@ -109,10 +149,174 @@ def test_weights_of_another_model_json_are_refused(slide: Path, model: Path, tmp
         run(slide, tmp_path, tmp_path / "out")
 
 
-def test_a_model_finer_than_the_slide_is_refused(slide: Path, model: Path, tmp_path: Path) -> None:
+def test_a_model_finer_than_the_slide_is_refused_unless_one_insists(slide: Path, model: Path, tmp_path: Path) -> None:
     digest = json.loads((model / "model.json").read_text())["weights_sha256"]
     write_model_json(tmp_path / "model.json", ModelFacts(75, 0.25, ("normal", "tumor"), digest))
     (tmp_path / "weights.safetensors").symlink_to(model / "weights.safetensors")
-    with pytest.raises(StoreError, match=r"coarser than the 0\.25 asked for"):
+    with pytest.raises(StoreError, match=r"coarser than the 0\.25 asked for.*--allow-upsampling"):
         run(slide, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    heat = run(slide, tmp_path, tmp_path / "out", allow_upsampling=True, stride_um=120)
+    pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
+    spec = pyramid.patch_spec(75, 0.25, allow_upsampling=True)
+    assert spec.read_px == 38
+    row, column = np.argwhere(np.isfinite(heat))[5]
+    patch = pyramid.read_patch(int(column * 240), int(row * 240), spec)
+    assert heat[row, column] == pytest.approx(probability(model, patch), abs=1e-5)
+
+
+def test_an_interrupted_map_goes_on_and_ends_the_same(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    whole = run(slide, model, tmp_path / "a", stride_um=40)
+    predicted = count_predicted(monkeypatch)
+    with monkeypatch.context() as broken:
+        broken.setattr(RawScores, "add", stopping_at(40))
+        with pytest.raises(KeyboardInterrupt):
+            run(slide, model, tmp_path / "b", stride_um=40)
+    assert not (tmp_path / "b" / "s1.json").exists()
+    assert not (tmp_path / "b" / "s1.ome.zarr").exists()
+    predicted.clear()
+    np.testing.assert_array_equal(run(slide, model, tmp_path / "b", stride_um=40), whole)
+    positions = int(np.isfinite(whole).sum())
+    assert f"going on from patch 40 of {positions}" in caplog.text
+    assert sum(predicted) == positions - 40
+    assert (tmp_path / "a" / "s1.json").read_bytes() == (tmp_path / "b" / "s1.json").read_bytes()
+
+
+def count_predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many patches each call of the network has been given from now on."""
+    predicted: list[int] = []
+    call = Predictor.__call__
+
+    def counted(self: Predictor, pixels: torch.Tensor) -> torch.Tensor:
+        predicted.append(len(pixels))
+        return call(self, pixels)
+
+    monkeypatch.setattr(Predictor, "__call__", counted)
+    return predicted
+
+
+def stopping_at(number: int) -> Callable[..., None]:
+    add = RawScores.add
+
+    def stop(self: RawScores, first: int, *rest: Any) -> None:
+        if first >= number:
+            raise KeyboardInterrupt
+        add(self, first, *rest)
+
+    return stop
+
+
+def test_the_network_is_not_asked_again_for_another_average(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(slide, model, tmp_path, stride_um=25)
+    predicted = count_predicted(monkeypatch)
+    mean = run(slide, model, tmp_path, stride_um=25, overlap_mean=True)
+    assert not predicted
+    assert np.nanstd(mean) < np.nanstd(plain)
+    assert json.loads((tmp_path / "s1.json").read_text())["options"]["overlap_mean"]
+    again = run(slide, model, tmp_path, stride_um=25, orientations=True)
+    assert predicted
+    assert (again != plain).any()
+
+
+def test_orientations_are_averaged(slide: Path, model: Path, tmp_path: Path) -> None:
+    heat = run(slide, model, tmp_path, orientations=True, stride_um=150)
+    pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
+    row, column = np.argwhere(np.isfinite(heat))[2]
+    patch = pyramid.read_patch(int(column * 300), int(row * 300), pyramid.patch_spec(75, 1.0))
+    turns = [np.rot90(side, k) for k in range(4) for side in (patch, patch[:, ::-1])]
+    found = [probability(model, turn) for turn in turns]
+    assert np.std(found) > 1e-4
+    assert heat[row, column] == pytest.approx(np.mean(found), abs=1e-5)
+
+
+def test_a_damaged_chunk_costs_its_patches_only(
+    slide: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(slide, model, tmp_path / "a")
+    shutil.copytree(slide / "s1", tmp_path / "slides" / "s1")
+    level = Pyramid(tmp_path / "slides" / "s1" / "pyramid.ome.zarr").levels[1]
+    stream = level.stream(1, 0)
+    assert stream is not None
+    shard = tmp_path / "slides" / "s1" / "pyramid.ome.zarr" / "1" / "c" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    at = content.index(stream)
+    content[at : at + 200] = bytes(200)
+    shard.write_bytes(content)
+    heat = run(tmp_path / "slides", model, tmp_path / "b")
+    grid = Grid(**json.loads((tmp_path / "b" / "s1.json").read_text())["grid"])
+    # The chunk's columns are 256 to 512 of level 1.
+    touches = (grid.x() / 2 + 75 > 256) & (grid.x() / 2 < 512) & (grid.y() / 2 < 256)[:, None]
+    np.testing.assert_array_equal(heat, np.where(touches, np.nan, whole))
+    lost = int(np.isfinite(whole[touches]).sum())
+    assert lost > 0
+    assert json.loads((tmp_path / "b" / "s1.json").read_text())["unread_positions"] == lost
+    assert "the chunk in column 1, row 0 is damaged" in caplog.text
+    assert f"{lost} of {np.isfinite(whole).sum()} patches touch damaged chunks" in caplog.text
+    shutil.copy(slide / "s1" / "pyramid.ome.zarr" / "1" / "c" / "0" / "0" / "0", shard)
+    np.testing.assert_array_equal(run(tmp_path / "slides", model, tmp_path / "b"), whole)
+
+
+def test_a_slide_that_fails_leaves_the_others_of_its_job_alone(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_tissue(slide, tmp_path / "slides", "bare")
+    (tmp_path / "slides" / "s1").symlink_to(slide / "s1")
+    loaded = []
+    load = heatmap.load_network
+    monkeypatch.setattr(heatmap, "load_network", lambda *given: loaded.append(1) or load(*given))
+    files = model / "weights.safetensors", model / "model.json"
+    with pytest.raises(PipelineError, match="1 of 4 slides could not be predicted: gone"):
+        heatmap.run(["s1", "gone", "bare", "s1"], tmp_path / "slides", *files, tmp_path / "out", HeatmapRun())
+    assert "gone/pyramid.ome.zarr: not a pyramid" in caplog.text
+    assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"s1.json", "bare.json"}
+    assert len(loaded) == 1
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(slide, model, tmp_path / "a")
+    forward = InceptionV3.forward
+
+    def small(most: int) -> Callable[..., torch.Tensor]:
+        def run_small(self: InceptionV3, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > most:
+                raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+            return forward(self, x)
+
+        return run_small
+
+    monkeypatch.setattr(InceptionV3, "forward", small(3))
+    np.testing.assert_array_equal(run(slide, model, tmp_path / "b", threads=1, batch_size=13), whole)
+    assert "a batch of 13 patches does not fit the memory, going on with 6" in caplog.text
+    assert "a batch of 6 patches does not fit the memory, going on with 3" in caplog.text
+    monkeypatch.setattr(InceptionV3, "forward", small(1))
+    with pytest.raises(ModelError, match="a batch of 2 patches does not fit the memory of the device"):
+        run(slide, model, tmp_path / "c", batch_size=4)
+
+
+def test_the_batch_follows_from_the_memory() -> None:
+    assert [fitting(free * 2.0**30, 64 * 2.0**20, 512) for free in (0.01, 1, 8, 80)] == [2, 8, 64, 512]
+
+
+def test_values_that_are_not_finite_are_an_error(slide: Path, tmp_path: Path) -> None:
+    network = InceptionV3(2)
+    initialize(network, 3)
+    torch.nn.init.constant_(network.fc.bias, float("nan"))
+    digest = save_weights(tmp_path / "weights.safetensors", network.state_dict())
+    write_model_json(tmp_path / "model.json", ModelFacts(75, 1.0, ("normal", "tumor"), digest))
+    with pytest.raises(ModelError, match=r"weights\.safetensors: the network gives values that are not finite"):
+        run(slide, tmp_path, tmp_path / "out")
+
+
+def test_progress_is_told(slide: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    positions = int(np.isfinite(run(slide, model, tmp_path)).sum())
+    assert re.search(
+        rf"{positions} of {positions} patches, [\d.]+/s, \d+ % of the time for reading them, 0.0 min left", caplog.text
+    )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import DATA, converted, needs_data, write_tiff
 
-from wsi_pipeline.config import HeatmapOptions, PatchDraw, TissueOptions, TruthOptions
+from wsi_pipeline.config import HeatmapRun, PatchDraw, TissueOptions, TruthOptions
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.folder import ModelFacts, save_weights, write_model_json
 from wsi_pipeline.model.inception import InceptionV3, initialize
@@ -103,11 +103,10 @@ def test_patches_and_heatmap_get_the_same_colours(stained: Path, tmp_path: Path)
     digest = save_weights(folder / "weights.safetensors", network.state_dict())
     write_model_json(folder / "model.json", ModelFacts(75, 0.5, ("normal", "tumor"), digest, "macenko"))
     heatmap.run(
-        "s1", stained / "pyramid.ome.zarr", stained / "tissue.ome.zarr", folder / "weights.safetensors",
-        folder / "model.json", tmp_path / "h.ome.zarr", tmp_path / "h.json", HeatmapOptions(cpu_threads=1),
-    )  # fmt: skip
-    assert json.loads((tmp_path / "h.json").read_text())["stains"] == facts["stains"]
-    heat = read_image(tmp_path / "h.ome.zarr", 0.5).data
+        [stained.name], stained.parent, folder / "weights.safetensors", folder / "model.json", tmp_path, HeatmapRun()
+    )
+    assert json.loads((tmp_path / f"{stained.name}.json").read_text())["stains"] == facts["stains"]
+    heat = read_image(tmp_path / f"{stained.name}.ome.zarr", 0.5).data
     row = pq.read_table(tmp_path / "b" / "patches.parquet").to_pylist()[0]
     with torch.inference_mode():
         x = to_input(to_unit(normalised.read(0)[None].copy(), torch.device("cpu")))

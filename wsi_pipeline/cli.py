@@ -246,23 +246,26 @@ def negatives(
 
 @app.command()
 def heatmap(
-    pyramid: PyramidArg,
-    tissue: TissueArg,
+    slides: Annotated[Path, typer.Option(help="Folder of the slides, with their pyramids and tissue.")],
+    slide: Annotated[list[str], typer.Option(help="Slide id; may be given again.")],
     weights: Annotated[Path, typer.Option(help="weights.safetensors of the model.")],
     model: Annotated[Path, typer.Option(help="model.json of the model.")],
-    slide: Slide,
-    store: Store,
-    receipt: Receipt,
+    output: Annotated[Path, typer.Option(help="Folder to write <slide>.ome.zarr and <slide>.json into.")],
+    allow_upsampling: Annotated[
+        bool, typer.Option("--allow-upsampling", help="Predict slides coarser than the model's scale too.")
+    ] = False,
     options: Options = "{}",
     threads: Threads = 1,
 ) -> None:
-    """Predict the tumour probability of every patch of a slide."""
-    from wsi_pipeline.config import HeatmapOptions
+    """Predict the tumour probability of every patch of one or more slides."""
+    from wsi_pipeline.config import HeatmapRun
     from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import heatmap as stage
 
-    parsed = parse_options("heatmap", HeatmapOptions, options)
-    stage.run(slide, pyramid, tissue, weights, model, store, receipt, parsed, threads)
+    parsed = parse_options("heatmap", HeatmapRun, options)
+    if allow_upsampling:
+        parsed = parsed.model_copy(update={"allow_upsampling": True})
+    stage.run(slide, slides, weights, model, output, parsed, threads)
 
 
 app.add_typer(cli_evaluation.app)

@@ -96,25 +96,39 @@ class Level:
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Pixels of `box`, (height, width, 3) uint8; white outside the level. Raises `StoreError`."""
-        out = np.empty((box.height, box.width, 3), np.uint8)
+        return self.assemble(box, self.chunk)
+
+    def assemble(
+        self, box: Box, source: Callable[[int, int], NDArray[np.uint8]], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """As `read`, with the decoded chunks that `source` gives for column and row, into `out` where there is one."""
+        if out is None:
+            out = np.empty((box.height, box.width, 3), np.uint8)
         inside = box.clipped(self.size)
         if inside != box:
             out.fill(BACKGROUND)
         chunk = self.grid.chunk
-        for row in range(inside.y // chunk.height, -(-inside.bottom // chunk.height) if inside.width else 0):
+        for column, row in self.touched(box):
             top, bottom = max(row * chunk.height, inside.y), min((row + 1) * chunk.height, inside.bottom)
-            for column in range(inside.x // chunk.width, -(-inside.right // chunk.width) if inside.height else 0):
-                left, right = max(column * chunk.width, inside.x), min((column + 1) * chunk.width, inside.right)
-                pixels = self.chunk(column, row)
-                out[top - box.y : bottom - box.y, left - box.x : right - box.x] = pixels[
-                    top - row * chunk.height : bottom - row * chunk.height,
-                    left - column * chunk.width : right - column * chunk.width,
-                ]
+            left, right = max(column * chunk.width, inside.x), min((column + 1) * chunk.width, inside.right)
+            out[top - box.y : bottom - box.y, left - box.x : right - box.x] = source(column, row)[
+                top - row * chunk.height : bottom - row * chunk.height,
+                left - column * chunk.width : right - column * chunk.width,
+            ]
         return out
+
+    def touched(self, box: Box) -> list[tuple[int, int]]:
+        """(column, row) of each chunk that has pixels of `box`, row by row."""
+        inside, chunk = box.clipped(self.size), self.grid.chunk
+        if not inside.width or not inside.height:
+            return []
+        columns = range(inside.x // chunk.width, -(-inside.right // chunk.width))
+        rows = range(inside.y // chunk.height, -(-inside.bottom // chunk.height))
+        return [(column, row) for row in rows for column in columns]
 
     def chunk(self, column: int, row: int) -> NDArray[np.uint8]:
         """A whole decoded chunk, not to be written to. Raises `StoreError`, naming column and row."""
-        return self._chunks.get((self._folder, column, row), lambda: self._decoded(column, row))
+        return self._chunks.get((self._folder, column, row), lambda: self.decoded(column, row))
 
     def stream(self, column: int, row: int) -> bytes | None:
         """The bytes of a chunk as they are stored, None where there is none. Raises `StoreError`."""
@@ -132,7 +146,8 @@ class Level:
         except FileNotFoundError:
             return None
 
-    def _decoded(self, column: int, row: int) -> NDArray[np.uint8]:
+    def decoded(self, column: int, row: int) -> NDArray[np.uint8]:
+        """As `chunk`, decoded now and not kept."""
         stream = self.stream(column, row)
         if stream is None:
             return self._empty

@@ -74,12 +74,17 @@ class Pyramid:
 
     def read_patch(self, x: int, y: int, spec: PatchSpec) -> NDArray[np.uint8]:
         """The patch whose top left corner is at level-0 pixel (x, y), as (size_px, size_px, 3) uint8."""
+        left, top = self.corners(np.array([x]), np.array([y]), spec)
+        pixels = self.read(Box(int(left[0]), int(top[0]), spec.read_px, spec.read_px), spec.level)
+        return resampled(pixels, spec)
+
+    def corners(
+        self, x: NDArray[np.int64], y: NDArray[np.int64], spec: PatchSpec
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pixels of `spec.level` at which patches with their top left corners at level-0 pixels (x, y) begin."""
         scale_y, scale_x = self._scales[spec.level]
-        box = Box(round(x * self.mpp / scale_x), round(y * self.mpp / scale_y), spec.read_px, spec.read_px)
-        pixels = self.read(box, spec.level)
-        if spec.read_px == spec.size_px:
-            return pixels
-        return resized(pixels, Size(spec.size_px, spec.size_px))
+        left, top = np.rint(x * self.mpp / scale_x), np.rint(y * self.mpp / scale_y)
+        return left.astype(np.int64), top.astype(np.int64)
 
     def read_patches(self, x: Sequence[int], y: Sequence[int], spec: PatchSpec, threads: int = 1) -> NDArray[np.uint8]:
         """The patches whose top left corners are at the level-0 pixels (x, y), as (n, size_px, size_px, 3) uint8.
@@ -170,7 +175,8 @@ def patch_spec(
     if own > mpp * (1 + MPP_TOLERANCE) and not allow_upsampling:
         raise StoreError(
             f"{where}: the slide has {own:.4g} um per pixel, coarser than the {mpp:.4g} asked for",
-            remedy="Use a model and patches of a coarser mpp, or take the slide out of the sheet",
+            remedy="Use a model and patches of a coarser mpp, take the slide out of the sheet or, if only its heatmap "
+            "is wanted, set heatmap.allow_upsampling (--allow-upsampling)",
         )
     native = abs(own - mpp) <= MPP_TOLERANCE * mpp
     real = own if native else mpp
@@ -203,6 +209,9 @@ def _edges(start: int, stop: int, ratio: float) -> NDArray[np.int64]:
     return edges
 
 
-def resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8 resampled to `size`, anti-aliased."""
-    return np.asarray(Pillow.fromarray(pixels).resize((size.width, size.height), Pillow.Resampling.BICUBIC))
+def resampled(pixels: NDArray[np.uint8], spec: PatchSpec) -> NDArray[np.uint8]:
+    """What was read for a patch, (read_px, read_px, 3) uint8, at the patch's own size, anti-aliased."""
+    if spec.read_px == spec.size_px:
+        return pixels
+    size = (spec.size_px, spec.size_px)
+    return np.asarray(Pillow.fromarray(pixels).resize(size, Pillow.Resampling.BICUBIC))

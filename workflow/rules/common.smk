@@ -138,6 +138,11 @@ def folder_of(files):
     return str(Path(files[0]).parent) if files else "."
 
 
+def slides_folder(pyramid):
+    """The folder of all slides."""
+    return str(Path(pyramid).parent.parent)
+
+
 def patch_slides():
     """Slides that patches are drawn from."""
     return [] if CONFIG.training.weights else TRAINING + VALIDATION

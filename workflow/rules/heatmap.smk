@@ -16,17 +16,20 @@ rule heatmap:
         "<logs>/heatmap/{model}/{slide}.log",
     benchmark:
         "<logs>/heatmap/{model}/{slide}.tsv"
-    threads: CONFIG.heatmap.cpu_threads
+    # Fewer where there are fewer; on a CPU each has a part of the patches, and the results are the same.
+    threads: 8
     resources:
         mem_mb=4000,
         runtime=240,
         gpu=1,
     params:
         options=options("heatmap"),
+        slides=lambda wildcards, input: slides_folder(input.pyramid),
+        folder=lambda wildcards, output: folder_of([output.receipt]),
     shell:
-        "wsi-pipeline heatmap --pyramid {input.pyramid:q} --tissue {input.tissue:q} --weights {input.weights:q}"
-        " --model {input.model:q} --slide {wildcards.slide:q} --store {output.store:q}"
-        " --receipt {output.receipt:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"
+        "wsi-pipeline heatmap --slides {params.slides:q} --slide {wildcards.slide:q} --weights {input.weights:q}"
+        " --model {input.model:q} --output {params.folder:q} --options {params.options:q}"
+        " --threads {threads} > {log:q} 2>&1"
 
 
 rule confusion:

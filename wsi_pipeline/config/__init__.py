@@ -33,7 +33,13 @@ from wsi_pipeline.config.stages import (
     ReportRun,
     TrainingRun,
 )
-from wsi_pipeline.config.training import AugmentationOptions, HardNegativesOptions, HeatmapOptions, TrainingOptions
+from wsi_pipeline.config.training import (
+    AugmentationOptions,
+    HardNegativesOptions,
+    HeatmapOptions,
+    HeatmapRun,
+    TrainingOptions,
+)
 
 __all__ = [
     "CLASSES",
@@ -50,6 +56,7 @@ __all__ = [
     "HardDraw",
     "HardNegativesOptions",
     "HeatmapOptions",
+    "HeatmapRun",
     "IntervalOptions",
     "LabelRule",
     "LesionLevelOptions",
@@ -76,7 +83,7 @@ STEP_VERSIONS = {
     "patches": 3,
     "train": 3,
     "negatives": 1,
-    "heatmap": 2,
+    "heatmap": 3,
     "scores": 1,
     "detect": 1,
     "calibrate": 1,
@@ -124,7 +131,7 @@ class Config(Section):
                 "per_slide": self.training.hard_negatives.per_slide,
                 "min_score": self.training.hard_negatives.min_score,
             },
-            "heatmap": dict(self.heatmap),
+            "heatmap": {name: getattr(self.heatmap, name) for name in HeatmapRun.model_fields},
             "scores": dict(evaluation.patch_level),
             "detect": dict(evaluation.lesion_level),
             "calibrate": {"operating_point": evaluation.operating_point, "calibration": evaluation.calibration},

@@ -13,7 +13,7 @@ from wsi_pipeline.config.evaluation import (
     SlideLevelOptions,
 )
 from wsi_pipeline.config.slides import PatchesOptions, PyramidOptions, TissueOptions, TruthOptions
-from wsi_pipeline.config.training import HeatmapOptions, TrainingOptions
+from wsi_pipeline.config.training import HeatmapRun, TrainingOptions
 
 
 class PatchDraw(PatchesOptions):
@@ -66,7 +66,7 @@ STAGE_OPTIONS: dict[str, type[Section]] = {
     "patches": PatchDraw,
     "train": TrainingRun,
     "negatives": HardDraw,
-    "heatmap": HeatmapOptions,
+    "heatmap": HeatmapRun,
     "scores": PatchLevelOptions,
     "detect": LesionLevelOptions,
     "calibrate": CalibrateOptions,

@@ -165,12 +165,36 @@ def _filled(values: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-class HeatmapOptions(Section):
-    """How slides are predicted (heatmap). Scale and patch size are the model's."""
+class HeatmapRun(Section):
+    """Options of the stage heatmap. Scale and patch size are the model's."""
 
     stride_um: Positive | None = Field(None, description="Distance of neighbouring patches, um; null is one patch.")
     min_tissue: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Patches with more than this share of tissue are predicted."
     )
-    batch_size: Count = Field(128, description="Patches of one forward pass.")
-    cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
+    allow_upsampling: bool = Field(
+        False, description="Whether slides that are coarser than the model's scale are predicted all the same."
+    )
+    orientations: bool = Field(
+        False, description="Whether a patch is predicted in all 8 orientations and their mean taken: 8 times the work."
+    )
+    overlap_mean: bool = Field(
+        False,
+        description="Whether a position becomes the mean over the patches that cover it; of use where stride_um is "
+        "below the size of a patch.",
+    )
+    smoothing_um: NotNegative = Field(0.0, description="Standard deviation of a Gaussian filter, um; 0 is none.")
+    batch_size: Count | None = Field(
+        None, description="Patches of one forward pass; null is what is fastest and fits into the device's memory."
+    )
+
+
+class HeatmapOptions(HeatmapRun):
+    """How slides are predicted (heatmap). Scale and patch size are the model's."""
+
+    tiff: bool = Field(
+        False, description="Whether each heatmap is written as a TIFF too, for programs that do not read OME-Zarr."
+    )
+    slides_per_job: Count = Field(
+        1, description="Slides that a job predicts, one after the other: for small slides, as it loads the model once."
+    )

@@ -19,6 +19,7 @@ _LUMA = (0.299, 0.587, 0.114)
 _YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 # Optical density of haematoxylin, eosin and the rest (Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001).
 _STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+ORIENTATIONS = 8
 _SHIFT_SHARE = 0.2
 _DARKEST = 1 / 256
 
@@ -41,7 +42,7 @@ class Draws:
     @classmethod
     def of(cls, count: int, seed: int, step: int) -> Self:
         rng = generator(seed, "augment", step)
-        orientation, colors = rng.integers(8, size=count), rng.uniform(-1, 1, (4, count))
+        orientation, colors = rng.integers(ORIENTATIONS, size=count), rng.uniform(-1, 1, (4, count))
         return cls(orientation, colors, rng.uniform(-1, 1, (4, count)), rng.random((2, count)))
 
     def part(self, which: slice) -> Draws:
@@ -94,13 +95,18 @@ def augment(unit: Tensor, options: AugmentationOptions, draws: Draws) -> Tensor:
 
 
 def oriented(images: Tensor, orientation: NDArray[np.int64]) -> Tensor:
-    """Each image turned by `orientation % 4` quarter turns and, from 4 on, mirrored."""
+    """Each image in its own of the 8 orientations, see `turned`."""
     out = torch.empty_like(images)
     for kind in np.unique(orientation):
         members = torch.from_numpy(np.flatnonzero(orientation == kind)).to(images.device)
-        turned = torch.rot90(images[members], int(kind % 4), dims=(2, 3))
-        out[members] = turned.flip(3) if kind >= 4 else turned
+        out[members] = turned(images[members], int(kind))
     return out
+
+
+def turned(images: Tensor, kind: int) -> Tensor:
+    """Images (n, c, h, w) turned by `kind % 4` quarter turns and, from 4 on, mirrored."""
+    turns = torch.rot90(images, kind % 4, dims=(2, 3))
+    return turns.flip(3) if kind >= 4 else turns
 
 
 def restained(unit: Tensor, changes: Floats) -> Tensor:

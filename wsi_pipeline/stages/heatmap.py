@@ -1,84 +1,146 @@
 """Stage heatmap: tumour probability of every patch position with tissue.
 
-Patches lie on a grid of the model's size and scale. Reading and predicting overlap; memory is
-bounded by the batches in flight.
+Patches lie on a grid of the model's size and scale. What the network says of them is kept beside the heatmap
+while a slide is predicted and after it, so that nothing is predicted twice.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import HeatmapOptions
-from wsi_pipeline.errors import ModelError
-from wsi_pipeline.files import digest_bytes, digest_file
-from wsi_pipeline.geometry import Grid
+from wsi_pipeline.config import STEP_VERSIONS, HeatmapRun
+from wsi_pipeline.errors import ModelError, PipelineError
+from wsi_pipeline.files import digest_bytes, digest_file, digest_json
+from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.heatmap_filters import overlap_mean, smoothed
 from wsi_pipeline.masks import grid_shares
-from wsi_pipeline.metrics.steps import STEPS
-from wsi_pipeline.model.augment import to_input, to_unit
-from wsi_pipeline.model.device import Device, pick_device
-from wsi_pipeline.model.folder import load_network, read_model_json
-from wsi_pipeline.model.inception import InceptionV3, folded
+from wsi_pipeline.metrics.steps import to_steps, to_values
+from wsi_pipeline.model.device import pick_device
+from wsi_pipeline.model.folder import ModelFacts, load_network, read_model_json
+from wsi_pipeline.model.prediction import Predictor
+from wsi_pipeline.model.scan import scan
 from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.receipts import write_receipt
+from wsi_pipeline.raw_scores import RawScores
+from wsi_pipeline.receipts import Facts, read_receipt, write_receipt
 from wsi_pipeline.stain import normaliser
 from wsi_pipeline.store import Image, read_image, write_image
+from wsi_pipeline.walk import Walk
 
 log = logging.getLogger(__name__)
 
-_LOG_SECONDS = 30.0
-_READ_AHEAD = 2
+_SAVE_SECONDS = 30.0
+# Patches of a slide whose probabilities are compared with those of float32.
+_COMPARED = 64
 
-Position = tuple[int, int]
-# The patch whose top left corner is at the level-0 pixel (x, y), (size, size, 3).
-ReadPatch = Callable[[int, int], NDArray[np.uint8]]
+Index = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
 
 
 def run(
-    slide: str,
-    pyramid_path: Path,
-    tissue_path: Path,
+    slides: Sequence[str],
+    slides_folder: Path,
     weights: Path,
     model_json: Path,
-    store: Path,
-    receipt: Path,
-    options: HeatmapOptions,
+    output: Path,
+    options: HeatmapRun,
     threads: int = 1,
 ) -> None:
-    """Predict one slide. Raises `ModelError` where weights and `model.json` do not belong together."""
+    """Predict slides whose stores and receipts lie in `slides_folder`/<slide>.
+
+    Writes <slide>.ome.zarr and <slide>.json into `output`. Raises `ModelError` where weights and `model.json` do not
+    belong together; where one of several slides cannot be predicted the others are all the same.
+    """
     facts = read_model_json(model_json)
     if digest_file(weights) != facts.weights_sha256:
         raise ModelError(
             f"{weights}: not the weights that {model_json} describes", remedy="Take both from the same model folder"
         )
-    device = pick_device(options.cpu_threads)
-    network = folded(load_network(weights, facts)).to(device.device)
-    pyramid = Pyramid(pyramid_path)
-    spec = pyramid.patch_spec(facts.size_px, facts.mpp)
+    model = Model(weights, facts, options)
+    failed = []
+    for slide in slides:
+        try:
+            predict_slide(slide, slides_folder / slide, model, output, options, threads)
+        except PipelineError as error:
+            if len(slides) == 1:
+                raise
+            log.error("error: %s", error)
+            failed.append(slide)
+    if failed:
+        raise PipelineError(f"{len(failed)} of {len(slides)} slides could not be predicted: {', '.join(failed)}")
+
+
+class Model:
+    """A model that is made ready for prediction when it is first needed."""
+
+    def __init__(self, weights: Path, facts: ModelFacts, options: HeatmapRun) -> None:
+        self.weights, self.facts, self._options = weights, facts, options
+        # The threads of a CPU each run a batch of their own.
+        self.device = pick_device(1)
+        self._predictor: Predictor | None = None
+
+    @property
+    def predictor(self) -> Predictor:
+        if self._predictor is None:
+            self._predictor = Predictor(
+                load_network(self.weights, self.facts), self.facts.size_px, self.facts.tumor, self.device,
+                batch_size=self._options.batch_size, orientations=self._options.orientations,
+            )  # fmt: skip
+        return self._predictor
+
+
+def predict_slide(slide: str, folder: Path, model: Model, output: Path, options: HeatmapRun, threads: int) -> None:
+    """Predict one slide."""
+    facts = model.facts
+    pyramid = Pyramid(folder / "pyramid.ome.zarr")
+    spec = pyramid.patch_spec(facts.size_px, facts.mpp, allow_upsampling=options.allow_upsampling)
     grid = pyramid.grid(spec, options.stride_um)
-    tissue = read_image(tissue_path, pyramid.mpp)
+    tissue = read_image(folder / "tissue.ome.zarr", pyramid.mpp)
     wanted = grid_shares(tissue.data > 0, tissue.mpp, grid, pyramid.mpp) > options.min_tissue
     if not wanted.any():
         log.warning("%s: no position has more than %g tissue, the map is empty", slide, options.min_tissue)
     normalise, stains = normaliser(facts.stain_normalisation, slide, pyramid, tissue)
-
-    def read(x: int, y: int) -> NDArray[np.uint8]:
-        return normalise(pyramid.read_patch(x, y, spec))
-
+    rows, columns = np.nonzero(wanted)
+    x, y = grid.x()[columns], grid.y()[rows]
+    inputs = digest_json(
+        {
+            "step_version": STEP_VERSIONS["heatmap"],
+            "model": facts.weights_sha256,
+            "pyramid": read_receipt(folder / "pyramid.json", "convert"),
+            "positions": digest_bytes(np.stack([x, y]).tobytes()),
+            "stains": stains,
+            "orientations": options.orientations,
+            "batch_size": options.batch_size if model.device.is_cuda else None,
+            "patch": [spec.size_px, spec.level, spec.read_px],
+            "torch": [torch.__version__, model.device.kind],
+        }
+    )
+    scores = RawScores.open(output / f"{slide}.raw.npz", inputs, len(x))
+    if 0 < scores.done < len(x):
+        log.info("%s: going on from patch %d of %d", slide, scores.done, len(x))
+    walk = Walk(pyramid, spec, x, y, start=scores.done, change=normalise)
+    if not scores.facts:
+        scores.facts = precision(model, pyramid, spec, x, y, normalise)
+    predict(walk, model, scores, threads)
     heat = np.full(wanted.shape, np.nan, np.float32)
-    heat[wanted] = predict(network, facts.tumor, device, read, grid, wanted, options.batch_size, threads)
+    heat[rows[walk.order], columns[walk.order]] = scores.probabilities()
+    unread = int((~scores.whole).sum())
+    if unread:
+        log.warning("%s: %d of %d patches touch damaged chunks and are left out", slide, unread, len(x))
+    heat = finished(heat, grid, pyramid.mpp, options)
     image = Image(heat, mpp=grid.stride_px * pyramid.mpp, first_centre_um=spec.um / 2)
-    write_image(store, image, name="tumour probability", slide_mpp=pyramid.mpp, fill=float("nan"))
+    write_image(
+        output / f"{slide}.ome.zarr", image, name="tumour probability", slide_mpp=pyramid.mpp, fill=float("nan")
+    )
+    known = np.isfinite(heat)
     write_receipt(
-        receipt,
+        output / f"{slide}.json",
         "heatmap",
         {
             "slide": slide,
@@ -93,58 +155,58 @@ def run(
                 "patch_px": grid.patch_px,
             },
             "stains": stains,
-            "positions": int(wanted.sum()),
-            "maximum": None if not wanted.any() else float(np.nanmax(heat)),
+            "precision": scores.facts,
+            "positions": int(known.sum()),
+            "unread_positions": unread,
+            "maximum": float(heat[known].max()) if known.any() else None,
             "heatmap_sha256": digest_bytes(heat.tobytes()),
         },
         options,
     )
-    log.info("%s: %d positions, highest probability %.3f", slide, wanted.sum(), np.nanmax(heat, initial=0))
+    log.info("%s: %d positions, highest probability %.3f", slide, known.sum(), np.nanmax(heat, initial=0))
 
 
-def predict(
-    network: InceptionV3,
-    tumor: int,
-    device: Device,
-    read: ReadPatch,
-    grid: Grid,
-    wanted: NDArray[np.bool_],
-    batch_size: int,
-    threads: int,
-) -> NDArray[np.float32]:
-    """Tumour probability at the positions of `wanted` (rows, columns), row by row, in steps of 1/65535."""
-    rows, columns = np.nonzero(wanted)
-    corners = list(zip(grid.x()[columns].tolist(), grid.y()[rows].tolist(), strict=True))
-    out = np.empty(len(corners), np.float32)
-    done, started = 0, time.monotonic()
-    logged = started
-    with torch.inference_mode():
-        for pixels in _read_batches(read, corners, batch_size, threads):
-            with device.autocast():
-                logits = network(to_input(to_unit(pixels, device.device)))
-            scores = logits.float().softmax(1)[:, tumor].cpu().numpy()
-            out[done : done + len(scores)] = np.rint(scores * STEPS) / STEPS
-            done += len(scores)
-            if time.monotonic() - logged > _LOG_SECONDS:
-                logged = time.monotonic()
-                rate = done / (logged - started)
-                log.info("%d of %d patches, %.1f/s, %.1f min left", done, len(out), rate, (len(out) - done) / rate / 60)
-    return out
+def predict(walk: Walk, model: Model, scores: RawScores, threads: int) -> None:
+    """Add the scores that are missing, and keep them now and then. Raises `ModelError` where one is not finite."""
+    if scores.done == len(walk):
+        return
+    saved = time.monotonic()
+    try:
+        for part in scan(walk, model.predictor, threads, scores.done):
+            if not np.isfinite(part.probabilities[part.whole]).all():
+                raise ModelError(
+                    f"{model.weights}: the network gives values that are not finite",
+                    remedy="Train again, with a lower learning rate",
+                )
+            scores.add(part.first, part.probabilities, part.whole)
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                scores.save()
+                saved = time.monotonic()
+    finally:
+        scores.save()
 
 
-def _read_batches(
-    read: ReadPatch, corners: list[Position], batch_size: int, threads: int
-) -> Iterator[NDArray[np.uint8]]:
-    parts = (corners[start : start + batch_size] for start in range(0, len(corners), batch_size))
-    with ThreadPoolExecutor(threads) as pool:
+def precision(
+    model: Model, pyramid: Pyramid, spec: PatchSpec, x: Index, y: Index, change: Callable[[Pixels], Pixels]
+) -> Facts:
+    """The type of the network's numbers and, where it is not float32, how far that takes probabilities of some
+    patches, all over the slide, from those of float32."""
+    if not model.device.is_cuda:
+        return {"dtype": "float32"}
+    some = np.unique(np.linspace(0, len(x) - 1, min(len(x), _COMPARED)).astype(np.int64))
+    walk = Walk(pyramid, spec, x[some], y[some], change=change)
+    pixels = torch.empty((len(walk), *walk.shape), dtype=torch.uint8)
+    whole = torch.from_numpy(walk.read(0, pixels.numpy()))
+    found = model.predictor.difference(pixels[whole]) if whole.any() else None
+    return {"dtype": "bfloat16", "patches_compared": int(whole.sum()), "largest_difference": found}
 
-        def submit(part: list[Position]) -> list[Future[NDArray[np.uint8]]]:
-            return [pool.submit(read, x, y) for x, y in part]
 
-        pending = [submit(part) for part in islice(parts, _READ_AHEAD)]
-        while pending:
-            batch = pending.pop(0)
-            following = next(parts, None)
-            if following is not None:
-                pending.append(submit(following))
-            yield np.stack([future.result() for future in batch])
+def finished(heat: NDArray[np.float32], grid: Grid, slide_mpp: float, options: HeatmapRun) -> NDArray[np.float32]:
+    """The network's probabilities averaged and smoothed as the options say, in steps of 1/65535."""
+    if options.overlap_mean:
+        heat = overlap_mean(heat, grid)
+    if options.smoothing_um:
+        heat = smoothed(heat, options.smoothing_um / (grid.stride_px * slide_mpp))
+    known = np.isfinite(heat)
+    heat[known] = to_values(to_steps(heat[known]))
+    return heat
