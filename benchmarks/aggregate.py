@@ -47,6 +47,7 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
     features = dict.fromkeys(FEATURES, float(number)) | {"maximum": float(known[-1] / STEPS)}
     (folder / f"{number}.scores").write_text(canonical_json({
         **common, "stage": "scores", "truth": {"tumor": share > 0, "ignored": False}, "features": features,
+        "unread_positions": 0,
     }))  # fmt: skip
     (folder / f"{number}.confusion").write_text(canonical_json({
         **common, "stage": "confusion", "threshold": 0.8,

@@ -1,4 +1,4 @@
-"""Everything that is measured on a GPU, in one call: training with real patches, prediction, and what bf16 changes.
+"""Everything that is measured on a GPU, in one call: training, prediction, a whole slide, and what bf16 changes.
 
     python benchmarks/gpu.py [--batch 256] [--size 299] [--patches 2048] [--json OUT]
 
@@ -13,30 +13,52 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from heatmap import print_rates, rate
+from slides import write_slide
 from train import fastest, forward_ways, plain_steps, steps_of, table, write_store
 
-from wsi_pipeline.config import TrainingRun
-from wsi_pipeline.model.augment import to_input, to_unit
-from wsi_pipeline.model.device import Device, pick_device
+from wsi_pipeline.config import PyramidOptions, TrainingRun
+from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.folder import starting_network
-from wsi_pipeline.model.inception import folded
+from wsi_pipeline.model.prediction import Predictor
+from wsi_pipeline.model.scan import scan
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import convert
+from wsi_pipeline.walk import Walk
 
 
-def difference(device: Device, size: int, batch: int) -> dict[str, float]:
-    """Largest and mean difference of a tumour probability in the precision of prediction from float32."""
-    network = folded(starting_network("random", 2, 1, None)).to(device.device)
-    pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
-    with torch.inference_mode():
-        x = to_input(to_unit(pixels, device.device))
-        exact = network(x).softmax(1)[:, 1]
-        with device.autocast():
-            found = network(x)
-        away = (found.float().softmax(1)[:, 1] - exact).abs()
-    return {"largest": away.max().item(), "mean": away.mean().item()}
+def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pixels: int) -> dict[str, float]:
+    """Patches a second of a scan of a drawn slide, stride of a patch and of a quarter, and of the bare network."""
+    source = folder / "slide.tif"
+    write_slide(source, pixels, pixels)
+    store = folder / "pyramid.ome.zarr"
+    convert.run("s", source, store, folder / "pyramid.json", PyramidOptions(), 0.25, workers)
+    pyramid = Pyramid(store)
+    spec = pyramid.patch_spec(size, 0.25)
+    batch = torch.randint(0, 256, (predictor.batch_size, size, size, 3), dtype=torch.uint8)
+    there = batch.to(predictor.device.device)
+
+    def bare() -> Iterator[int]:
+        while True:
+            yield len(predictor(there).cpu())
+
+    def scanned(stride: float) -> Iterator[int]:
+        grid = pyramid.grid(spec, spec.um * stride)
+        x, y = (part.ravel() for part in np.meshgrid(grid.x(), grid.y()))
+        for part in scan(Walk(pyramid, spec, x, y), predictor, workers):
+            yield len(part.whole)
+
+    return {
+        "bare network, constant pixels on the device": rate(bare(), 20),
+        "whole scan, stride of a patch": rate(scanned(1), 20),
+        "whole scan, stride of a quarter patch": rate(scanned(0.25), 20),
+    }
 
 
 def main() -> int:
@@ -47,6 +69,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--patches", type=int, default=2048)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--pixels", type=int, default=80_000, help="edge of the slide that is drawn and predicted")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
@@ -77,8 +100,13 @@ def main() -> int:
         forward = forward_ways(device, arguments.size, arguments.batch, arguments.steps)
         found["prediction"] = fastest(forward, arguments.rounds, device)
         table("prediction", images, found["prediction"])
-    found["bf16"] = difference(device, arguments.size, min(arguments.batch, 64))
-    print(f"\nprobabilities in the precision of prediction against float32: {found['bf16']}")
+        predictor = Predictor(starting_network("random", 2, 1, None), arguments.size, 1, device)
+        print(f"\nbatch of prediction: {predictor.batch_size}")
+        found["slide"] = whole_stage(Path(folder), predictor, arguments.workers, arguments.size, arguments.pixels)
+        print_rates("a slide", found["slide"])
+    some = torch.randint(0, 256, (64, arguments.size, arguments.size, 3), dtype=torch.uint8)
+    found["difference"] = predictor.difference(some)
+    print(f"\nlargest difference of a probability from float32: {found['difference']:.2e}")
     if device.is_cuda:
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         print(f"peak memory of the GPU: {found['peak_gib']:.1f} GiB")

@@ -25,12 +25,11 @@ from wsi_pipeline.codecs import picture_codec
 from wsi_pipeline.config import TrainingRun
 from wsi_pipeline.files import canonical_json
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.bank import Feed, PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.folder import starting_network
-from wsi_pipeline.model.inception import folded
+from wsi_pipeline.model.prediction import Predictor
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.patch_store import write_patches
 from wsi_pipeline.stages.train import PatchSet
@@ -140,20 +139,19 @@ def plain_steps(options: TrainingRun, device: Device, size: int, count: int) -> 
 
 
 def forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
-    """The network alone, from the same uint8 pixels."""
+    """The network alone, from the same uint8 pixels to probabilities; benchmarks/heatmap.py has more on a CPU."""
     network = starting_network("random", 2, 1, None).eval().to(device.device)
-    ours = folded(network)
+    ours = Predictor(network, size, 1, device, batch_size=batch)
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
 
     def plain() -> None:
         with torch.inference_mode():
             for _ in range(count):
-                network(pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous())
+                network(pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()).softmax(1)
 
     def optimised() -> None:
-        with torch.inference_mode(), device.autocast():
-            for _ in range(count):
-                ours(to_input(to_unit(pixels, device.device)))
+        for _ in range(count):
+            ours(pixels)
 
     return {"plain eager float32 NCHW": plain, "ours": optimised}
 

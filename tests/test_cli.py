@@ -63,7 +63,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("stage", sorted(STEP_VERSIONS.keys() - {"train", "heatmap"}))
+@pytest.mark.parametrize("stage", sorted(STEP_VERSIONS.keys() - {"train", "predict", "heatmap"}))
 def test_only_training_and_prediction_import_torch(stage: str) -> None:
     code = f"import sys, wsi_pipeline.stages.{stage}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +16,17 @@ import torch
 from conftest import tissue_picture, write_tiff
 
 from wsi_pipeline.config import HeatmapRun, PyramidOptions, TissueOptions
-from wsi_pipeline.errors import ModelError, PipelineError, StoreError
+from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.model.augment import to_input, to_unit
-from wsi_pipeline.model.folder import ModelFacts, load_network, read_model_json, save_weights, write_model_json
+from wsi_pipeline.model.folder import ModelFacts, load_network, save_weights, write_model_json
 from wsi_pipeline.model.inception import InceptionV3, initialize
 from wsi_pipeline.model.prediction import Predictor, fitting
 from wsi_pipeline.model.scan import scan_batches, scan_threads
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.raw_scores import RawScores
-from wsi_pipeline.stages import convert, heatmap, tissue
+from wsi_pipeline.stages import convert, heatmap, predict, tissue
 from wsi_pipeline.store import Image, read_image, write_image
 from wsi_pipeline.walk import Walk
 
@@ -55,7 +58,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(slides: Path, model: Path, out: Path, threads: int = 2, **options: Any) -> np.ndarray:
     weights, facts = model / "weights.safetensors", model / "model.json"
-    heatmap.run(["s1"], slides, weights, facts, out, HeatmapRun(**options), threads)
+    heatmap.run("s1", slides, weights, facts, out, HeatmapRun(**options), threads)
     return read_image(out / "s1.ome.zarr", 0.5).data
 
 
@@ -103,9 +106,7 @@ def test_the_way_of_a_gpu_gives_the_same_as_that_of_a_cpu(slide: Path, model: Pa
     spec = pyramid.patch_spec(75, 1.0)
     grid = pyramid.grid(spec, 60)
     x, y = (part.ravel() for part in np.meshgrid(grid.x()[:6], grid.y()[:5]))
-    predictor = heatmap.Model(
-        model / "weights.safetensors", read_model_json(model / "model.json"), HeatmapRun()
-    ).predictor
+    predictor = predict.Model(model / "weights.safetensors", model / "model.json", HeatmapRun()).predictor
     found = []
     for way in (scan_threads, scan_batches):
         parts = list(way(Walk(pyramid, spec, x, y), predictor, 2, 5))
@@ -185,6 +186,39 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(
     assert (tmp_path / "a" / "s1.json").read_bytes() == (tmp_path / "b" / "s1.json").read_bytes()
 
 
+def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(slide: Path, model: Path, tmp_path: Path) -> None:
+    options = HeatmapRun(stride_um=12)
+    code = (
+        "from wsi_pipeline.stages import predict; predict._SAVE_SECONDS = 0.2; "
+        "from wsi_pipeline.cli import main; main()"
+    )
+
+    def start(out: Path, threads: int) -> subprocess.Popen[str]:
+        command = ["heatmap", "--slides", slide, "--slide", "s1", "--weights", model / "weights.safetensors"]
+        command += ["--model", model / "model.json", "--output", out, "--options", options.model_dump_json()]
+        command += ["--threads", str(threads)]
+        return subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
+
+    killed, raw = tmp_path / "killed", tmp_path / "killed" / "s1.raw.npz"
+    sizes = [0]
+    for _ in range(2):
+        process = start(killed, 2)
+        while not raw.exists() or raw.stat().st_size <= sizes[-1]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert not (killed / "s1.json").exists()
+        sizes.append(raw.stat().st_size)
+    last = start(killed, 1)
+    assert "going on from patch" in last.communicate()[1]
+    whole = start(tmp_path / "whole", 2)
+    whole.communicate()
+    assert last.returncode == whole.returncode == 0
+    for name in ("s1.json", "s1.ome.zarr/0/c/0/0"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def count_predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many patches each call of the network has been given from now on."""
     predicted: list[int] = []
@@ -261,20 +295,29 @@ def test_a_damaged_chunk_costs_its_patches_only(
     np.testing.assert_array_equal(run(tmp_path / "slides", model, tmp_path / "b"), whole)
 
 
-def test_a_slide_that_fails_leaves_the_others_of_its_job_alone(
+def test_several_slides_are_predicted_with_a_model_that_is_loaded_once(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    whole = run(slide, model, tmp_path / "alone")
     without_tissue(slide, tmp_path / "slides", "bare")
-    (tmp_path / "slides" / "s1").symlink_to(slide / "s1")
+    for name in ("s1", "s2"):
+        (tmp_path / "slides" / name).symlink_to(slide / "s1")
     loaded = []
-    load = heatmap.load_network
-    monkeypatch.setattr(heatmap, "load_network", lambda *given: loaded.append(1) or load(*given))
-    files = model / "weights.safetensors", model / "model.json"
-    with pytest.raises(PipelineError, match="1 of 4 slides could not be predicted: gone"):
-        heatmap.run(["s1", "gone", "bare", "s1"], tmp_path / "slides", *files, tmp_path / "out", HeatmapRun())
-    assert "gone/pyramid.ome.zarr: not a pyramid" in caplog.text
-    assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"s1.json", "bare.json"}
+    load = predict.load_network
+    monkeypatch.setattr(predict, "load_network", lambda *given: loaded.append(1) or load(*given))
+    files, out = (model / "weights.safetensors", model / "model.json"), tmp_path / "out"
+    slides = ["s1", "gone", "bare", "s2"]
+    predict.run(slides, tmp_path / "slides", *files, out, out / "batch.json", HeatmapRun(), 2)
     assert len(loaded) == 1
+    assert "gone: left out here: " in caplog.text
+    positions = int(np.isfinite(whole).sum())
+    assert json.loads((out / "batch.json").read_text())["positions"] == {"s1": positions, "bare": 0, "s2": positions}
+    for name in ("s1", "s2"):
+        heatmap.run(name, tmp_path / "slides", *files, out, HeatmapRun(), 2)
+        np.testing.assert_array_equal(read_image(out / f"{name}.ome.zarr", 0.5).data, whole)
+    assert len(loaded) == 1
+    with pytest.raises(StoreError, match=r"gone/pyramid\.ome\.zarr: not a pyramid"):
+        heatmap.run("gone", tmp_path / "slides", *files, out, HeatmapRun(), 2)
 
 
 def test_a_batch_that_does_not_fit_is_halved(

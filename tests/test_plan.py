@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from wsi_pipeline.cli import app
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.options import read_yaml
 from wsi_pipeline.plan import plan_cohort, plan_text
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.sheet import load_sheet
-from wsi_pipeline.stages import convert, heatmap, tissue
+from wsi_pipeline.stages import convert, tissue
+from wsi_pipeline.store import read_image
 
 CONFIG = Config.model_validate({"patches": {"mpp": 0.5, "size_px": 96}})
 
@@ -53,8 +55,8 @@ def test_the_plan_is_near_what_happens(tmp_path: Path, compression: str) -> None
     tissue.run("s1", store, tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png", CONFIG.tissue)
     pyramid = Pyramid(store)
     grid = pyramid.grid(pyramid.patch_spec(96, 0.5), None)
-    mask = heatmap.read_image(tmp_path / "t.ome.zarr", pyramid.mpp)
-    positions = int((heatmap.grid_shares(mask.data > 0, mask.mpp, grid, pyramid.mpp) > 0).sum())
+    mask = read_image(tmp_path / "t.ome.zarr", pyramid.mpp)
+    positions = int((grid_shares(mask.data > 0, mask.mpp, grid, pyramid.mpp) > 0).sum())
     assert plan.patches == pytest.approx(positions, rel=0.1)
 
 

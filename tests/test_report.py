@@ -70,12 +70,14 @@ def test_missing_slides_are_shown(results: Path, tmp_path: Path) -> None:
     for path in (results / "evaluation").iterdir():
         (evaluation / path.name).write_bytes(path.read_bytes())
     metrics = json.loads((evaluation / "metrics.json").read_text())
-    metrics["cohort"] |= {"complete": False, "missing": ["c9"]}
+    metrics["cohort"] |= {"complete": False, "missing": ["c9"], "unread_positions": {"c1": 7}}
     (evaluation / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "r").mkdir()
     report.run(
         results / "slides", results / "heatmaps", results / "confusion", evaluation, tmp_path / "r" / "report.html",
         ReportRun(), Sheet(),
     )  # fmt: skip
-    assert "Incomplete: no results of c9." in (tmp_path / "r" / "report.html").read_text()
+    html = (tmp_path / "r" / "report.html").read_text()
+    assert "Incomplete: no results of c9." in html
+    assert "Positions on damaged chunks, which no figure counts: c1 (7)." in html
     assert "incomplete, without c9" in summary_text(evaluation / "metrics.json", Path("r.html"))

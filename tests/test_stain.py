@@ -103,7 +103,7 @@ def test_patches_and_heatmap_get_the_same_colours(stained: Path, tmp_path: Path)
     digest = save_weights(folder / "weights.safetensors", network.state_dict())
     write_model_json(folder / "model.json", ModelFacts(75, 0.5, ("normal", "tumor"), digest, "macenko"))
     heatmap.run(
-        [stained.name], stained.parent, folder / "weights.safetensors", folder / "model.json", tmp_path, HeatmapRun()
+        stained.name, stained.parent, folder / "weights.safetensors", folder / "model.json", tmp_path, HeatmapRun()
     )
     assert json.loads((tmp_path / f"{stained.name}.json").read_text())["stains"] == facts["stains"]
     heat = read_image(tmp_path / f"{stained.name}.ome.zarr", 0.5).data

@@ -131,6 +131,29 @@ def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
     assert model["training"]["normal"] == first["training"]["normal"] + sum(drawn)
 
 
+def test_several_slides_a_job_and_tiffs(run: Path) -> None:
+    config = changed(heatmap={"slides_per_job": 2, "tiff": True})
+    results = run / "results" / "heatmaps" / "inception_v3"
+    before = {path.name: path.read_bytes() for path in results.glob("*.json")}
+    assert len(before) == 2
+    shutil.rmtree(results)
+    predicted = {"predict": 1, "heatmap": 2, "export": 2}
+    judged = {"scores": 2, "detect": 2, "confusion": 2}
+    assert planned(run, config) == predicted | judged | AGGREGATION
+    result = snakemake(run, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {path.name: path.read_bytes() for path in results.glob("*.json")} == before
+    assert {path.name for path in results.glob("*.tif")} == {"normal-3.tif", "tumor-3.tif"}
+    logs = run / "results" / "logs"
+    assert (logs / "predict" / "inception_v3" / "0000.log").read_text().count("patches, ") == 2
+    for slide in ("normal-3", "tumor-3"):
+        assert "patches, " not in (logs / "heatmap" / "inception_v3" / f"{slide}.log").read_text()
+    assert planned(run, config) == {}
+    shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
+    add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
+    assert planned(run, config) == TEST_JOBS | {"predict": 1, "export": 1} | AGGREGATION
+
+
 @pytest.mark.slow
 def test_a_training_that_is_told_to_stop_goes_on_in_the_next_attempt(run: Path) -> None:
     config = changed(training={"max_steps": 40, "epochs": 100})

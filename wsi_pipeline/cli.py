@@ -9,28 +9,35 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from wsi_pipeline import cli_evaluation, tools
 from wsi_pipeline.cli_options import (
+    AllowUpsampling,
     Exclude,
     HeatmapArg,
     HeatmapReceipt,
+    ModelArg,
     Options,
     Picture,
     PyramidArg,
     Receipt,
     Rows,
     Slide,
+    SlidesFolder,
     Store,
     Synthetic,
     Threads,
     TissueArg,
     TruthArg,
+    Weights,
 )
 from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
+
+if TYPE_CHECKING:
+    from wsi_pipeline.config import HeatmapRun
 
 app = typer.Typer(
     name="wsi-pipeline",
@@ -245,27 +252,60 @@ def negatives(
 
 
 @app.command()
-def heatmap(
-    slides: Annotated[Path, typer.Option(help="Folder of the slides, with their pyramids and tissue.")],
+def predict(
+    slides: SlidesFolder,
     slide: Annotated[list[str], typer.Option(help="Slide id; may be given again.")],
-    weights: Annotated[Path, typer.Option(help="weights.safetensors of the model.")],
-    model: Annotated[Path, typer.Option(help="model.json of the model.")],
-    output: Annotated[Path, typer.Option(help="Folder to write <slide>.ome.zarr and <slide>.json into.")],
-    allow_upsampling: Annotated[
-        bool, typer.Option("--allow-upsampling", help="Predict slides coarser than the model's scale too.")
-    ] = False,
+    weights: Weights,
+    model: ModelArg,
+    output: Annotated[Path, typer.Option(help="Folder to write <slide>.raw.npz into.")],
+    receipt: Receipt,
+    allow_upsampling: AllowUpsampling = False,
     options: Options = "{}",
     threads: Threads = 1,
 ) -> None:
-    """Predict the tumour probability of every patch of one or more slides."""
-    from wsi_pipeline.config import HeatmapRun
-    from wsi_pipeline.options import parse_options
+    """Ask the network about the patches of several slides, for the stage heatmap."""
+    from wsi_pipeline.stages import predict as stage
+
+    stage.run(
+        slide, slides, weights, model, output, receipt, _prediction("predict", options, allow_upsampling), threads
+    )
+
+
+@app.command()
+def heatmap(
+    slides: SlidesFolder,
+    slide: Slide,
+    weights: Weights,
+    model: ModelArg,
+    output: Annotated[Path, typer.Option(help="Folder to write <slide>.ome.zarr and <slide>.json into.")],
+    allow_upsampling: AllowUpsampling = False,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Predict the tumour probability of every patch of a slide."""
     from wsi_pipeline.stages import heatmap as stage
 
-    parsed = parse_options("heatmap", HeatmapRun, options)
-    if allow_upsampling:
-        parsed = parsed.model_copy(update={"allow_upsampling": True})
-    stage.run(slide, slides, weights, model, output, parsed, threads)
+    stage.run(slide, slides, weights, model, output, _prediction("heatmap", options, allow_upsampling), threads)
+
+
+def _prediction(stage: str, options: str, allow_upsampling: bool) -> HeatmapRun:
+    from wsi_pipeline.config import HeatmapRun
+    from wsi_pipeline.options import parse_options
+
+    parsed = parse_options(stage, HeatmapRun, options)
+    return parsed.model_copy(update={"allow_upsampling": True}) if allow_upsampling else parsed
+
+
+@app.command()
+def export(
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceipt,
+    tiff: Annotated[Path, typer.Option(help="TIFF to write.")],
+) -> None:
+    """Write a heatmap as a 16-bit OME-TIFF."""
+    from wsi_pipeline.stages import export as stage
+
+    stage.run(heatmap, heatmap_receipt, tiff)
 
 
 app.add_typer(cli_evaluation.app)

@@ -18,6 +18,12 @@ TissueArg = Annotated[Path, typer.Option("--tissue", help="The slide's tissue.om
 TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.zarr.")]
 HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap store.")]
 HeatmapReceipt = Annotated[Path, typer.Option(help="The heatmap's receipt.")]
+SlidesFolder = Annotated[Path, typer.Option("--slides", help="Folder of the slides, with pyramids and tissue.")]
+Weights = Annotated[Path, typer.Option(help="weights.safetensors of the model.")]
+ModelArg = Annotated[Path, typer.Option("--model", help="model.json of the model.")]
+AllowUpsampling = Annotated[
+    bool, typer.Option("--allow-upsampling", help="Predict slides coarser than the model's scale too.")
+]
 ScoresFolder = Annotated[Path, typer.Option("--scores", help="Folder that the stage scores wrote into.")]
 DetectionsFolder = Annotated[Path, typer.Option("--detections", help="Folder that the stage detect wrote into.")]
 Calibration = Annotated[Path, typer.Option(help="Receipt of the stage calibrate.")]

@@ -59,6 +59,11 @@ class RawScores:
         self.whole[part] = whole
         self.done = part.stop
 
+    @property
+    def unread(self) -> int:
+        """How many patches could not be read."""
+        return int((~self.whole).sum())
+
     def save(self) -> None:
         """Write what is known, atomically."""
         known = slice(0, self.done)

@@ -87,6 +87,12 @@ def _of_set(figures: Figures) -> str:
     return f" (without {', '.join(left_out)})" if len(left_out) < 4 else f" (without {len(left_out)} test slides)"
 
 
+def unread_text(unread: dict[str, int]) -> str:
+    """Which slides have how many positions that could not be read."""
+    slides = ", ".join(f"{slide} ({count})" for slide, count in unread.items())
+    return f"positions on damaged chunks, which no figure counts: {slides}"
+
+
 def summary_text(metrics_path: Path, report: Path) -> str:
     """A few lines: figures, warnings, where the report is."""
     metrics = read_metrics(metrics_path)
@@ -96,5 +102,7 @@ def summary_text(metrics_path: Path, report: Path) -> str:
         lines.append(SYNTHETIC)
     if cohort["missing"]:
         lines.append(f"incomplete, without {', '.join(cohort['missing'])}")
+    if cohort["unread_positions"]:
+        lines.append(unread_text(cohort["unread_positions"]))
     lines += [f"  {name:<12} {value:<28} {n}" for name, value, n in headline(metrics)]
     return "\n".join([*lines, f"report: {report}"])

@@ -11,7 +11,7 @@ import typer
 app = typer.Typer()
 
 # Inception-v3 at 299 px on two cores (docs/benchmarks.md).
-CPU_PATCHES_PER_SECOND = 12.0
+CPU_PATCHES_PER_SECOND = 16.0
 
 Json = Annotated[Path | None, typer.Option("--json", help="JSON file to write.")]
 Resamples = Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")]

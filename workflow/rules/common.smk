@@ -138,6 +138,31 @@ def folder_of(files):
     return str(Path(files[0]).parent) if files else "."
 
 
+def predicted_slides(model):
+    """Slides that a model predicts, in the order of the sheet: those of a round but the last are trained on."""
+    names = set(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
+    return [slide for slide in SHEET if slide in names]
+
+
+def batch_slides(wildcards):
+    first = int(wildcards.batch) * CONFIG.heatmap.slides_per_job
+    return predicted_slides(wildcards.model)[first : first + CONFIG.heatmap.slides_per_job]
+
+
+def of_batch(name):
+    """A file of each slide of a batch."""
+    return lambda wildcards: expand(f"{RESULTS}/slides/{{slide}}/{name}", slide=batch_slides(wildcards))
+
+
+def batch_of_slide(wildcards):
+    """What says that the network has been asked about a slide, where that is done for several at a time."""
+    slides = predicted_slides(wildcards.model)
+    if CONFIG.heatmap.slides_per_job == 1 or wildcards.slide not in slides:
+        return []
+    batch = slides.index(wildcards.slide) // CONFIG.heatmap.slides_per_job
+    return [f"{RESULTS}/heatmaps/{wildcards.model}/batches/{batch:04d}.json"]
+
+
 def slides_folder(pyramid):
     """The folder of all slides."""
     return str(Path(pyramid).parent.parent)

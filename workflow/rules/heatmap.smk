@@ -1,10 +1,45 @@
 # Prediction of each slide that is judged or chosen on, and what is right and wrong with it.
 
 
+if CONFIG.heatmap.slides_per_job > 1:
+
+    # Asks the network about several slides in turn. What it writes for each is no output of its own but found by the
+    # rule heatmap, which makes up for what is not there: so no slide's result depends on who its neighbours are.
+    rule predict:
+        input:
+            of_batch("pyramid.json"),
+            of_batch("tissue.json"),
+            model="<results>/model/{model}/model.json",
+            weights=ancient("<results>/model/{model}/weights.safetensors"),
+            pyramids=ancient(of_batch("pyramid.ome.zarr")),
+            tissue=ancient(of_batch("tissue.ome.zarr")),
+        output:
+            "<results>/heatmaps/{model}/batches/{batch}.json",
+        log:
+            "<logs>/predict/{model}/{batch}.log",
+        benchmark:
+            "<logs>/predict/{model}/{batch}.tsv"
+        threads: 8
+        resources:
+            mem_mb=4000,
+            runtime=240 * CONFIG.heatmap.slides_per_job,
+            gpu=1,
+        params:
+            options=options("predict"),
+            slides=lambda wildcards, input: slides_folder(input.pyramids[0]),
+            slide=lambda wildcards: [f"--slide={slide}" for slide in batch_slides(wildcards)],
+            folder=lambda wildcards, output: str(Path(output[0]).parent.parent),
+        shell:
+            "wsi-pipeline predict --slides {params.slides:q} {params.slide:q} --weights {input.weights:q}"
+            " --model {input.model:q} --output {params.folder:q} --receipt {output:q}"
+            " --options {params.options:q} --threads {threads} > {log:q} 2>&1"
+
+
 rule heatmap:
     input:
         "<results>/slides/{slide}/pyramid.json",
         "<results>/slides/{slide}/tissue.json",
+        batch=ancient(batch_of_slide),
         model="<results>/model/{model}/model.json",
         weights=ancient("<results>/model/{model}/weights.safetensors"),
         pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
@@ -17,11 +52,11 @@ rule heatmap:
     benchmark:
         "<logs>/heatmap/{model}/{slide}.tsv"
     # Fewer where there are fewer; on a CPU each has a part of the patches, and the results are the same.
-    threads: 8
+    threads: 8 if CONFIG.heatmap.slides_per_job == 1 else 1
     resources:
         mem_mb=4000,
         runtime=240,
-        gpu=1,
+        gpu=1 if CONFIG.heatmap.slides_per_job == 1 else 0,
     params:
         options=options("heatmap"),
         slides=lambda wildcards, input: slides_folder(input.pyramid),
@@ -30,6 +65,25 @@ rule heatmap:
         "wsi-pipeline heatmap --slides {params.slides:q} --slide {wildcards.slide:q} --weights {input.weights:q}"
         " --model {input.model:q} --output {params.folder:q} --options {params.options:q}"
         " --threads {threads} > {log:q} 2>&1"
+
+
+rule export:
+    input:
+        receipt="<results>/heatmaps/{model}/{slide}.json",
+        heatmap=ancient("<results>/heatmaps/{model}/{slide}.ome.zarr"),
+    output:
+        "<results>/heatmaps/{model}/{slide}.tif",
+    log:
+        "<logs>/export/{model}/{slide}.log",
+    benchmark:
+        "<logs>/export/{model}/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "wsi-pipeline export --heatmap {input.heatmap:q} --heatmap-receipt {input.receipt:q} --tiff {output:q}"
+        " > {log:q} 2>&1"
 
 
 rule confusion:

@@ -2,7 +2,7 @@
 
 `config/defaults.yaml` and `workflow/schemas/config.schema.json` are generated from these models
 (`wsi-pipeline config`). Lengths are micrometres, scales um per pixel; threads, memory and partitions
-are not config but belong to rules and profiles. The one exception is `cpu_threads`: how many threads
+are not config but belong to rules and profiles. The one exception is `training.cpu_threads`: how many threads
 share a sum decides its last bits, so a result that is to be the same anywhere has to fix it.
 """
 
@@ -83,12 +83,13 @@ STEP_VERSIONS = {
     "patches": 3,
     "train": 3,
     "negatives": 1,
+    "predict": 1,
     "heatmap": 3,
-    "scores": 1,
+    "scores": 2,
     "detect": 1,
     "calibrate": 1,
     "confusion": 2,
-    "evaluate": 4,
+    "evaluate": 5,
     "report": 2,
 }
 
@@ -111,6 +112,7 @@ class Config(Section):
     def stage_options(self, stage: str) -> Section:
         """Just the options that can change what `stage` writes."""
         evaluation = self.evaluation
+        prediction = {name: getattr(self.heatmap, name) for name in HeatmapRun.model_fields}
         parts: dict[str, dict[str, Any]] = {
             "convert": dict(self.pyramid),
             "tissue": dict(self.tissue),
@@ -131,7 +133,8 @@ class Config(Section):
                 "per_slide": self.training.hard_negatives.per_slide,
                 "min_score": self.training.hard_negatives.min_score,
             },
-            "heatmap": {name: getattr(self.heatmap, name) for name in HeatmapRun.model_fields},
+            "predict": prediction,
+            "heatmap": prediction,
             "scores": dict(evaluation.patch_level),
             "detect": dict(evaluation.lesion_level),
             "calibrate": {"operating_point": evaluation.operating_point, "calibration": evaluation.calibration},

@@ -66,6 +66,7 @@ STAGE_OPTIONS: dict[str, type[Section]] = {
     "patches": PatchDraw,
     "train": TrainingRun,
     "negatives": HardDraw,
+    "predict": HeatmapRun,
     "heatmap": HeatmapRun,
     "scores": PatchLevelOptions,
     "detect": LesionLevelOptions,

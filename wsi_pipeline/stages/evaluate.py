@@ -181,6 +181,7 @@ def _cohort(
         "missing": list(missing),
         "excluded": list(excluded),
         "test_slides": [s.row.slide for s in slides],
+        "unread_positions": {s.row.slide: n for s in slides if (n := s.scores["unread_positions"])},
         "slides": {split: len(sheet.of_split(split)) for split in ("train", "validation", "test")},
     }
 

@@ -27,7 +27,7 @@ from wsi_pipeline.pictures import Picture, blend, color_heat, paint_labels, trut
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.sheet import Sheet
 from wsi_pipeline.store import read_image
-from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics
+from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics, unread_text
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ def _headline(metrics: Figures, options: ReportRun) -> str:
     if not cohort["complete"]:
         names = escape(", ".join(cohort["missing"]))
         warning += f"<p style='color:{ORANGE};font-weight:bold'>Incomplete: no results of {names}.</p>"
+    if cohort["unread_positions"]:
+        warning += f"<p style='color:{ORANGE}'>{escape(unread_text(cohort['unread_positions']).capitalize())}.</p>"
     if cohort["excluded"]:
         warning += f"<p>Excluded by the config: {escape(', '.join(cohort['excluded']))}.</p>"
     return (

@@ -42,6 +42,7 @@ def run(
         "slide": slide,
         "model_sha256": judged.facts["model_sha256"],
         "positions": {"normal": normal, "tumor": tumor, "ignored": ignored},
+        "unread_positions": judged.facts["unread_positions"],
         "truth": {
             "tumor": annotated,
             "ignored": bool((judged.truth.data == IGNORE).any()),

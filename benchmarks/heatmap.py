@@ -1,0 +1,240 @@
+"""Heatmaps: the forward pass against plain ones, the whole stage against the bare network and against others' loop.
+
+    python benchmarks/heatmap.py SLIDE.tif [--threads 2] [--seconds 60]
+    python benchmarks/heatmap.py HUGE.tif --memory         reading and memory at full size (a slide of slides.py)
+
+SLIDE is converted first, outside the times; it is taken to have 0.25 um per pixel. Patches have 299 px, the network
+random weights. Rates are of what is done from second 5 on. Prints Markdown tables. On a GPU use benchmarks/gpu.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsi_pipeline.config import PyramidOptions, TissueOptions
+from wsi_pipeline.masks import grid_shares
+from wsi_pipeline.model.augment import to_input, to_unit
+from wsi_pipeline.model.device import Device, pick_device
+from wsi_pipeline.model.folder import starting_network
+from wsi_pipeline.model.inception import InceptionV3, folded
+from wsi_pipeline.model.prediction import CPU_BATCH, Predictor, optimised
+from wsi_pipeline.model.scan import in_order, scan
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.stages import convert, tissue
+from wsi_pipeline.store import read_image
+from wsi_pipeline.walk import Walk
+
+SIZE, MPP = 299, 0.25
+WARM_SECONDS = 5.0
+
+
+def rate(counts: Iterator[int], seconds: float) -> float:
+    """Patches a second between second 5 and the end."""
+    began = time.perf_counter()
+    first, done, now = None, 0, began
+    for count in counts:
+        done += count
+        now = time.perf_counter()
+        if first is None and now - began > WARM_SECONDS:
+            first = now, done
+        if now - began > WARM_SECONDS + seconds:
+            break
+    if first is None or now == first[0]:
+        raise SystemExit("the slide is too small for so few seconds")
+    return (done - first[1]) / (now - first[0])
+
+
+def best(run: Callable[[], object], patches: int) -> float:
+    """Patches a second of the fastest of four calls, after one to warm up."""
+    run()
+    found = 0.0
+    for _ in range(4):
+        began = time.perf_counter()
+        run()
+        found = max(found, patches / (time.perf_counter() - began))
+    return found
+
+
+def print_rates(title: str, rows: dict[str, float]) -> None:
+    first = next(iter(rows.values()))
+    print(f"\n| {title} | patches/s | times the first |\n|---|---|---|")
+    for name, value in rows.items():
+        print(f"| {name} | {value:.2f} | {value / first:.2f} |", flush=True)
+
+
+def bare(predictor: Predictor, threads: int) -> Iterator[int]:
+    """The network on the same batch again and again, as the stage runs it."""
+    pixels = torch.randint(0, 256, (predictor.batch_size, SIZE, SIZE, 3), dtype=torch.uint8)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for found in in_order(pool, lambda _: predictor(pixels), range(10**9), 2 * threads):
+            yield len(found)
+
+
+def forward_ways(network: InceptionV3, predictor: Predictor, threads: int) -> dict[str, float]:
+    """The same pixels to probabilities; a way for each batch size of plain PyTorch."""
+    rows = {}
+    channels_last = folded(network)
+    for batch in (32, 16, 4):
+        pixels = torch.randint(0, 256, (batch, SIZE, SIZE, 3), dtype=torch.uint8)
+
+        def plain(pixels: Tensor = pixels) -> Tensor:
+            with torch.inference_mode():
+                x = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+                return network(x).softmax(1)[:, 1]
+
+        def last(pixels: Tensor = pixels) -> Tensor:
+            with torch.inference_mode():
+                return channels_last(to_input(to_unit(pixels, torch.device("cpu")))).softmax(1)[:, 1]
+
+        torch.set_num_threads(threads)
+        rows[f"plain eager float32 NCHW, batch {batch}"] = best(plain, batch)
+        rows[f"batch norms folded, channels last, batch {batch}"] = best(last, batch)
+    torch.set_num_threads(1)
+    few = torch.randint(0, 256, (64, SIZE, SIZE, 3), dtype=torch.uint8)
+    parts = few.split(predictor.batch_size)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        rows[f"ours, batch {predictor.batch_size} in each of {threads} threads"] = best(
+            lambda: list(pool.map(predictor, parts)), len(few)
+        )
+    return rows
+
+
+def largest_difference(network: InceptionV3, device: Device) -> float:
+    """Of logits, between ours and the plain network."""
+    pixels = torch.randint(0, 256, (16, SIZE, SIZE, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        x = to_input(to_unit(pixels, torch.device("cpu")))
+        return float((optimised(network, device)(x) - network(x)).abs().max())
+
+
+def corners(folder: Path, stride: float) -> tuple[Pyramid, np.ndarray, np.ndarray]:
+    """Level-0 corners of patches with tissue, `stride` patches apart."""
+    pyramid = Pyramid(folder / "pyramid.ome.zarr")
+    spec = pyramid.patch_spec(SIZE, MPP)
+    grid = pyramid.grid(spec, spec.um * stride)
+    mask = read_image(folder / "tissue.ome.zarr", pyramid.mpp)
+    rows, columns = np.nonzero(grid_shares(mask.data > 0, mask.mpp, grid, pyramid.mpp) > 0)
+    return pyramid, grid.x()[columns], grid.y()[rows]
+
+
+def whole_stage(folder: Path, predictor: Predictor, threads: int, stride: float) -> Iterator[int]:
+    pyramid, x, y = corners(folder, stride)
+    walk = Walk(pyramid, pyramid.patch_spec(SIZE, MPP), x, y)
+    for part in scan(walk, predictor, threads):
+        yield len(part.whole)
+
+
+class Patches(torch.utils.data.Dataset):
+    """What a DataLoader of published tools reads: each patch a region of the slide."""
+
+    def __init__(self, source: Path, x: np.ndarray, y: np.ndarray) -> None:
+        self._source, self._x, self._y = source, x.tolist(), y.tolist()
+        self._slide = None
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, k: int) -> Tensor:
+        import openslide
+
+        if self._slide is None:
+            self._slide = openslide.OpenSlide(self._source)
+        region = self._slide.read_region((self._x[k], self._y[k]), 0, (SIZE, SIZE)).convert("RGB")
+        return torch.from_numpy(np.asarray(region).copy()).permute(2, 0, 1).float().div(255)
+
+
+def loader_loop(folder: Path, source: Path, network: InceptionV3, threads: int, workers: int) -> Iterator[int]:
+    """OpenSlide regions through a DataLoader into the plain network, batches of 32, row by row."""
+    _, x, y = corners(folder, 1)
+    torch.set_num_threads(threads)
+    loader = torch.utils.data.DataLoader(Patches(source, x, y), batch_size=32, num_workers=workers)
+    with torch.inference_mode():
+        for batch in loader:
+            network(batch.sub(0.5).div(0.5)).softmax(1)
+            yield len(batch)
+
+
+def memory(folder: Path, threads: int) -> None:
+    """Read all patches of a slide; the network sees 40 batches of them, as all would take hours on a CPU."""
+
+    def resident() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    predictor = Predictor(starting_network("random", 2, 1, None), SIZE, 1, pick_device(1))
+    before = resident()
+    print(f"\nthe process with its model: {before:.0f} MiB")
+    print("\n| stride | patches | chunks decoded, of those touched | wall, s | peak memory beyond the model, MiB |")
+    print("|---|---|---|---|---|")
+    for stride in (1.0, 0.25):
+        pyramid, x, y = corners(folder, stride)
+        walk = Walk(pyramid, pyramid.patch_spec(SIZE, MPP), x, y)
+        touched = int((walk._kept._uses > 0).sum())
+        seen = max(1, len(walk) // CPU_BATCH // 40)
+        began = time.perf_counter()
+
+        def work(start: int, walk: Walk = walk, seen: int = seen) -> None:
+            pixels = torch.empty((min(CPU_BATCH, len(walk) - start), *walk.shape), dtype=torch.uint8)
+            walk.read(start, pixels.numpy())
+            if start // CPU_BATCH % seen == 0:
+                predictor(pixels)
+
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in in_order(pool, work, range(0, len(walk), CPU_BATCH), 2 * threads):
+                pass
+        seconds = time.perf_counter() - began
+        counts = f"{len(walk)} | {walk.decoded} of {touched}"
+        print(f"| {stride} patch | {counts} | {seconds:.0f} | {resident() - before:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slide", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--memory", action="store_true")
+    arguments = parser.parse_args()
+    threads = arguments.threads
+    device = pick_device(threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = folder / "pyramid.ome.zarr"
+        convert.run("s", arguments.slide, store, folder / "pyramid.json", PyramidOptions(), MPP, threads)
+        tissue.run(
+            "s", store, folder / "tissue.ome.zarr", folder / "tissue.json", folder / "t.png", TissueOptions(), threads
+        )
+        if arguments.memory:
+            memory(folder, threads)
+            return
+        network = starting_network("random", 2, 1, None).eval()
+        predictor = Predictor(network, SIZE, 1, device)
+        print_rates("forward pass", forward_ways(network, predictor, threads))
+        print(f"\nlargest difference of a logit from the plain network: {largest_difference(network, device):.1e}")
+        ways = {
+            "bare network, constant pixels": lambda: bare(predictor, threads),
+            "whole stage, stride of a patch": lambda: whole_stage(folder, predictor, threads, 1),
+            "whole stage, stride of a quarter patch": lambda: whole_stage(folder, predictor, threads, 0.25),
+            "OpenSlide and DataLoader, 0 workers": lambda: loader_loop(folder, arguments.slide, network, threads, 0),
+            f"OpenSlide and DataLoader, {threads} workers": lambda: loader_loop(
+                folder, arguments.slide, network, threads, threads
+            ),
+        }
+        rows = {}
+        for name_of_way, way in ways.items():
+            torch.set_num_threads(1)
+            rows[name_of_way] = rate(way(), arguments.seconds)
+        print_rates("a slide", rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Heatmaps as TIFF."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from wsi_pipeline.files import canonical_json
+from wsi_pipeline.stages import export
+from wsi_pipeline.store import Image, write_image
+
+
+def test_values_and_place_come_back(tmp_path: Path) -> None:
+    heat = np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7)
+    heat[2, 3] = np.nan
+    write_image(tmp_path / "h.ome.zarr", Image(heat, 60.0, 37.5), name="p", slide_mpp=0.5, fill=float("nan"))
+    facts = {"stage": "heatmap", "slide": "s1", "slide_mpp": 0.5, "heatmap_sha256": "a" * 64}
+    (tmp_path / "h.json").write_text(canonical_json(facts))
+    for name in ("one.tif", "two.tif"):
+        export.run(tmp_path / "h.ome.zarr", tmp_path / "h.json", tmp_path / name)
+    with tifffile.TiffFile(tmp_path / "one.tif") as tiff:
+        values, page = tiff.asarray(), tiff.pages[0]
+        assert tiff.is_ome
+        ome = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
+    assert values.dtype == np.uint16
+    assert values[2, 3] == 0
+    known = np.isfinite(heat)
+    np.testing.assert_allclose((values[known] - 1.0) / 65534, heat[known], atol=1 / 131068)
+    assert ome["Pixels"]["PhysicalSizeX"] == 60.0
+    assert ome["Pixels"]["Plane"]["PositionX"] == 37.25
+    assert page.tags["XResolution"].value[0] / page.tags["XResolution"].value[1] == 10000 / 60
+    assert ome["Name"] == "tumour probability of s1"
+    assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
+    assert json.loads((tmp_path / "h.json").read_text()) == facts
