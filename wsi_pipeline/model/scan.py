@@ -91,7 +91,23 @@ def scan_batches(walk: Walk, predictor: Predictor, threads: int, first: int = 0)
         there.record_stream(now)
         return there
 
-    launched: deque[tuple[int, Tensor, NDArray[np.bool_]]] = deque()
+    def begun(found: Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Begin to copy what the network says; the call returned waits for that, and for nothing begun later."""
+        if not is_cuda:
+            return found.numpy
+        here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        here.copy_(found, non_blocking=True)
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record()
+
+        def wait() -> NDArray[np.float32]:
+            there.synchronize()
+            values: NDArray[np.float32] = here.numpy()
+            return values
+
+        return wait
+
+    launched: deque[tuple[int, Callable[[], NDArray[np.float32]], NDArray[np.bool_]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         starts = iter(batches)
         pending = deque(submit(start) for start in islice(starts, _AHEAD))
@@ -103,11 +119,11 @@ def scan_batches(walk: Walk, predictor: Predictor, threads: int, first: int = 0)
                     whole = np.concatenate([part.result() for part in parts])
                     pace.waited(time.perf_counter() - began)
                     pending.extend(submit(following) for following in islice(starts, 1))
-                    launched.append((start, predictor(moved(pixels)), whole))
+                    launched.append((start, begun(predictor(moved(pixels))), whole))
                 # The batch before is asked for when the next one is on its way, so that a GPU never waits for us.
                 if len(launched) > 1 or not pending:
                     start, found, whole = launched.popleft()
-                    yield Scored(start, found.cpu().numpy(), whole)
+                    yield Scored(start, found(), whole)
                     pace.reached(start + len(whole))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
