@@ -22,7 +22,7 @@ from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.folder import ModelFacts, load_network, save_weights, write_model_json
 from wsi_pipeline.model.inception import InceptionV3, initialize
-from wsi_pipeline.model.prediction import Predictor, fitting
+from wsi_pipeline.model.prediction import CPU_BATCH, Predictor, fitting
 from wsi_pipeline.model.scan import scan_batches, scan_threads
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.raw_scores import RawScores
@@ -139,7 +139,8 @@ def test_a_slide_without_tissue_gives_an_empty_map(
 ) -> None:
     without_tissue(slide, tmp_path / "bare", "s1")
     assert np.isnan(run(tmp_path / "bare", model, tmp_path / "none", overlap_mean=True, smoothing_um=9)).all()
-    assert json.loads((tmp_path / "none" / "s1.json").read_text())["maximum"] is None
+    facts = json.loads((tmp_path / "none" / "s1.json").read_text())
+    assert (facts["maximum"], facts["positions"], facts["precision"]) == (None, 0, {"dtype": "float32"})
     assert "no position has more than 0 tissue, the map is empty" in caplog.text
 
 
@@ -182,7 +183,8 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(
     np.testing.assert_array_equal(run(slide, model, tmp_path / "b", stride_um=40), whole)
     positions = int(np.isfinite(whole).sum())
     assert f"going on from patch 40 of {positions}" in caplog.text
-    assert sum(predicted) == positions - 40
+    # And a batch that warms up.
+    assert sum(predicted) == positions - 40 + CPU_BATCH
     assert (tmp_path / "a" / "s1.json").read_bytes() == (tmp_path / "b" / "s1.json").read_bytes()
 
 
@@ -255,6 +257,26 @@ def test_the_network_is_not_asked_again_for_another_average(
     again = run(slide, model, tmp_path, stride_um=25, orientations=True)
     assert predicted
     assert (again != plain).any()
+
+
+def test_what_another_kind_of_device_began_is_begun_again(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(slide, model, tmp_path / "a", stride_um=40)
+    save = RawScores.save
+
+    def as_a_gpu(self: RawScores) -> None:
+        self.facts = {"dtype": "bfloat16"}
+        save(self)
+
+    with monkeypatch.context() as other:
+        other.setattr(RawScores, "save", as_a_gpu)
+        other.setattr(RawScores, "add", stopping_at(40))
+        with pytest.raises(KeyboardInterrupt):
+            run(slide, model, tmp_path / "b", stride_um=40)
+    predicted = count_predicted(monkeypatch)
+    np.testing.assert_array_equal(run(slide, model, tmp_path / "b", stride_um=40), whole)
+    assert sum(predicted) == np.isfinite(whole).sum() + CPU_BATCH
 
 
 def test_orientations_are_averaged(slide: Path, model: Path, tmp_path: Path) -> None:

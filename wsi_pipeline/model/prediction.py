@@ -81,6 +81,8 @@ class Predictor:
         self._most = _GPU_BATCH if device.is_cuda else CPU_BATCH
         self.batch_size = max(_LEAST_BATCH, batch_size or self._fitting())
         self._most = self.batch_size
+        # The first batch of a size takes long: it lays out weights, or looks for the fastest algorithms.
+        self(torch.zeros((self.batch_size, size_px, size_px, 3), dtype=torch.uint8))
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -161,7 +161,8 @@ def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads:
     )
     path, count = output / f"{slide}.raw.npz", len(positions.rows)
     scores = RawScores.open(path, inputs, count)
-    if scores.done < count and scores.facts.get("dtype") != model.dtype:
+    # A map whose parts come from two kinds of device would be neither's.
+    if not scores.facts or (scores.done < count and scores.facts["dtype"] != model.dtype):
         scores = RawScores(path, inputs, count)
         scores.facts = precision(model, positions)
     if 0 < scores.done < count:
