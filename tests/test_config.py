@@ -77,8 +77,8 @@ def test_every_field_says_what_it_is() -> None:
     assert check(Config()) > 60
 
 
-def test_where_weights_lie_does_not_change_the_options_of_training() -> None:
-    here = load_config({"training": {"weights_file": "a.pth"}}).stage_options("train")
+def test_what_decides_whether_to_train_does_not_change_the_options_of_training() -> None:
+    here = load_config({"training": {"weights_file": "a.pth", "retrain": "frozen"}}).stage_options("train")
     assert here == Config().stage_options("train")
 
 

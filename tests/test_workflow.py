@@ -85,6 +85,16 @@ def test_a_new_training_slide_reruns_training_and_what_follows(run: Path) -> Non
     assert planned(run) == SLIDE_JOBS | {"patches": 1} | after | AGGREGATION
 
 
+def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
+    shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
+    add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
+    frozen = changed(training={"retrain": "frozen", "learning_rate": 0.5})
+    # The sheet is another one; what was predicted stays.
+    assert planned(run, frozen) == {"convert": 1, "tissue": 1} | AGGREGATION
+    (run / "results" / "model" / "inception_v3" / "model.json").unlink()
+    assert planned(run, frozen)["train"] == 1
+
+
 @pytest.mark.parametrize(
     ("config", "jobs"),
     [

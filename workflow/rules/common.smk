@@ -30,6 +30,8 @@ TEST = SHEET.of_split("test")
 # Slides that are predicted for what is chosen or fitted on them.
 CHOSEN_ON = VALIDATION if CONFIG.evaluation.chooses else []
 FITTED_ON = TRAINING + VALIDATION if CONFIG.evaluation.slide_level.score == "forest" else []
+# The model that is there is taken as it is.
+FROZEN = CONFIG.training.retrain == "frozen" and Path(RESULTS, "model", MODEL, "model.json").is_file()
 EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
 SYNTHETIC = "--synthetic" if CONFIG.cohort.synthetic else "--no-synthetic"
 IMAGENET = CONFIG.training.weights_file or "resources/inception_v3_google-0cc3c7bd.pth"
@@ -170,7 +172,7 @@ def slides_folder(pyramid):
 
 def patch_slides():
     """Slides that patches are drawn from."""
-    return [] if CONFIG.training.weights else TRAINING + VALIDATION
+    return [] if CONFIG.training.weights or FROZEN else TRAINING + VALIDATION
 
 
 def used_slides():

@@ -1,6 +1,9 @@
-# The model: trained here, or taken as it is where training.weights names a file.
+# The model: trained here, or taken as it is where training.weights names a file or training.retrain is frozen.
 
-if CONFIG.training.weights:
+if FROZEN:
+    pass
+
+elif CONFIG.training.weights:
 
     rule train:
         input:

@@ -123,6 +123,7 @@ class Config(Section):
                 **dict(self.training),
                 "weights": None,
                 "weights_file": None,
+                "retrain": "always",
                 # Rounds are models of their own.
                 "hard_negatives": HardNegativesOptions(),
                 "seed": self.seed,

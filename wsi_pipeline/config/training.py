@@ -86,6 +86,11 @@ class TrainingOptions(Section):
         description="Local copy of torchvision's inception_v3_google-0cc3c7bd.pth for start: imagenet; "
         "null downloads it.",
     )
+    retrain: Literal["always", "frozen"] = Field(
+        "always",
+        description="Whether new training slides and other changes train again (always), or a model that is there "
+        "stays as it is (frozen).",
+    )
     recipe: Literal["matlab", "liu2017"] = Field(
         "matlab",
         description="Values that the keys of this section have where a config does not set them: those of MathWorks' "
