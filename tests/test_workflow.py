@@ -15,6 +15,8 @@ import psutil
 import pytest
 from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_tiff
 
+from wsi_pipeline.files import digest_tree
+
 pytestmark = pytest.mark.workflow
 
 SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
@@ -85,6 +87,46 @@ def test_a_new_training_slide_reruns_training_and_what_follows(run: Path) -> Non
     assert planned(run) == SLIDE_JOBS | {"patches": 1} | after | AGGREGATION
 
 
+def test_a_removed_slide_costs_what_rested_on_it(run: Path) -> None:
+    remove_row(run, "normal-3")
+    assert planned(run) == AGGREGATION
+    remove_row(run, "tumor-2")
+    assert planned(run) == {"train": 1, "heatmap": 1, "scores": 1, "confusion": 1, "detect": 1} | AGGREGATION
+
+
+def remove_row(folder: Path, slide: str) -> None:
+    sheet = folder / "cohort" / "slides.tsv"
+    sheet.write_text("".join(x for x in sheet.read_text().splitlines(True) if not x.startswith(f"{slide}\t")))
+
+
+def test_another_slide_under_the_same_name_is_made_again(run: Path) -> None:
+    shutil.copyfile(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-3.tif")
+    assert planned(run) == TEST_JOBS | AGGREGATION
+
+
+def test_a_deleted_store_is_made_again_when_it_is_needed_though_its_receipt_is_there(run: Path) -> None:
+    store = run / "results" / "heatmaps" / "inception_v3" / "tumor-3.ome.zarr"
+    before = digest_tree(store)
+    shutil.rmtree(store)
+    assert planned(run) == {}
+    config = changed(evaluation={"operating_point": {"threshold": 0.7}})
+    judged = {"calibrate": 1, "heatmap": 1, "scores": 1, "detect": 1, "confusion": 2}
+    assert planned(run, config) == judged | AGGREGATION
+    result = snakemake(run, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert digest_tree(store) == before
+    assert planned(run, config) == {}
+
+
+def test_a_raised_step_version_makes_its_stage_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "raised").mkdir()
+    (run / "raised" / "sitecustomize.py").write_text(
+        "from wsi_pipeline import config\nconfig.STEP_VERSIONS['heatmap'] += 1\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(run / "raised"))
+    assert planned(run) == {"heatmap": 2, "scores": 2, "confusion": 2, "detect": 2} | AGGREGATION
+
+
 def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
@@ -108,10 +150,15 @@ def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
             {"heatmap": 3, "scores": 3, **AGGREGATION},
         ),
         (changed(report={"title": "Other"}), {"report": 1, "all": 1}),
+        (
+            changed(tissue={"method": "otsu_gray"}),
+            {"tissue": 5, "patches": 3, "train": 1, "heatmap": 2, "scores": 2, "confusion": 2, "detect": 2}
+            | AGGREGATION,
+        ),
         (changed(evaluation={"interval": {"resamples": 200}}), AGGREGATION),
         (changed(cohort={"exclude": ["tumor-3"]}), AGGREGATION),
     ],
-    ids=["threshold", "youden", "forest", "title", "resamples", "exclude"],
+    ids=["threshold", "youden", "forest", "title", "tissue", "resamples", "exclude"],
 )
 def test_a_changed_option_reruns_what_it_concerns(run: Path, config: dict[str, Any], jobs: dict[str, int]) -> None:
     assert planned(run, config) == jobs
