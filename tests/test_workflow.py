@@ -104,6 +104,7 @@ def test_another_slide_under_the_same_name_is_made_again(run: Path) -> None:
     assert planned(run) == TEST_JOBS | AGGREGATION
 
 
+@pytest.mark.slow
 def test_a_deleted_store_is_made_again_when_it_is_needed_though_its_receipt_is_there(run: Path) -> None:
     store = run / "results" / "heatmaps" / "inception_v3" / "tumor-3.ome.zarr"
     before = digest_tree(store)
@@ -188,6 +189,7 @@ def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
     assert model["training"]["normal"] == first["training"]["normal"] + sum(drawn)
 
 
+@pytest.mark.slow
 def test_several_slides_a_job_and_tiffs(run: Path) -> None:
     config = changed(heatmap={"slides_per_job": 2, "tiff": True})
     results = run / "results" / "heatmaps" / "inception_v3"
