@@ -179,7 +179,6 @@ def memory(folder: Path, threads: int) -> None:
     for stride in (1.0, 0.25):
         pyramid, x, y = corners(folder, stride)
         walk = Walk(pyramid, pyramid.patch_spec(SIZE, MPP), x, y)
-        touched = int((walk._kept._uses > 0).sum())
         seen = max(1, len(walk) // CPU_BATCH // 40)
         began = time.perf_counter()
 
@@ -193,7 +192,7 @@ def memory(folder: Path, threads: int) -> None:
             for _ in in_order(pool, work, range(0, len(walk), CPU_BATCH), 2 * threads):
                 pass
         seconds = time.perf_counter() - began
-        counts = f"{len(walk)} | {walk.decoded} of {touched}"
+        counts = f"{len(walk)} | {walk.decoded} of {walk.touched}"
         print(f"| {stride} patch | {counts} | {seconds:.0f} | {resident() - before:.0f} |", flush=True)
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR, grid_truth
 from wsi_pipeline.sheet import Sheet, SlideRow
 from wsi_pipeline.stages import calibrate, confusion, detect, evaluate, scores
 from wsi_pipeline.store import Image, read_image, write_image
-from wsi_pipeline.summary import summary_text
 
 STRIDE = 100.0
 MODEL = "a" * 64
@@ -296,16 +294,6 @@ def test_missing_slides_are_named_and_never_pass_for_complete(scored: Path, tmp_
     metrics = run(scored, tmp_path, more, allow_missing=True)
     assert metrics["cohort"]["missing"] == ["gone"]
     assert metrics["cohort"]["complete"] is False
-
-
-def test_positions_that_could_not_be_read_are_told(scored: Path, tissue_slide: Path, tmp_path: Path) -> None:
-    assert run(scored, tmp_path / "a")["cohort"]["unread_positions"] == {}
-    shutil.copytree(scored, tmp_path / "b")
-    write_slide(tmp_path / "b", tissue_slide / "pyramid.ome.zarr", "t1", *maps("t1"), unread=3)
-    metrics = run(tmp_path / "b", tmp_path / "c")
-    assert metrics["cohort"]["unread_positions"] == {"t1": 3}
-    said = "positions on damaged chunks, which no figure counts: t1 (3)"
-    assert said in summary_text(tmp_path / "c" / "metrics.json", Path("r.html"))
 
 
 def test_one_class_alone_gives_null_with_the_reason(scored: Path, tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_evaluate import maps, write_slide
+from test_evaluate import SHEET, maps, run, write_slide
 
 from wsi_pipeline.config import PatchLevelOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.score_counts import ScoreCounts
+from wsi_pipeline.sheet import Sheet
 from wsi_pipeline.slide_features import slide_features
 from wsi_pipeline.stages import scores
 from wsi_pipeline.store import Image
+from wsi_pipeline.summary import summary_text
 
 
 def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
@@ -100,3 +102,12 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_text("no table")
     with pytest.raises(StoreError, match=r"c\.parquet: not a table of scores .*Run the stage scores again"):
         ScoreCounts.read(tmp_path / "c.parquet")
+
+
+def test_positions_that_could_not_be_read_are_told(tissue_slide: Path, tmp_path: Path) -> None:
+    for slide, unread in (("n1", 0), ("t1", 3)):
+        write_slide(tmp_path / "a", tissue_slide / "pyramid.ome.zarr", slide, *maps(slide), unread=unread)
+    metrics = run(tmp_path / "a", tmp_path / "b", Sheet({slide: SHEET[slide] for slide in ("n1", "t1")}))
+    assert metrics["cohort"]["unread_positions"] == {"t1": 3}
+    said = "positions on damaged chunks, which no figure counts: t1 (3)"
+    assert said in summary_text(tmp_path / "b" / "metrics.json", Path("r.html"))

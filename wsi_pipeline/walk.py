@@ -34,8 +34,8 @@ Chunk = tuple[int, int]
 class Walk:
     """Patches of one slide, numbered in the order in which they are best read; safe between threads.
 
-    `order[k]` is the index, into the corners given, of the patch with number k. `decoded` says how many
-    chunks have been decoded so far and `damaged` which ones (column, row) could not be.
+    `order[k]` is the index, into the corners given, of the patch with number k. `touched` says how many chunks
+    they need and `decoded` how many have been decoded so far.
     """
 
     def __init__(
@@ -57,7 +57,9 @@ class Walk:
         left, top = pyramid.corners(x, y, spec)
         self.order = np.lexsort((top, left, top // self._level.grid.shard.height))
         self._left, self._top = left[self.order], top[self.order]
-        self._kept = _Kept(self._level.decoded, self._uses(start), kept_bytes)
+        uses = self._uses(start)
+        self.touched = int(np.count_nonzero(uses))
+        self._kept = _Kept(self._level.decoded, uses, kept_bytes)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -75,10 +77,6 @@ class Walk:
     def kept_bytes(self) -> int:
         """Bytes of the decoded chunks that are kept now."""
         return self._kept.bytes
-
-    @property
-    def damaged(self) -> list[Chunk]:
-        return sorted(self._kept.damaged)
 
     def read(self, start: int, out: Pixels) -> NDArray[np.bool_]:
         """Read as many patches as `out`, (n, size_px, size_px, 3), has room for, from number `start` on.
@@ -141,7 +139,7 @@ class _Kept:
         self.bytes = 0
         self._lock = threading.Lock()
         self.decoded = 0
-        self.damaged: set[Chunk] = set()
+        self._damaged: set[Chunk] = set()
 
     def get(self, column: int, row: int) -> Pixels:
         """A decoded chunk; one thread decodes it, the others that want it wait. Raises `_DamagedError`."""
@@ -168,8 +166,8 @@ class _Kept:
             pixels = self._decode(*key)
         except StoreError as error:
             with self._lock:
-                new = key not in self.damaged
-                self.damaged.add(key)
+                new = key not in self._damaged
+                self._damaged.add(key)
             if new:
                 log.warning("%s", error)
             future.set_exception(_DamagedError())
