@@ -50,6 +50,21 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, content: bytes, caplog: pyte
     assert "s.raw.npz: not used, it is damaged" in caplog.text
 
 
+def test_a_file_with_wrong_bytes_is_not_used(tmp_path: Path) -> None:
+    some(tmp_path / "s.raw.npz")
+    content = (tmp_path / "s.raw.npz").read_bytes()
+    known = RawScores.open(tmp_path / "s.raw.npz", "a" * 64, 10)
+    for position in range(len(content)):
+        wrong = bytearray(content)
+        wrong[position] ^= 0x5A
+        (tmp_path / "s.raw.npz").write_bytes(wrong)
+        scores = RawScores.open(tmp_path / "s.raw.npz", "a" * 64, 10)
+        # Some bytes of a zip mean nothing.
+        assert scores.done in (0, 4)
+        if scores.done:
+            np.testing.assert_array_equal(scores.steps, known.steps)
+
+
 def test_a_cut_file_is_not_used(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
     content = (tmp_path / "s.raw.npz").read_bytes()

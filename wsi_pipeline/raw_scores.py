@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,9 @@ from wsi_pipeline.files import publish
 from wsi_pipeline.metrics.steps import to_steps, to_values
 
 log = logging.getLogger(__name__)
+
+# What zipfile and NumPy raise on wrong bytes.
+_DAMAGES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class RawScores:
@@ -43,7 +47,7 @@ class RawScores:
                 facts = json.loads(str(content["facts"]))
         except FileNotFoundError:
             return scores
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGES as error:
             log.warning("%s: not used, it is damaged (%s)", path, error)
             return scores
         # What could not be read may have been mended.

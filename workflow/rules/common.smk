@@ -1,5 +1,6 @@
 # Config and sheet, checked before any job starts, and what the rules take from them.
 import sys
+from functools import cache
 from pathlib import Path
 from shlex import join, quote
 
@@ -140,15 +141,18 @@ def folder_of(files):
     return str(Path(files[0]).parent) if files else "."
 
 
-def predicted_slides(model):
-    """Slides that a model predicts, in the order of the sheet: those of a round but the last are trained on."""
+@cache
+def batches(model):
+    """Number of the job that predicts a slide, for the slides of a model in the order of the sheet."""
+    # Those of a round but the last are what it is trained on.
     names = set(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
-    return [slide for slide in SHEET if slide in names]
+    slides = [slide for slide in SHEET if slide in names]
+    return {slide: number // CONFIG.heatmap.slides_per_job for number, slide in enumerate(slides)}
 
 
 def batch_slides(wildcards):
-    first = int(wildcards.batch) * CONFIG.heatmap.slides_per_job
-    return predicted_slides(wildcards.model)[first : first + CONFIG.heatmap.slides_per_job]
+    numbers = batches(wildcards.model)
+    return [slide for slide in numbers if numbers[slide] == int(wildcards.batch)]
 
 
 def of_batch(name):
@@ -158,11 +162,10 @@ def of_batch(name):
 
 def batch_of_slide(wildcards):
     """What says that the network has been asked about a slide, where that is done for several at a time."""
-    slides = predicted_slides(wildcards.model)
-    if CONFIG.heatmap.slides_per_job == 1 or wildcards.slide not in slides:
+    if CONFIG.heatmap.slides_per_job == 1 or wildcards.slide not in batches(wildcards.model):
         return []
-    batch = slides.index(wildcards.slide) // CONFIG.heatmap.slides_per_job
-    return [f"{RESULTS}/heatmaps/{wildcards.model}/batches/{batch:04d}.json"]
+    number = batches(wildcards.model)[wildcards.slide]
+    return [f"{RESULTS}/heatmaps/{wildcards.model}/batches/{number:04d}.json"]
 
 
 def slides_folder(pyramid):

@@ -88,7 +88,7 @@ class Predictor:
     def __call__(self, pixels: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 to (n,) float32 on the device, n up to `batch_size`.
 
-        Where memory is short, the batch is halved until it fits. Raises `ModelError` where one patch does not.
+        Where memory is short, the batch is halved until it fits. Raises `ModelError` where not even two patches do.
         """
         while True:
             most = self._most
