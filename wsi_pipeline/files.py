@@ -117,3 +117,11 @@ def digest_tree(folder: Path, threads: int = 1, known: Mapping[str, str] | None 
     with ThreadPoolExecutor(threads) as pool:
         digests = pool.map(lambda name: given.get(name) or digest_file(files[name]), files)
         return digest_names(dict(zip(files, digests, strict=True)))
+
+
+def digest_source(source: Path) -> str:
+    """SHA-256 of the slide: of its file, and for MIRAX of the folder of data beside it."""
+    folder = source.with_suffix("")
+    if source.suffix.lower() == ".mrxs" and folder.is_dir():
+        return digest_names({source.name: digest_file(source), folder.name: digest_tree(folder)})
+    return digest_file(source)

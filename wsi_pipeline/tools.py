@@ -55,6 +55,42 @@ def summary(
 
 
 @app.command()
+def provenance(
+    results: Annotated[Path, typer.Argument(help="A results folder that Snakemake filled.")],
+    state: Annotated[
+        Path,
+        typer.Option("--snakemake", help="Snakemake's folder .snakemake, for the commands of the jobs."),
+    ] = Path(".snakemake"),
+    licence: Annotated[
+        str,
+        typer.Option("--license", help="Of the results: a URI, such as https://creativecommons.org/licenses/by/4.0/"),
+    ] = "All rights reserved",
+    author: Annotated[str | None, typer.Option(help="Who publishes the results.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Files that are read at once.")] = 4,
+) -> None:
+    """Describe results as a Workflow Run RO-Crate: inputs, config, versions, commands and outputs, with checksums."""
+    from wsi_pipeline.provenance import write_crate
+
+    path = write_crate(results, state, threads, licence, author)
+    logging.info("%s: zip the folder, or hand it in as it is", path)
+
+
+@app.command()
+def verify(
+    results: Annotated[Path, typer.Argument(help="A results folder with ro-crate-metadata.json.")],
+    sources: Annotated[bool, typer.Option(help="Look at the slides and annotations as well.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Files that are read at once.")] = 4,
+) -> None:
+    """Hash everything that `provenance` described again and say what changed; exit 1 where anything did."""
+    from wsi_pipeline.provenance import check_crate
+
+    differences = check_crate(results, threads, sources)
+    print(differences.text())
+    if differences:
+        raise typer.Exit(1)
+
+
+@app.command()
 def froc(
     detections: Annotated[Path, typer.Argument(help="Folder with a CSV confidence,x,y for each slide.")],
     masks: Annotated[Path, typer.Argument(help="Folder with a TIFF or PNG for each slide with tumour.")],

@@ -8,6 +8,8 @@ from snakemake.utils import validate
 
 from wsi_pipeline.options import load_config, options_json
 from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.planning import index_inputs
+from wsi_pipeline.run_record import record_run
 from wsi_pipeline.sheet import is_remote, load_sheet
 
 try:
@@ -17,6 +19,8 @@ try:
 except PipelineError as error:
     raise WorkflowError(str(error))
 validate(config, "../schemas/config.schema.json", set_default=False)
+
+index_inputs()
 
 # Stages run in the environment that runs Snakemake, whatever the PATH of the shell or of a cluster's node says.
 shell.prefix(f"set -euo pipefail; export PATH={quote(str(Path(sys.executable).parent))}:$PATH; ")
@@ -183,6 +187,11 @@ def used_slides():
     return list(dict.fromkeys(patch_slides() + CHOSEN_ON + FITTED_ON + TEST))
 
 
+def unused_slides():
+    used = set(used_slides())
+    return [slide for slide in SHEET if slide not in used]
+
+
 def of_test_slides(pattern):
     return expand(pattern, slide=TEST, allow_missing=True)
 
@@ -211,3 +220,11 @@ def partial_evaluation():
         command += [f"--{stage}", f"{RESULTS}/{stage}/{MODEL}"]
     command += ["--calibration", f"{RESULTS}/calibration/{MODEL}.json"]
     shell(join(command).replace("{", "{{").replace("}", "}}"))
+
+
+def note_run():
+    """What is asked for is kept beside what comes of it."""
+    try:
+        record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent)
+    except PipelineError as error:
+        raise WorkflowError(str(error))

@@ -15,7 +15,7 @@ from pathlib import Path
 import zarr
 
 from wsi_pipeline.config import PyramidOptions
-from wsi_pipeline.files import digest_file, digest_names, digest_tree, publish
+from wsi_pipeline.files import digest_source, digest_tree, publish
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.levels import open_level
 from wsi_pipeline.passthrough import copy_level, is_plain_grid
@@ -46,7 +46,7 @@ def run(
         facts = opened.facts
         sizes = level_sizes(facts)
         with TiledTiff(source) as tiff, publish(store) as partial, ThreadPoolExecutor(2) as aside:
-            source_digest = aside.submit(_source_digest, source)
+            source_digest = aside.submit(digest_source, source)
             zarr.create_group(partial, attributes=pyramid_attributes(slide, level_scales(facts, len(sizes))))
             made, comparisons = list[MadeLevel](), list[Future[Facts]]()
             for level in range(len(sizes)):
@@ -108,14 +108,6 @@ def _make_level(
     if level < len(source.facts.levels):
         return read_level(source, level, folder, options, threads)
     return halve_level(open_level(store / str(level - 1)), folder, options, threads)
-
-
-def _source_digest(source: Path) -> str:
-    """SHA-256 of the slide: of its file, and for MIRAX of the folder of data beside it."""
-    folder = source.with_suffix("")
-    if source.suffix.lower() == ".mrxs" and folder.is_dir():
-        return digest_names({source.name: digest_file(source), folder.name: digest_tree(folder)})
-    return digest_file(source)
 
 
 def _facts(slide: str, facts: SlideFacts, source_digest: Future[str]) -> Facts:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import platform
-import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +36,7 @@ from wsi_pipeline.model.team import join
 from wsi_pipeline.model.trainer import HistoryRow, Trainer
 from wsi_pipeline.model.watch import Watch, short
 from wsi_pipeline.receipts import Facts, read_receipt
+from wsi_pipeline.versions import commit, versions
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +130,7 @@ def run(
             "patches_sha256": [[one["stage"], one["slide"], one.get("store_sha256")] for one in facts],
             **described,
             "processes": team.size,
-            "versions": versions(),
+            "versions": {"wsi_pipeline": __version__, **versions(), "torch": torch.__version__, "commit": commit()},
         }
         _write(trainer, outputs, made_for, model, options, synthetic)
         kept.remove()
@@ -152,16 +150,6 @@ def take(source: Path, outputs: Outputs, *, size_px: int, mpp: float) -> None:
     digest = save_weights(outputs.weights, network.state_dict())
     write_model_json(outputs.receipt, replace(known, weights_sha256=digest), taken=True)
     log.info("took trained weights %s (%d px at %g um per pixel)", digest[:12], known.size_px, known.mpp)
-
-
-def versions() -> dict[str, str | None]:
-    """Of what decides the weights; `commit` where the package lies in a git repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    git = shutil.which("git")
-    found = git and subprocess.run([git, *command[1:]], capture_output=True, text=True, check=False)  # noqa: S603
-    commit = found.stdout.strip() or None if found else None
-    own = {"wsi_pipeline": __version__, "commit": commit}
-    return {**own, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 @contextmanager

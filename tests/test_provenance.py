@@ -1,0 +1,176 @@
+"""The RO-Crate of a finished run, and whether results are still what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CONFIG, ROOT, snakemake
+from typer.testing import CliRunner
+
+from wsi_pipeline.cli import app
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import digest_tree
+from wsi_pipeline.options import load_config
+from wsi_pipeline.provenance import check_crate, write_crate
+from wsi_pipeline.run_record import read_runs, record_run
+
+pytestmark = pytest.mark.workflow
+
+BY = "https://creativecommons.org/licenses/by/4.0/"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run, moved: the record says where it ran."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2, symlinks=True)
+    for path in (folder / "results" / "logs" / "runs").iterdir():
+        path.write_text(path.read_text().replace(str(finished), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def crate(run: Path, **options: Any) -> dict[str, dict[str, Any]]:
+    """The entities of a new crate by id."""
+    path = write_crate(run / "results", run / ".snakemake", 2, BY, **options)
+    entities = json.loads(path.read_text())["@graph"]
+    by_id = {entity["@id"]: entity for entity in entities}
+    assert len(by_id) == len(entities)
+    return by_id
+
+
+def ids(value: dict[str, str] | list[dict[str, str]]) -> set[str]:
+    return {one["@id"] for one in (value if isinstance(value, list) else [value])}
+
+
+def test_it_names_inputs_and_outputs_with_their_digests(run: Path) -> None:
+    entities = crate(run)
+    source = run / "cohort" / "tumor-3.tif"
+    assert entities[source.as_uri()]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert source.with_suffix(".xml").as_uri() in entities
+    metrics = entities["evaluation/inception_v3/metrics.json"]
+    content = (run / "results" / metrics["@id"]).read_bytes()
+    assert metrics["sha256"] == hashlib.sha256(content).hexdigest()
+    assert metrics["contentSize"] == str(len(content))
+    store = entities["slides/tumor-3/pyramid.ome.zarr/"]
+    assert store["@type"] == "Dataset"
+    assert store["sha256"] == digest_tree(run / "results" / store["@id"])
+    assert ids(entities["./"]["hasPart"]) == {name for name, entity in entities.items() if "sha256" in entity}
+    assert not [name for name in entities if ".zarr/" in name.rstrip("/")]
+
+
+def test_it_says_how_they_were_made(run: Path) -> None:
+    entities = crate(run, author="A. Pathologist")
+    jobs = [entity for name, entity in entities.items() if name.startswith("#job-")]
+    assert sorted(job["name"] for job in jobs).count("convert") == 5
+    scores = next(job for job in jobs if "scores/inception_v3/tumor-3.json" in ids(job["result"]))
+    assert scores["description"].startswith("wsi-pipeline scores --truth results/slides/tumor-3/truth.ome.zarr ")
+    assert "heatmaps/inception_v3/tumor-3.ome.zarr/" in ids(scores["object"])
+    converted = next(job for job in jobs if "slides/tumor-3/pyramid.json" in ids(job["result"]))
+    assert ids(converted["object"]) == {(run / "cohort" / "tumor-3.tif").as_uri()}
+    whole = entities["#run-1"]
+    assert "--snakefile" in whole["description"]
+    assert whole["startTime"] <= scores["startTime"] <= scores["endTime"] <= whole["endTime"]
+    assert {"report.html", "evaluation/inception_v3/metrics.json"} < ids(whole["result"])
+    assert ids(whole["instrument"]) == ids(entities["./"]["mainEntity"]) == {"provenance/workflow/Snakefile"}
+    assert entities["#author"]["name"] == "A. Pathologist"
+    assert entities["https://pypi.org/project/torch/"]["softwareVersion"].startswith("2.")
+    config = json.loads((run / "results" / "provenance" / "config.json").read_text())
+    assert config == load_config(CONFIG).model_dump(mode="json")
+    sheet = (run / "results" / "provenance" / "slides.tsv").read_bytes()
+    assert sheet == (run / "cohort" / "slides.tsv").read_bytes()
+    assert digest_tree(run / "results" / "provenance" / "workflow") == digest_tree(ROOT / "workflow")
+    assert "synthetic" in entities["./"]["description"]
+
+
+def test_every_id_that_it_refers_to_is_there(run: Path) -> None:
+    entities = crate(run, author="Someone")
+    outside = {"https://bioschemas.org/profiles/", "https://doi.org/", "https://w3id.org/", "https://snakemake."}
+
+    def referred(value: Any) -> set[str]:
+        if isinstance(value, list):
+            return {name for one in value for name in referred(one)}
+        if isinstance(value, dict):
+            return {value["@id"]} if set(value) == {"@id"} else {n for one in value.values() for n in referred(one)}
+        return set()
+
+    missing = referred(list(entities.values())) - set(entities)
+    assert not [name for name in missing if not name.startswith(tuple(outside))]
+
+
+def test_a_second_call_of_snakemake_is_a_run_of_its_own(run: Path) -> None:
+    (run / "results" / "report.html").unlink()
+    assert snakemake(run).returncode == 0
+    # Neither of these two runs anything.
+    assert snakemake(run).returncode == 0
+    assert snakemake(run, "--dry-run", "--forceall").returncode == 0
+    entities = crate(run)
+    assert {name for name in entities if name.startswith("#run-")} == {"#run-1", "#run-2"}
+    assert "result" not in entities["#run-1"]
+    assert entities["#run-1"]["endTime"] < entities["#run-2"]["startTime"] < entities["#run-2"]["endTime"]
+
+
+def test_a_workflow_that_was_changed_after_the_run_is_said(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in (run / "results" / "logs" / "runs").iterdir():
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps(facts | {"workflow_sha256": "0" * 64}))
+    assert "changed after it" in crate(run)["./"]["description"]
+    assert "the workflow has changed since the last run" in caplog.text
+
+
+def test_verify_says_what_changed(run: Path) -> None:
+    crate(run)
+    results = run / "results"
+    assert not check_crate(results, 2)
+    (results / "evaluation" / "inception_v3" / "roc.csv").write_text("fpr,tpr\n0,1\n")
+    chunk = max((results / "slides" / "tumor-3" / "pyramid.ome.zarr").rglob("c/*/*/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    (results / "slides" / "tumor-3" / "truth.png").unlink()
+    shutil.rmtree(results / "slides" / "tumor-3" / "tissue.ome.zarr")
+    (results / "slides" / "stray.txt").touch()
+    annotation = run / "cohort" / "tumor-3.xml"
+    annotation.write_text(annotation.read_text() + "\n")
+    found = check_crate(results, 2)
+    assert found.changed == [
+        "evaluation/inception_v3/roc.csv",
+        "slides/tumor-3/pyramid.ome.zarr/",
+        str(annotation),
+    ]
+    assert found.missing == ["slides/tumor-3/tissue.ome.zarr/", "slides/tumor-3/truth.png"]
+    assert found.new == ["slides/stray.txt"]
+    assert str(annotation) not in check_crate(results, 2, sources=False).changed
+    told = CliRunner().invoke(app, ["verify", str(results)])
+    assert told.exit_code == 1
+    assert "changed\tslides/tumor-3/pyramid.ome.zarr/" in told.stdout
+    assert told.stdout.splitlines()[-1].endswith("3 changed, 2 missing, 1 new")
+
+
+def test_the_commands(run: Path) -> None:
+    assert CliRunner().invoke(app, ["provenance", "results", "--license", BY]).exit_code == 0
+    told = CliRunner().invoke(app, ["verify", "results"])
+    assert told.exit_code == 0
+    assert told.stdout.splitlines()[-1].endswith("files and stores are what they were; 0 changed, 0 missing, 0 new")
+
+
+def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no record of a run in logs/runs\. Name a folder that Snakemake filled"):
+        write_crate(tmp_path, tmp_path, 1, BY)
+    with pytest.raises(StoreError, match=r"ro-crate-metadata\.json: not there\. Run wsi-pipeline provenance"):
+        check_crate(tmp_path, 1)
+    (tmp_path / "ro-crate-metadata.json").write_text('{"@graph": 3}')
+    with pytest.raises(StoreError, match="not a crate"):
+        check_crate(tmp_path, 1)
+
+
+def test_results_that_cannot_be_written_are_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"the results cannot be written .*Make the folder writable"):
+        record_run(tmp_path / "file", load_config(CONFIG), ROOT / "workflow")
+    assert len(read_runs(run / "results")) == 1

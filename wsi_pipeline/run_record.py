@@ -1,0 +1,67 @@
+"""What was asked for: a file for each call of Snakemake that ran jobs, with its command, config, sheet and versions.
+
+They lie in `<results>/logs/runs`; `wsi-pipeline provenance` takes from them what the outputs do not say.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline import __version__
+from wsi_pipeline.config import Config
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import canonical_json, digest_tree, write_text
+from wsi_pipeline.versions import commit, versions
+
+RunRecord = dict[str, Any]
+
+
+def record_run(results: Path, config: Config, workflow: Path) -> Path:
+    """Write the record of a call that is about to run jobs; `StoreError` where the results cannot be written to.
+
+    `workflow` is the folder of the Snakefile.
+    """
+    started = datetime.now(UTC)
+    sheet = Path(config.cohort.slides)
+    content: RunRecord = {
+        "command": shlex.join(["snakemake", *sys.argv[1:]]),
+        "folder": str(Path.cwd()),
+        "started": started.isoformat(timespec="milliseconds"),
+        "config": config.model_dump(mode="json"),
+        "sheet": {"path": str(sheet), "text": sheet.read_text(encoding="utf-8")},
+        "workflow": str(workflow),
+        "workflow_sha256": digest_tree(workflow),
+        "wsi_pipeline": __version__,
+        "commit": commit(),
+        "versions": versions(),
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+    }
+    path = results / "logs" / "runs" / f"{started:%Y%m%dT%H%M%S.%fZ}.json"
+    try:
+        write_text(path, canonical_json(content))
+    except OSError as error:
+        raise StoreError(
+            f"{results}: the results cannot be written ({error.strerror})",
+            remedy="Make the folder writable, or name another one in the config's `results`",
+        ) from error
+    return path
+
+
+def read_runs(results: Path) -> list[RunRecord]:
+    """The records of a results folder, oldest first; `StoreError` where there is none or one is damaged."""
+    paths = sorted((results / "logs" / "runs").glob("*.json"))
+    if not paths:
+        raise StoreError(f"{results}: no record of a run in logs/runs", remedy="Name a folder that Snakemake filled")
+    runs: list[RunRecord] = []
+    for path in paths:
+        try:
+            runs.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: not a record of a run ({error})", remedy="Delete it") from error
+    return runs
