@@ -1,11 +1,12 @@
 # make demo    set up, draw a synthetic cohort, run the whole pipeline on it
 # make test    set up, run the tests
+# make nightly set up, run the tests that take minutes each: every fault in every stage (and WSI_PIPELINE_TEST_SLURM=1)
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: setup demo test lint format generated lock clean
+.PHONY: setup demo test nightly lint format generated lock clean
 
 setup: $(VENV)/ready
 
@@ -25,7 +26,10 @@ demo: setup data/demo/slides.tsv
 	@$(BIN)/wsi-pipeline summary results/demo/evaluation/inception_v3/metrics.json results/demo/report.html
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not nightly"
+
+nightly: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m nightly
 
 lint: setup
 	$(BIN)/ruff check .

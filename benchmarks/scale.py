@@ -1,9 +1,10 @@
-"""Planning: how long Snakemake takes to know the jobs of many slides, before the first run and when nothing is to do.
+"""Scale: how long Snakemake takes to know the jobs of many slides, and what it adds to each job that it runs.
 
-    python benchmarks/scale.py [--slides 400 2000 10000]
+    python benchmarks/scale.py [--slides 400 2000 10000] [--run 400 2000]
 
-Slides and, for the second case, all results are empty files; two thirds of the slides train, a third is tested. Prints
-a Markdown table.
+Slides and results are empty files; two thirds of the slides train, a third is tested. "Nothing to do" is with all
+results there and all jobs recorded as finished, as after a real run. `--run`: for these numbers of slides all jobs are
+run on two cores, each of them a shell function that makes its files. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,54 @@ results: results
 cohort: {name: scale, slides: slides.tsv}
 training: {start: random}
 """
+
+
+# A dry run that notes all jobs as finished, as Snakemake does when they are.
+RECORD = """
+import sys
+import snakemake.cli
+from snakemake.workflow import Workflow
+
+build = Workflow._build_dag
+
+def built(self, *arguments, **keywords):
+    done = build(self, *arguments, **keywords)
+    async def note():
+        for job in self.dag.jobs:
+            await self.persistence.finished(job)
+    self.async_run(note())
+    return done
+
+Workflow._build_dag = built
+snakemake.cli.main(sys.argv[1:])
+"""
+
+# What stands in for the package in a real run: it makes the files of a stage, and costs next to nothing.
+STAGE = r"""() {
+    local stage=$1 output= slide= name
+    shift
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --store) mkdir -p "$2" ;;
+            --receipt | --picture | --counts | --index | --detections | --geojson) [ -d "$2" ] || : > "$2" ;;
+            --output) output=$2 ;;
+            --slide) slide=$2 ;;
+        esac
+        shift
+    done
+    case $stage in
+        heatmap) mkdir -p "$output/$slide.ome.zarr"; : > "$output/$slide.json" ;;
+        train)
+            for name in {weights,last}.safetensors model.json history.csv {curves,augmented}.png; do
+                : > "$output/$name"
+            done ;;
+        evaluate)
+            for name in metrics.json {roc,pr,froc,reliability,slides}.csv {roc,pr,froc,reliability,confusion}.png; do
+                : > "$output/$name"
+            done ;;
+        report) : > "$output" ;;
+    esac
+}"""
 
 
 def make_cohort(folder: Path, count: int) -> None:
@@ -41,9 +91,11 @@ def make_cohort(folder: Path, count: int) -> None:
     (folder / "config.yaml").write_text(CONFIG)
 
 
-def snakemake(folder: Path, *arguments: str) -> tuple[str, float, float]:
+def snakemake(
+    folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "snakemake")
+) -> tuple[str, float, float]:
     """Output, seconds and peak MiB of a call."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
+    command = [sys.executable, *program, "--snakefile", str(ROOT / "workflow" / "Snakefile")]
     command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml"), "--cores", "2", *arguments]
     code = (
         "import resource, subprocess, sys\n"
@@ -52,8 +104,11 @@ def snakemake(folder: Path, *arguments: str) -> tuple[str, float, float]:
         "print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)\n"
         "sys.exit(done.returncode)"
     )
+    environment = {**os.environ, "BASH_FUNC_wsi-pipeline%%": STAGE, "BASH_FUNC_exec%%": '() { "$@"; }'}
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, env=environment
+    )
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
@@ -76,27 +131,49 @@ def make_results(folder: Path, summary: str) -> int:
     return len(names)
 
 
+def planned(count: int) -> str:
+    """A row of the table of plans."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_cohort(folder, count)
+        text, first, first_peak = snakemake(folder, "--dry-run", "--quiet", "rules")
+        found = re.search(r"^total\s+(\d+)", text, re.MULTILINE)
+        jobs = found[1] if found else "?"
+        summary, _, _ = snakemake(folder, "--summary")
+        make_results(folder, summary)
+        snakemake(folder, "--dry-run", "--quiet", program=("-c", RECORD))
+        text, again, again_peak = snakemake(folder, "--dry-run", "--quiet", "rules")
+        idle = "Nothing to be done" in text and "missing provenance" not in text
+        seconds = f"{again:.1f}{'' if idle else ' (not idle!)'}"
+        return f"| {count} | {jobs} | {first:.1f} | {first_peak:.0f} | {seconds} | {again_peak:.0f} |"
+
+
+def run(count: int) -> str:
+    """A row of the table of runs."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_cohort(folder, count)
+        taken = {}
+        for title, options in {"profile": ("--scheduler-subsample", "200"), "all": ()}.items():
+            shutil.rmtree(folder / "results", ignore_errors=True)
+            shutil.rmtree(folder / ".snakemake", ignore_errors=True)
+            text, taken[title], _ = snakemake(folder, "--scheduler", "greedy", *options)
+        jobs = int(re.findall(r"^total\s+(\d+)", text, re.MULTILINE)[0])
+        per_job = {title: 1000 * seconds / jobs for title, seconds in taken.items()}
+        return f"| {count} | {jobs} | {taken['profile']:.0f} | {per_job['profile']:.0f} | {per_job['all']:.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slides", type=int, nargs="+", default=[400, 2000, 10000])
+    parser.add_argument("--slides", type=int, nargs="*", default=[400, 2000, 10000])
+    parser.add_argument("--run", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
     print("| slides | jobs | first plan, s | peak, MiB | nothing to do, s | peak, MiB |\n|---|---|---|---|---|---|")
     for count in arguments.slides:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            make_cohort(folder, count)
-            text, first, first_peak = snakemake(folder, "--dry-run", "--quiet", "rules")
-            found = re.search(r"^total\s+(\d+)", text, re.MULTILINE)
-            jobs = found[1] if found else "?"
-            summary, _, _ = snakemake(folder, "--summary")
-            make_results(folder, summary)
-            text, again, again_peak = snakemake(folder, "--dry-run", "--quiet", "rules")
-            idle = "Nothing to be done" in text
-            print(
-                f"| {count} | {jobs} | {first:.1f} | {first_peak:.0f} | {again:.1f}{'' if idle else ' (not idle!)'} "
-                f"| {again_peak:.0f} |",
-                flush=True,
-            )
+        print(planned(count), flush=True)
+    print("\n| slides | jobs | run, s | a job, ms | a job, all ready ones looked at, ms |\n|---|---|---|---|---|")
+    for count in arguments.run:
+        print(run(count), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.geometry import Box
+from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.jpeg import Jpeg
 from wsi_pipeline.levels import Cache
 from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.shards import Shard
+from wsi_pipeline.shards import ChunkGrid, Shard, write_shards
+from wsi_pipeline.store import Image, read_image, write_image
 
 
 @given(st.integers(-300, 1700), st.integers(-300, 1300), st.integers(1, 400), st.integers(1, 400))
@@ -197,3 +198,27 @@ def test_a_store_of_another_kind_is_refused(tissue_slide: Path, tmp_path: Path) 
     (store / "zarr.json").write_text('{"attributes": {"ome": {"multiscales": []}}}')
     with pytest.raises(StoreError, match=r"no OME-Zarr 0\.5 metadata"):
         Pyramid(store)
+
+
+def test_a_lost_file_is_not_taken_for_glass(tissue_slide: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(tissue_slide / "pyramid.ome.zarr", tmp_path / "p.ome.zarr"))
+    next(p for p in (store / "0" / "c").rglob("*") if p.is_file()).unlink()
+    with pytest.raises(StoreError, match=r"column 0, row 0 is damaged .*No such file"):
+        Pyramid(store).read(Box(0, 0, 2000, 2000), 0)
+
+
+def test_a_level_of_glass_has_its_files(tmp_path: Path) -> None:
+    grid = ChunkGrid(Size(2048, 1024), Size(256, 256), 4, 4)
+    present, digests = write_shards(tmp_path, grid, lambda chunks: [None] * len(chunks), 1)
+    assert present == 0
+    assert list(digests) == ["c/0/0/0", "c/0/0/1"]
+    assert Shard(tmp_path / "c/0/0/1", 16).chunk(3) is None
+
+
+def test_a_lost_file_of_an_image_is_not_taken_for_zeros(tmp_path: Path) -> None:
+    store = tmp_path / "mask.ome.zarr"
+    write_image(store, Image.from_corner(np.zeros((700, 5000), np.uint8), 8.0), name="m", slide_mpp=0.5)
+    assert not read_image(store, 0.5).data.any()
+    (store / "0" / "c" / "0" / "1").unlink()
+    with pytest.raises(StoreError, match="1 of 2 files of pixels are missing"):
+        read_image(store, 0.5)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import CONFIG, ROOT
+
+from wsi_pipeline.slurm import cancel_leftovers
 
 pytestmark = [
     pytest.mark.workflow,
@@ -21,35 +32,151 @@ pytestmark = [
 ]
 
 
-GPU_JOBS = (
-    "train_wildcards_inception_v3",
-    "heatmap_wildcards_inception_v3_normal-3",
-    "heatmap_wildcards_inception_v3_tumor-3",
-)
+GPU_JOBS = {"train": 1, "heatmap": 2}
+# More than a minute of training, which is the shortest time limit that SLURM knows.
+STEPS = 200
+STARTED: list[subprocess.Popen[str]] = []
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL"}
 
 
-def test_a_cohort_goes_through_slurm_with_the_same_result(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished / "cohort", tmp_path / "cohort")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+@dataclass(frozen=True)
+class SlurmJob:
+    number: str
+    rule: str
+    partition: str
+    gres: str
+    state: str
+    memory: str
+
+
+def slurm_jobs(folder: Path) -> list[SlurmJob]:
+    """All jobs of a folder that SLURM remembers, oldest first."""
+    columns = "JobID:.20,Comment:.100,Partition:.20,tres-per-job:.40,State:.20,MinMemory:.20,WorkDir:.300"
+    command = ["squeue", "--noheader", "--states=all", "--sort=i", f"--Format={columns}"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    return [
+        SlurmJob(number, re.sub("^rule_|_wildcards_.*", "", comment), partition, gres, state, memory)
+        for number, comment, partition, gres, state, memory, place in rows
+        if place == str(folder)
+    ]
+
+
+def until(seconds: float, said: str, condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {said}"
+        time.sleep(0.2)
+
+
+def start(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> subprocess.Popen[str]:
+    """Snakemake with the profile for SLURM; what it says goes to `snakemake.log`."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
     command += ["--profile", str(ROOT / "profiles" / "slurm"), "--configfile", "config.yaml"]
     # The profile polls every 5 s and first after 40 s, which is right for jobs of minutes.
     command += ["--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"]
     # No accounting here, so there is no account to name.
-    command += ["--slurm-no-account", "--default-resources", "slurm_partition=cpu"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    metrics = Path("results", "evaluation", "inception_v3", "metrics.json")
-    assert (tmp_path / metrics).read_bytes() == (finished / metrics).read_bytes()
-    assert (tmp_path / "results" / "report.html").is_file()
+    command += ["--slurm-no-account", "--default-resources", "slurm_partition=cpu", *arguments]
+    with (folder / "snakemake.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, text=True)
+    STARTED.append(process)
+    return process
 
-    columns = "Partition:.20,Comment:.100,tres-per-job:.40,State:.20,WorkDir:.300"
-    listed = subprocess.run(
-        ["squeue", "--noheader", "--states=all", f"--Format={columns}"], capture_output=True, text=True, check=True
-    ).stdout
-    jobs = [line.split() for line in listed.splitlines() if str(tmp_path) in line]
-    on_gpu = {comment for partition, comment, gres, *_ in jobs if partition == "gpu" and gres == "gres:gpu:1"}
-    on_cpu = {comment for partition, comment, gres, *_ in jobs if partition == "cpu" and gres == "N/A"}
-    assert len(on_gpu) + len(on_cpu) == len(jobs)
-    assert on_gpu == {f"rule_{job}" for job in GPU_JOBS}
-    assert {state for *_, state, _ in jobs} == {"COMPLETED"}
+
+def finish(process: subprocess.Popen[str], folder: Path) -> str:
+    assert process.wait(600) == 0, (folder / "snakemake.log").read_text()
+    return (folder / "snakemake.log").read_text()
+
+
+def is_running(folder: Path, rule: str) -> bool:
+    return any(job.rule.startswith(rule) and job.state == "RUNNING" for job in slurm_jobs(folder))
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    """The tiny cohort, and nothing of it in SLURM when the test is over."""
+    shutil.copytree(finished / "cohort", tmp_path / "cohort")
+    yield tmp_path
+    while STARTED:
+        STARTED.pop().kill()
+    cancel_leftovers(tmp_path)
+
+
+@contextmanager
+def lost_node() -> Iterator[None]:
+    node = subprocess.run(["sinfo", "--noheader", "--format=%n"], capture_output=True, text=True, check=True).stdout
+    update = ["scontrol", "update", f"nodename={node.split()[0]}"]
+    subprocess.run([*update, "state=down", "reason=test"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*update, "state=resume"], check=True)
+
+
+def test_a_cohort_survives_what_happens_on_a_cluster(finished: Path, folder: Path) -> None:
+    # Ctrl-C takes the jobs with it.
+    process = start(folder)
+    until(60, "a slide is converted", lambda: is_running(folder, "slide_convert"))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    until(30, "all jobs are gone", lambda: all(job.state in OVER for job in slurm_jobs(folder)))
+
+    # After kill -9 the jobs go on; the next run cancels them before they write to the same files as its own.
+    process = start(folder)
+    until(120, "a slide is converted", lambda: list((folder / "results" / "slides").glob("*/pyramid.json")))
+    process.kill()
+    process.wait()
+    left = [job for job in slurm_jobs(folder) if job.state not in OVER]
+    assert left
+    unlock = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile"), "--unlock"]
+    subprocess.run([*unlock, "--configfile", "config.yaml"], cwd=folder, check=True, capture_output=True)
+    before = {job.number for job in slurm_jobs(folder)}
+    process = start(folder)
+    until(60, "a job of the next run", lambda: {job.number for job in slurm_jobs(folder)} - before)
+    assert all(job.state in OVER for job in slurm_jobs(folder) if job.number in before)
+    assert "jobs that an earlier run left in SLURM" in (folder / "snakemake.log").read_text()
+
+    # SLURM puts the jobs of a node that it lost into the queue again.
+    until(180, "the training", lambda: is_running(folder, "train"))
+    training = next(job.number for job in slurm_jobs(folder) if job.rule == "train" and job.state == "RUNNING")
+    with lost_node():
+        until(30, "the training is gone", lambda: not is_running(folder, "train"))
+    subprocess.run(["scontrol", "update", f"jobid={training}", "starttime=now"], check=False)
+
+    finish(process, folder)
+    metrics = Path("results", "evaluation", "inception_v3", "metrics.json")
+    assert (folder / metrics).read_bytes() == (finished / metrics).read_bytes()
+    assert (folder / "results" / "report.html").is_file()
+    jobs = [job for job in slurm_jobs(folder) if job.state == "COMPLETED"]
+    assert {job.partition for job in jobs if job.gres == "gres:gpu:1"} == {"gpu"}
+    assert Counter(job.rule for job in jobs if job.partition == "gpu") == GPU_JOBS
+    assert {job.gres for job in jobs if job.partition == "cpu"} == {"N/A"}
+
+
+def test_a_job_over_its_memory_is_killed_and_gets_more(folder: Path) -> None:
+    receipt = "results/slides/tumor-1/pyramid.json"
+    finish(start(folder, "--set-resources", "convert:mem_mb=60 * 2**attempt", "--retries", "3", "--", receipt), folder)
+    assert (folder / receipt).is_file()
+    *killed, good = slurm_jobs(folder)
+    assert [(job.state, job.memory) for job in killed] == [("FAILED", "120M"), ("FAILED", "240M")][: len(killed)]
+    assert (good.state, good.memory) == ("COMPLETED", f"{120 * 2 ** len(killed)}M")
+    (said,) = (folder / ".snakemake" / "slurm_logs").rglob(f"{killed[0].number}.log")
+    assert "exceeded memory limit" in said.read_text()
+
+
+@pytest.mark.nightly
+def test_a_training_over_its_time_goes_on_in_the_next_attempt(finished: Path, folder: Path) -> None:
+    for name in ("results", ".snakemake"):
+        shutil.copytree(finished / name, folder / name, copy_function=shutil.copy2, symlinks=True)
+    longer = CONFIG | {"training": CONFIG["training"] | {"max_steps": STEPS, "validate_every": STEPS, "epochs": STEPS}}
+    model = "results/model/inception_v3/model.json"
+    finish(start(folder, "--set-resources", "train:runtime=1 * attempt", "--", model, config=longer), folder)
+    stopped, *_, good = slurm_jobs(folder)
+    assert (stopped.rule, stopped.state) == ("train", "TIMEOUT")
+    assert (good.rule, good.state) == ("train", "COMPLETED")
+    # The log is that of the last attempt.
+    resumed = re.search(r"going on from step (\d+)", (folder / "results/logs/train/inception_v3.log").read_text())
+    assert resumed
+    assert 1 <= int(resumed[1]) < STEPS
+    assert json.loads((folder / model).read_text())["steps"] == STEPS

@@ -35,6 +35,7 @@ from wsi_pipeline.cli_options import (
     Weights,
 )
 from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
+from wsi_pipeline.files import no_room
 
 if TYPE_CHECKING:
     from wsi_pipeline.config import HeatmapRun
@@ -58,6 +59,11 @@ def main() -> None:
         app()
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if not no_room(error):
+            raise
+        print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Free space", file=sys.stderr)
         sys.exit(2)
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,11 @@ _CHUNK = 1 << 22
 # What a file system answers when it has no room, or may not be written to at all.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
+
+
+def no_room(error: OSError) -> bool:
+    """Whether a file system refused to write for want of room, or altogether."""
+    return error.errno in _NO_ROOM
 
 
 @contextmanager
@@ -44,8 +49,13 @@ def publish(target: Path) -> Iterator[Path]:
         finally:
             remove(partial)
     except OSError as error:
-        here = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(target.parent)
-        if error.errno in _NO_ROOM or (error.errno in _NO_PERMISSION and here):
+        name = None if error.filename is None else Path(os.fsdecode(error.filename))
+        here = name is not None and name.is_relative_to(target.parent)
+        if error.errno == errno.ENOENT and name is not None and name.is_relative_to(partial):
+            raise StoreError(
+                f"{target}: another process writes it too", remedy="Let one run end before another one starts here"
+            ) from error
+        if no_room(error) or (error.errno in _NO_PERMISSION and here):
             raise StoreError(
                 f"{target}: cannot be written ({os.strerror(error.errno or 0)})",
                 remedy="Free space or give permission there, or put the results elsewhere (results in the config)",
@@ -64,10 +74,12 @@ def remove_leftovers(target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    # Another process may do the same.
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_text(target: Path, text: str) -> None:

@@ -68,7 +68,7 @@ def open_level(folder: Path) -> Level:
     return Level(folder, *caches(0))
 
 
-def caches(most_bytes: int) -> tuple[Cache[NDArray[np.uint8]], Cache[Shard | None]]:
+def caches(most_bytes: int) -> tuple[Cache[NDArray[np.uint8]], Cache[Shard]]:
     """A cache of decoded chunks and one of open shard files, for levels that share them."""
     return Cache(most_bytes, lambda pixels: pixels.nbytes), Cache(OPEN_SHARDS)
 
@@ -76,7 +76,7 @@ def caches(most_bytes: int) -> tuple[Cache[NDArray[np.uint8]], Cache[Shard | Non
 class Level:
     """An array (3, height, width) of a pyramid, read as (height, width, 3) uint8; safe between threads and forks."""
 
-    def __init__(self, folder: Path, chunks: Cache[NDArray[np.uint8]], shards: Cache[Shard | None]) -> None:
+    def __init__(self, folder: Path, chunks: Cache[NDArray[np.uint8]], shards: Cache[Shard]) -> None:
         """Open the array `folder`, with caches of decoded chunks and of open files. Raises `StoreError`."""
         self._folder, self._chunks, self._shards = folder, chunks, shards
         try:
@@ -136,15 +136,12 @@ class Level:
         where = (column // grid.across, row // grid.down)
         try:
             shard = self._shards.get((self._folder, *where), lambda: self._opened(where))
-            return None if shard is None else shard.chunk(grid.position(column, row))
+            return shard.chunk(grid.position(column, row))
         except (ValueError, OSError) as error:
             raise self._damaged(column, row, error) from error
 
-    def _opened(self, where: tuple[int, int]) -> Shard | None:
-        try:
-            return Shard(self._folder / self.grid.path(where), self.grid.across * self.grid.down)
-        except FileNotFoundError:
-            return None
+    def _opened(self, where: tuple[int, int]) -> Shard:
+        return Shard(self._folder / self.grid.path(where), self.grid.across * self.grid.down)
 
     def decoded(self, column: int, row: int) -> NDArray[np.uint8]:
         """As `chunk`, decoded now and not kept."""

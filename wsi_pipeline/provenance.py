@@ -78,7 +78,7 @@ def write_crate(results: Path, state: Path, threads: int, licence: str, author: 
     `StoreError` where the folder holds no results of a run.
     """
     runs = read_runs(results)
-    jobs = list(_jobs(state)) if (state / "metadata").is_dir() else []
+    jobs = list(finished_jobs(state)) if (state / "metadata").is_dir() else []
     if not jobs:
         log.warning("%s: no record of jobs, so the crate has no commands of theirs; see --snakemake", state)
     target = results / CRATE
@@ -149,7 +149,7 @@ def _copy_workflow(results: Path, run: RunRecord) -> bool:
     return changed
 
 
-def _jobs(state: Path) -> Iterator[Job]:
+def finished_jobs(state: Path) -> Iterator[Job]:
     """The finished jobs that Snakemake knows of, in order of their start, each with all of its outputs."""
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     metadata = state / "metadata"

@@ -111,22 +111,21 @@ def write_shards(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    digests = {grid.path(shard): digest for shard, (present, digest) in zip(shards, written, strict=True) if present}
+    digests = {grid.path(shard): digest for shard, (_, digest) in zip(shards, written, strict=True)}
     return sum(present for present, _ in written), digests
 
 
 def write_shard(path: Path, positions: Sequence[int], chunks: Sequence[Chunk | None], count: int) -> tuple[int, str]:
     """Write a shard with room for `count` chunks; returns how many there are and the file's CRC-32C and size.
 
-    A cryptographic digest would take as long as all the rest; the source has one. A shard without any
-    chunk is not written, as zarr reads it as fill values.
+    A cryptographic digest would take as long as all the rest; the source has one. A shard without any chunk is written
+    as well: so one that is lost is not taken for fill values.
     """
     present = [(position, chunk) for position, chunk in zip(positions, chunks, strict=True) if chunk is not None]
-    if not present:
-        return 0, ""
-    lengths = np.array([sum(map(len, chunk)) for _, chunk in present])
+    lengths = np.array([sum(map(len, chunk)) for _, chunk in present], np.int64)
     index = np.full((count, 2), _ABSENT, "<u8")
-    index[[position for position, _ in present]] = np.stack((np.cumsum(lengths) - lengths, lengths), axis=1)
+    places = np.array([position for position, _ in present], np.int64)
+    index[places] = np.stack((np.cumsum(lengths) - lengths, lengths), axis=1)
     raw = index.tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     checksum, length = write_blocks(

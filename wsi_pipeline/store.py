@@ -7,6 +7,7 @@ is translated by (r - 1) / 2 level-0 pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,15 +142,30 @@ def write_image(
             compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=image.data.itemsize),
             fill_value=fill,
             dimension_names=["y", "x"],
+            # So that what is lost is not taken for the fill value.
+            config={"write_empty_chunks": True},
         )
         array[...] = image.data
 
 
 def read_image(path: Path, slide_mpp: float) -> Image:
-    """Read what `write_image` wrote; `slide_mpp` is the slide's own scale."""
+    """Read what `write_image` wrote; `slide_mpp` is the slide's own scale. Raises `StoreError`."""
     group = open_group(path)
     scale, translation = transformations(group.attrs, path)[0]
-    data = np.asarray(array_of(group, "0")[...])
+    array = array_of(group, "0")
+    try:
+        data = np.asarray(array[...])
+        files = sum(file.is_file() for file in (path / "0" / "c").rglob("*"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StoreError(f"{path}: damaged ({error})", remedy="Run the stage that makes it again") from error
+    expected = math.prod(
+        -(-edge // shard) for edge, shard in zip(array.shape, array.shards or array.chunks, strict=True)
+    )
+    if files < expected:
+        raise StoreError(
+            f"{path}: {expected - files} of {expected} files of pixels are missing",
+            remedy="Run the stage that makes it again",
+        )
     return Image(data, mpp=scale[-1], first_centre_um=translation[-1] + slide_mpp / 2)
 
 

@@ -11,6 +11,7 @@ from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.planning import index_inputs
 from wsi_pipeline.run_record import record_run
 from wsi_pipeline.sheet import is_remote, load_sheet
+from wsi_pipeline.slurm import cancel_leftovers, check_slurm
 
 try:
     CONFIG = load_config(config)
@@ -222,9 +223,14 @@ def partial_evaluation():
     shell(join(command).replace("{", "{{").replace("}", "}}"))
 
 
-def note_run():
-    """What is asked for is kept beside what comes of it."""
+def before_jobs():
+    """What is asked for is kept beside what comes of it; a cluster is looked at before hundreds of jobs fail on it."""
     try:
         record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent)
+        if workflow.executor_plugin.name == "slurm":
+            jobs = {job.rule.name: job for job in workflow.dag.needrun_jobs() if not job.is_local}
+            partitions = {rule: job.resources.get("slurm_partition") for rule, job in jobs.items()}
+            check_slurm({rule: name for rule, name in partitions.items() if isinstance(name, str)})
+            cancel_leftovers(Path.cwd())
     except PipelineError as error:
         raise WorkflowError(str(error))

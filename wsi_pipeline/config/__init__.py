@@ -77,20 +77,20 @@ __all__ = [
 
 # Raised by one where a stage's results change: everything that it made is then made again.
 STEP_VERSIONS = {
-    "convert": 2,
-    "tissue": 2,
-    "truth": 2,
+    "convert": 3,
+    "tissue": 3,
+    "truth": 3,
     "patches": 3,
     "train": 3,
     "negatives": 1,
     "predict": 1,
-    "heatmap": 3,
+    "heatmap": 4,
     "scores": 2,
     "detect": 1,
     "calibrate": 1,
-    "confusion": 2,
+    "confusion": 3,
     "evaluate": 5,
-    "report": 2,
+    "report": 3,
 }
 
 

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class PatchBank:
         files: Cache[Shard] = Cache(OPEN_SHARDS)
         self._stores = [PatchStore(path, files) for path in stores]
         self._indices = indices
-        labels = [pq.read_table(path, columns=["label"])["label"].to_numpy() for path in indices]
+        labels = [_labels(path) for path in indices]
         for store, own, path in zip(self._stores, labels, stores, strict=True):
             if len(store) != len(own):
                 raise StoreError(
@@ -164,3 +165,12 @@ class BalancedSampler:
             patches = slides[int(v * len(slides))]
             picked[k] = patches[int(w * len(patches))]
         return picked
+
+
+def _labels(index: Path) -> Index:
+    try:
+        return np.asarray(pq.read_table(index, columns=["label"])["label"], np.int64)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise StoreError(
+            f"{index}: no table of patches ({error})", remedy="Run the stage patches of this slide again"
+        ) from error

@@ -86,6 +86,16 @@ def load_network(weights: Path, facts: ModelFacts) -> InceptionV3:
     return network.eval()
 
 
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a file of weights, or a `ModelError`."""
+    try:
+        return digest_file(path)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror})", remedy="Give the weights.safetensors of a model folder"
+        ) from error
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from safetensors; anything else, pickles too, is refused."""
     try:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import STEP_VERSIONS, HeatmapRun
 from wsi_pipeline.errors import ModelError, PipelineError
-from wsi_pipeline.files import digest_bytes, digest_file, digest_json
+from wsi_pipeline.files import digest_bytes, digest_json
 from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.folder import ModelFacts, load_network, read_model_json
+from wsi_pipeline.model.folder import ModelFacts, load_network, read_model_json, weights_digest
 from wsi_pipeline.model.prediction import Predictor
 from wsi_pipeline.model.scan import scan
 from wsi_pipeline.pyramid import Pyramid
@@ -76,7 +76,7 @@ class Model:
         """Raises `ModelError` where weights and `model.json` do not belong together."""
         self.weights, self.options = weights, options
         self.facts: ModelFacts = read_model_json(model_json)
-        if digest_file(weights) != self.facts.weights_sha256:
+        if weights_digest(weights) != self.facts.weights_sha256:
             raise ModelError(
                 f"{weights}: not the weights that {model_json} describes", remedy="Take both from the same model folder"
             )

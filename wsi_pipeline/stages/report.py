@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -30,6 +31,8 @@ from wsi_pipeline.store import read_image
 from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics, unread_text
 
 log = logging.getLogger(__name__)
+
+_RANDOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 # Bokeh's own type hints are skipped, see pyproject.toml.
 Element = Any
@@ -76,9 +79,16 @@ def run(
         parts += [Div(text="<h2>Slides</h2>"), _slide_viewer(slides, views, first), _slide_table(table)]
     parts.append(Div(text=_checks(slides_folder, sheet), sizing_mode="stretch_width"))
     parts.append(Div(text=_provenance(metrics), sizing_mode="stretch_width"))
-    page = file_html(column(*parts, sizing_mode="stretch_width"), INLINE, title=options.title)
+    page = _numbered(file_html(column(*parts, sizing_mode="stretch_width"), INLINE, title=options.title))
     write_text(output, page)
     log.info("report of %d test slides, %.1f MB", len(slides), len(page) / 1e6)
+
+
+def _numbered(page: str) -> str:
+    """The page with numbers in the place of Bokeh's random ids, so that the same results give the same page."""
+    ids = dict.fromkeys(_RANDOM_ID.findall(page))
+    numbers = {name: f"{number:08d}-0000-4000-8000-000000000000" for number, name in enumerate(ids)}
+    return _RANDOM_ID.sub(lambda found: numbers[found[0]], page)
 
 
 def _headline(metrics: Figures, options: ReportRun) -> str:

@@ -1,0 +1,320 @@
+"""Every stage under every fault: nothing may look whole that is not, and the next attempt ends with the same bytes.
+
+The commands are those of a finished run of the workflow. Each is run in a copy of the run without its outputs, in a
+child of a process that has the libraries loaded.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from wsi_pipeline.files import digest_file, digest_tree, remove
+from wsi_pipeline.provenance import finished_jobs
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+
+KILLED = -signal.SIGKILL
+# Reading it at its start is an I/O error (EIO) of the kernel.
+UNREADABLE = "/proc/self/mem"
+MODEL = "results/model/inception_v3"
+HEATMAPS = "results/heatmaps/inception_v3"
+
+
+@dataclass(frozen=True)
+class Stage:
+    command: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    said: str
+
+
+def child(folder: str, command: tuple[str, ...], log: str, fault: Callable[[], None] | None) -> None:
+    """What a child process does: the command line of the package, after `fault` has prepared its world."""
+    os.chdir(folder)
+    # A pipe has no size that a full disk could limit.
+    file = os.open(log, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = list(command)
+    if fault is not None:
+        fault()
+    from wsi_pipeline.cli import main
+
+    main()
+
+
+class Started:
+    """A child that is running, and what it says."""
+
+    def __init__(self, process: Any, pipe: Path) -> None:
+        self.process, self.said = process, ""
+        self.reader = Thread(target=self.read, args=(pipe,), daemon=True)
+        self.reader.start()
+
+    def read(self, pipe: Path) -> None:
+        self.said = pipe.read_text(errors="replace")
+
+    def end(self) -> Ended:
+        self.process.join(120)
+        assert self.process.exitcode is not None, "it does not end"
+        self.reader.join(10)
+        return Ended(self.process.exitcode, self.said)
+
+
+class KillBefore:
+    """SIGKILL in the place of the n-th time that something is given its final name."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self) -> None:
+        rename = os.replace
+        left = self.number
+
+        def replace(*arguments: Any, **keywords: Any) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(*arguments, **keywords)
+
+        os.replace = replace  # type: ignore[assignment]
+
+
+class FullDisk:
+    """Files cannot grow beyond a size: the write fails in the kernel, as it does where there is no room."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["wsi_pipeline.cli", "torch", "zarr", "pandas", "pyarrow.parquet", "sklearn.metrics"]
+    )
+    return context
+
+
+@pytest.fixture(scope="module")
+def stages(finished: Path) -> dict[str, Stage]:
+    """Each stage with a command of the finished run; one of a slide with tumour where there are several."""
+    found: dict[str, Stage] = {}
+    for job in finished_jobs(finished / ".snakemake"):
+        command = shlex.split(job.command.removeprefix("exec ").split(" > results/logs/")[0])
+        if job.rule not in found or "tumor-" in job.command:
+            found[job.rule] = Stage(tuple(command), job.inputs, tuple(p for p in job.outputs if "/logs/" not in p))
+    heatmap = found["heatmap"]
+    slide = heatmap.command[heatmap.command.index("--slide") + 1]
+    tiff = f"{HEATMAPS}/{slide}.tif"
+    inputs = (f"{HEATMAPS}/{slide}.ome.zarr", f"{HEATMAPS}/{slide}.json")
+    export = ("wsi-pipeline", "export", "--heatmap", inputs[0], "--heatmap-receipt", inputs[1], "--tiff", tiff)
+    return found | {"export": Stage(export, inputs, (tiff,))}
+
+
+@pytest.fixture(scope="module")
+def wanted(finished: Path, stages: dict[str, Stage], processes: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Digests of the outputs of a stage, from an attempt that nothing disturbs."""
+    known: dict[str, dict[str, str]] = {}
+
+    def digests(name: str) -> dict[str, str]:
+        if name not in known:
+            run = Bench(finished, tmp_path_factory.mktemp("wanted"), stages[name], processes)
+            ended = run.attempt()
+            assert ended.code == 0, ended.said
+            known[name] = run.digests()
+            assert set(known[name]) == set(stages[name].outputs)
+            for path in stages[name].outputs:
+                if (finished / path).exists():
+                    assert known[name][path] == digest(finished / path), path
+        return known[name]
+
+    return digests
+
+
+def digest(path: Path) -> str:
+    return digest_tree(path) if path.is_dir() else digest_file(path)
+
+
+class Bench:
+    """A copy of the finished run in which one stage has not been made."""
+
+    def __init__(self, finished: Path, folder: Path, stage: Stage, processes: Any) -> None:
+        self.folder, self.stage, self.processes, self.attempts = folder / "run", stage, processes, 0
+        # Links: outputs are made under another name, so nothing is written into a file of the finished run.
+        shutil.copytree(finished, self.folder, copy_function=os.link, ignore=shutil.ignore_patterns(".snakemake"))
+        for path in stage.outputs:
+            remove(self.folder / path)
+        for path in (self.folder / HEATMAPS).glob("*.raw.npz"):
+            path.unlink()
+
+    def start(self, fault: Callable[[], None] | None = None) -> Started:
+        self.attempts += 1
+        pipe = self.folder / f"attempt-{self.attempts}"
+        os.mkfifo(pipe)
+        arguments = (str(self.folder), self.stage.command, str(pipe), fault)
+        process = self.processes.Process(target=child, args=arguments)
+        process.start()
+        return Started(process, pipe)
+
+    def attempt(self, fault: Callable[[], None] | None = None) -> Ended:
+        return self.start(fault).end()
+
+    def digests(self) -> dict[str, str]:
+        return {path: digest(self.folder / path) for path in self.stage.outputs if (self.folder / path).exists()}
+
+    def check_no_half(self, wanted: dict[str, str]) -> None:
+        metrics = "results/evaluation/inception_v3/metrics.json"
+        written = self.folder / metrics
+        if metrics in self.stage.outputs and written.exists() and '"complete": false' in written.read_text():
+            # Slides that lack results are named, and Snakemake takes back what a failed job wrote.
+            return
+        for path, found in self.digests().items():
+            assert found == wanted[path], f"{path} looks whole"
+
+    def check_next_attempt(self, wanted: dict[str, str]) -> None:
+        ended = self.attempt()
+        assert ended.code == 0, ended.said
+        assert self.digests() == wanted
+        for path in self.stage.outputs:
+            assert not list((self.folder / path).parent.glob(f".partial-*{Path(path).name}"))
+
+
+def check_said(ended: Ended) -> None:
+    """One line that says what is wrong, and no traceback."""
+    assert ended.code == 2, ended.said
+    assert "Traceback" not in ended.said
+    errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, ended.said
+
+
+STAGES = (
+    "convert",
+    "tissue",
+    "truth",
+    "patches",
+    "train",
+    "heatmap",
+    "export",
+    "scores",
+    "detect",
+    "calibrate",
+    "confusion",
+    "evaluate",
+    "report",
+)
+
+
+# Minutes by themselves, left to `make nightly`.
+LONG = ("train", "evaluate", "report", "confusion")
+
+
+def each_stage(*long: str) -> pytest.MarkDecorator:
+    marked = [pytest.param(name, marks=[pytest.mark.nightly] if name in long else []) for name in STAGES]
+    return pytest.mark.parametrize("name", marked)
+
+
+@pytest.fixture
+def bench(finished: Path, stages: dict[str, Stage], processes: Any, tmp_path: Path) -> Iterator[Callable[[str], Bench]]:
+    yield lambda name: Bench(finished, tmp_path, stages[name], processes)
+
+
+@each_stage("train")
+def test_killed(bench: Callable[[str], Bench], wanted: Any, name: str) -> None:
+    run = bench(name)
+    number = 1
+    while (ended := run.attempt(KillBefore(number))).code == KILLED:
+        run.check_no_half(wanted(name))
+        number += 1
+    # It was killed before each of its outputs, and then came to its end.
+    assert ended.code == 0, ended.said
+    assert number > 1
+    assert run.digests() == wanted(name)
+
+
+@each_stage()
+def test_full_disk(bench: Callable[[str], Bench], wanted: Any, name: str) -> None:
+    run = bench(name)
+    for size in (0, 50, 1000, 20_000):
+        ended = run.attempt(FullDisk(size))
+        if ended.code == 0:
+            break
+        check_said(ended)
+        assert "Free space" in ended.said
+        run.check_no_half(wanted(name))
+    run.check_next_attempt(wanted(name))
+
+
+@pytest.mark.parametrize("fault", ["read error", "truncated", "missing"])
+@each_stage(*LONG)
+def test_bad_input(bench: Callable[[str], Bench], wanted: Any, name: str, fault: str) -> None:
+    """Each input in turn; of a store, its description and its largest chunk."""
+    run = bench(name)
+    for path in one_of_each(run.stage.inputs):
+        for file in parts_of(run.folder / path):
+            kept = run.folder / "kept"
+            file.rename(kept)
+            if fault == "read error":
+                file.symlink_to(UNREADABLE)
+            elif fault == "truncated":
+                file.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+            ended = run.attempt()
+            if ended.code != 0:
+                check_said(ended)
+                run.check_no_half(wanted(name))
+            else:
+                # It did not look there; the report says of each slide what there is to say.
+                known = name == "report" and fault == "missing" and path.startswith("results/slides/")
+                assert known or run.digests() == wanted(name), f"{fault} of {file} went unnoticed"
+            file.unlink(missing_ok=True)
+            kept.rename(file)
+            for output in run.stage.outputs:
+                remove(run.folder / output)
+    run.check_next_attempt(wanted(name))
+
+
+def one_of_each(paths: tuple[str, ...]) -> list[str]:
+    """Without those that differ in the slide only."""
+    return list({re.sub(r"(normal|tumor)-\d", "", path): path for path in paths}.values())
+
+
+def parts_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    chunks = [p for p in path.rglob("*") if p.is_file() and p.name not in ("zarr.json", ".snakemake_timestamp")]
+    return [path / "zarr.json", max(chunks, key=lambda p: (p.stat().st_size, str(p)))]
+
+
+@each_stage("train")
+def test_two_at_once(bench: Callable[[str], Bench], wanted: Any, name: str) -> None:
+    run = bench(name)
+    both = [one.end() for one in [run.start(), run.start()]]
+    assert any(ended.code == 0 for ended in both), both
+    for ended in both:
+        if ended.code != 0:
+            check_said(ended)
+    run.check_no_half(wanted(name))
+    run.check_next_attempt(wanted(name))
