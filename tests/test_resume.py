@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.team import STOPPED
 from wsi_pipeline.model.watch import Watch
+from wsi_pipeline.stages.train import _stopped_by
 
 STEPS = 12
 OPTIONS = {"max_steps": STEPS, "validate_every": 5, "average_decay": 0.9}
@@ -104,6 +105,19 @@ def test_told_to_stop_it_writes_a_checkpoint(cohort: Path, tmp_path: Path, numbe
     assert "Traceback" not in said
     assert int(said.split("stopped at step ")[1].split()[0]) >= 5
     assert (tmp_path / "checkpoints" / "checkpoint.pt").exists()
+
+
+def test_only_a_second_ctrl_c_ends_at_once() -> None:
+    told = []
+    with _stopped_by(lambda: told.append(1)):
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGINT)
+        assert len(told) == 5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert len(told) == 5
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

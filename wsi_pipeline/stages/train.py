@@ -154,11 +154,13 @@ def take(source: Path, outputs: Outputs, *, size_px: int, mpp: float) -> None:
 
 @contextmanager
 def _stopped_by(stop: Callable[[], None]) -> Iterator[None]:
-    """Signals that ask to end call `stop`; a second one ends at once."""
+    """Signals that ask to end call `stop`; a second Ctrl-C ends at once."""
 
     def handle(number: int, _: FrameType | None) -> None:
         log.info("%s: a checkpoint is written after this step", signal.Signals(number).name)
-        signal.signal(number, before[signal.Signals(number)])
+        # At a time limit SLURM sends SIGTERM more than once, and has to wait all the same.
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
         stop()
 
     before = {number: signal.signal(number, handle) for number in _STOPPING}
