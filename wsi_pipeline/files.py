@@ -34,7 +34,8 @@ def publish(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `target`; it takes the target's place when the block succeeds.
 
     The block may make a file or a folder there. On any exception it is removed and the target is
-    left as it was. Raises `StoreError` where there is no room or no permission to write.
+    left as it was. Raises `StoreError` where there is no room or no permission to write, or where
+    another process writes the same target.
     """
     # The suffix stays at the end because writers choose the format by it.
     partial = target.with_name(f".partial-{os.getpid()}-{target.name}")

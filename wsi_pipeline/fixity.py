@@ -21,14 +21,18 @@ _SAY_EVERY_S = 30.0
 
 
 def parts(results: Path) -> Iterator[str]:
-    """Relative names of the files and the stores of a results folder, sorted; a store's name ends with a slash."""
+    """Relative names of the files and the stores of a results folder, sorted; a store's name ends with a slash.
+
+    Without hidden ones: what a killed process has left, and Snakemake's marks.
+    """
     found: list[str] = []
     for folder, folders, files in os.walk(results):
         here = Path(folder).relative_to(results)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         stores = [name for name in folders if name.endswith(".zarr")]
         found += [f"{(here / name).as_posix()}/" for name in stores]
         folders[:] = [name for name in folders if name not in stores and (here / name).as_posix() not in _PASSING]
-        found += [(here / name).as_posix() for name in files if not name.startswith(".snakemake")]
+        found += [(here / name).as_posix() for name in files if not name.startswith(".")]
     yield from sorted(name for name in found if name != CRATE)
 
 
