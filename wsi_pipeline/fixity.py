@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsi_pipeline.files import digest_file, digest_source, digest_tree
+from wsi_pipeline.files import digest_source, digest_tree
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,7 @@ _PASSING = ("checkpoints",)
 _SAY_EVERY_S = 30.0
 
 
-def parts(results: Path) -> Iterator[str]:
+def parts(results: Path) -> list[str]:
     """Relative names of the files and the stores of a results folder, sorted; a store's name ends with a slash.
 
     Without hidden ones: what a killed process has left, and Snakemake's marks.
@@ -33,7 +32,7 @@ def parts(results: Path) -> Iterator[str]:
         found += [f"{(here / name).as_posix()}/" for name in stores]
         folders[:] = [name for name in folders if name not in stores and (here / name).as_posix() not in _PASSING]
         found += [(here / name).as_posix() for name in files if not name.startswith(".")]
-    yield from sorted(name for name in found if name != CRATE)
+    return sorted(name for name in found if name != CRATE)
 
 
 def digests(paths: dict[str, Path], threads: int) -> dict[str, str]:
@@ -52,9 +51,7 @@ def digests(paths: dict[str, Path], threads: int) -> dict[str, str]:
 
 def _digest(path: Path) -> str | None:
     try:
-        if path.is_dir():
-            return digest_tree(path)
-        return digest_source(path) if path.suffix.lower() == ".mrxs" else digest_file(path)
+        return digest_tree(path) if path.is_dir() else digest_source(path)
     except FileNotFoundError:
         return None
 

@@ -24,6 +24,7 @@ from wsi_pipeline.fixity import CRATE, Differences, compare, digests, parts
 from wsi_pipeline.receipts import read_receipt
 from wsi_pipeline.run_record import RunRecord, read_runs
 from wsi_pipeline.sheet import load_sheet
+from wsi_pipeline.summary import SYNTHETIC
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ PROFILES = {
 # The workflow, the config and the sheet, copied to where the crate has them.
 FOLDER = "provenance"
 SNAKEFILE = f"{FOLDER}/workflow/Snakefile"
-SYNTHETIC = "The slides are synthetic: drawn by a program, not tissue."
 
 _MEDIA_TYPES = {
     ".csv": "text/csv",
@@ -78,6 +78,8 @@ def write_crate(results: Path, state: Path, threads: int, licence: str, author: 
     `StoreError` where the folder holds no results of a run.
     """
     runs = read_runs(results)
+    if not runs:
+        raise StoreError(f"{results}: no record of a run in logs/runs", remedy="Name a folder that Snakemake filled")
     jobs = list(finished_jobs(state)) if (state / "metadata").is_dir() else []
     if not jobs:
         log.warning("%s: no record of jobs, so the crate has no commands of theirs; see --snakemake", state)
@@ -130,7 +132,9 @@ def _sources(results: Path, folder: Path) -> dict[str, tuple[str, str]]:
             found[_uri(row.path, folder)] = digest, f"slide {row.slide}"
         if row.annotation and (place / "truth.json").is_file():
             digest = read_receipt(place / "truth.json", "truth")["annotation_sha256"]
-            found[_uri(row.annotation, folder)] = digest, f"annotation of slide {row.slide}"
+            # None where the sheet has it and the truth was made before.
+            if digest is not None:
+                found[_uri(row.annotation, folder)] = digest, f"annotation of slide {row.slide}"
     return found
 
 
@@ -219,7 +223,7 @@ class _Graph:
         actions = [self._job(number, job) for number, job in enumerate(jobs, 1)]
         described = f"Tumour classification of whole-slide images: the cohort {cohort['name']}."
         if cohort["synthetic"]:
-            described += f" {SYNTHETIC}"
+            described += f" {SYNTHETIC}."
         if changed:
             described += " The workflow's files here are not those of the last run: they were changed after it."
         root = {

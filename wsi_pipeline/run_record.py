@@ -6,12 +6,15 @@ They lie in `<results>/logs/runs`; `wsi-pipeline provenance` takes from them wha
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from wsi_pipeline import __version__
 from wsi_pipeline.config import Config
@@ -22,10 +25,10 @@ from wsi_pipeline.versions import commit, versions
 RunRecord = dict[str, Any]
 
 
-def record_run(results: Path, config: Config, workflow: Path) -> Path:
+def record_run(results: Path, config: Config, workflow: Path, slurm_jobs: str | None = None) -> Path:
     """Write the record of a call that is about to run jobs; `StoreError` where the results cannot be written to.
 
-    `workflow` is the folder of the Snakefile.
+    `workflow` is the folder of the Snakefile, `slurm_jobs` the name that the run's jobs have in SLURM.
     """
     started = datetime.now(UTC)
     sheet = Path(config.cohort.slides)
@@ -40,6 +43,8 @@ def record_run(results: Path, config: Config, workflow: Path) -> Path:
         "wsi_pipeline": __version__,
         "commit": commit(),
         "versions": versions(),
+        "process": {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()},
+        "slurm_jobs": slurm_jobs,
         "machine": {"system": platform.platform(), "processor": platform.machine()},
     }
     path = results / "logs" / "runs" / f"{started:%Y%m%dT%H%M%S.%fZ}.json"
@@ -54,12 +59,9 @@ def record_run(results: Path, config: Config, workflow: Path) -> Path:
 
 
 def read_runs(results: Path) -> list[RunRecord]:
-    """The records of a results folder, oldest first; `StoreError` where there is none or one is damaged."""
-    paths = sorted((results / "logs" / "runs").glob("*.json"))
-    if not paths:
-        raise StoreError(f"{results}: no record of a run in logs/runs", remedy="Name a folder that Snakemake filled")
+    """The records of a results folder, oldest first; `StoreError` where one is damaged."""
     runs: list[RunRecord] = []
-    for path in paths:
+    for path in sorted((results / "logs" / "runs").glob("*.json")):
         try:
             runs.append(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:

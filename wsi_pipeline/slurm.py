@@ -5,20 +5,21 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import psutil
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.run_record import RunRecord
 
 log = logging.getLogger(__name__)
 
 COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
-# How `slurm-jobname-prefix` of profiles/slurm starts the names of the jobs.
-PREFIX = "wsi-pipeline_"
-_SEPARATOR = "|"
 _CANCELLING_S = 60.0
 
 
@@ -44,33 +45,51 @@ def check_slurm(partitions: Mapping[str, str]) -> None:
             )
 
 
-def cancel_leftovers(folder: Path) -> list[str]:
-    """Cancel the own jobs of a folder that nobody waits for any more, and return their ids when they are gone.
+def cancel_leftovers(runs: Iterable[RunRecord]) -> list[str]:
+    """Cancel the jobs of earlier runs that nobody waits for any more, and return their ids when they are gone.
 
     They are left where Snakemake was killed, or its connection was lost: they would write to the same files as the
-    jobs of the next run. The caller holds Snakemake's lock of the folder, so no other run waits for them.
+    jobs of the next run. Those of a run that still goes on here are left alone, as Snakemake's lock sees to it that
+    its files are others. Raises `ConfigError` where that cannot be known, because the run was begun on another machine.
     """
-    found = _own_jobs(folder)
+    by_name = _own_jobs()
+    found: list[str] = []
+    for run in runs:
+        jobs = by_name.get(str(run.get("slurm_jobs")), [])
+        if jobs and run["process"]["host"] != platform.node():
+            raise ConfigError(
+                f"SLURM has jobs of a run that was begun on {run['process']['host']} on {run['started']}",
+                remedy=f"Let it end, or where Snakemake is no longer there: scancel {' '.join(jobs)}",
+            )
+        if jobs and not _goes_on(run["process"]):
+            found += jobs
     if not found:
         return []
     log.warning("cancelling %d jobs that an earlier run left in SLURM: %s", len(found), " ".join(found))
     _lines("scancel", *found)
     until = time.monotonic() + _CANCELLING_S
-    while _own_jobs(folder):
+    while set(found) & {number for numbers in _own_jobs().values() for number in numbers}:
         if time.monotonic() > until:
             raise ConfigError(f"jobs {' '.join(found)} of an earlier run do not end", remedy="Look at them with squeue")
         time.sleep(1)
     return found
 
 
-def _own_jobs(folder: Path) -> list[str]:
-    columns = _SEPARATOR.join(("%i", "%j", "%Z"))
-    rows = [
-        line.split(_SEPARATOR, 2)
-        for line in _lines("squeue", "--noheader", f"--user={os.getuid()}", f"--format={columns}")
-    ]
-    own = str(folder.resolve())
-    return [number for number, name, place in rows if name.startswith(PREFIX) and str(Path(place).resolve()) == own]
+def _goes_on(process: Mapping[str, Any]) -> bool:
+    try:
+        known = psutil.Process(process["pid"])
+        return bool(known.create_time() == process["started"] and known.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _own_jobs() -> dict[str, list[str]]:
+    """Ids of the user's jobs that are not over, by name; a run's jobs all have one name."""
+    found: dict[str, list[str]] = {}
+    for line in _lines("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%j"):
+        number, name = line.split("|", 1)
+        found.setdefault(name, []).append(number)
+    return found
 
 
 def _lines(*command: str) -> list[str]:

@@ -7,9 +7,9 @@ is translated by (r - 1) / 2 level-0 pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,15 +155,14 @@ def read_image(path: Path, slide_mpp: float) -> Image:
     array = array_of(group, "0")
     try:
         data = np.asarray(array[...])
-        files = sum(file.is_file() for file in (path / "0" / "c").rglob("*"))
     except (OSError, ValueError, RuntimeError) as error:
         raise StoreError(f"{path}: damaged ({error})", remedy="Run the stage that makes it again") from error
-    expected = math.prod(
-        -(-edge // shard) for edge, shard in zip(array.shape, array.shards or array.chunks, strict=True)
-    )
-    if files < expected:
+    shards = zip(array.shape, array.shards or array.chunks, strict=True)
+    places = list(product(*(range(-(-edge // shard)) for edge, shard in shards)))
+    missing = [place for place in places if not path.joinpath("0", "c", *map(str, place)).is_file()]
+    if missing:
         raise StoreError(
-            f"{path}: {expected - files} of {expected} files of pixels are missing",
+            f"{path}: {len(missing)} of {len(places)} files of pixels are missing",
             remedy="Run the stage that makes it again",
         )
     return Image(data, mpp=scale[-1], first_centre_um=translation[-1] + slide_mpp / 2)

@@ -9,7 +9,7 @@ from snakemake.utils import validate
 from wsi_pipeline.options import load_config, options_json
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.planning import index_inputs
-from wsi_pipeline.run_record import record_run
+from wsi_pipeline.run_record import read_runs, record_run
 from wsi_pipeline.sheet import is_remote, load_sheet
 from wsi_pipeline.slurm import cancel_leftovers, check_slurm
 
@@ -224,13 +224,16 @@ def partial_evaluation():
 
 
 def before_jobs():
-    """What is asked for is kept beside what comes of it; a cluster is looked at before hundreds of jobs fail on it."""
+    """A cluster is looked at before hundreds of jobs fail on it; what is asked for is kept beside what comes of it."""
+    slurm = workflow.executor_plugin.name == "slurm"
     try:
-        record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent)
-        if workflow.executor_plugin.name == "slurm":
+        if slurm:
             jobs = {job.rule.name: job for job in workflow.dag.needrun_jobs() if not job.is_local}
             partitions = {rule: job.resources.get("slurm_partition") for rule, job in jobs.items()}
             check_slurm({rule: name for rule, name in partitions.items() if isinstance(name, str)})
-            cancel_leftovers(Path.cwd())
+            cancel_leftovers(read_runs(Path(RESULTS)))
+        # The plugin gives all jobs of a run one name, and says it nowhere else.
+        name = workflow.scheduler._executor.run_uuid if slurm else None
+        record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent, name)
     except PipelineError as error:
         raise WorkflowError(str(error))
