@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             result = snakemake(folder)
             assert result.returncode == 0, result.stdout + result.stderr
     return folder
+
+
+@contextmanager
+def served(results: Path) -> Iterator[str]:
+    """The address of `wsi-pipeline view`."""
+    command = [str(Path(sys.executable).with_name("wsi-pipeline")), "view", str(results), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+    try:
+        assert said
+        yield said[0]
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stdout.close()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import pytest
 from conftest import square, write_asap
 from test_evaluate import folders_of, write_slide
 
-from wsi_pipeline.config import EvaluateOptions, ReportRun, TruthOptions
+from wsi_pipeline.config import EvaluateOptions, ReportRun, TissueOptions, TruthOptions
 from wsi_pipeline.sheet import Sheet, SlideRow
-from wsi_pipeline.stages import evaluate, report, truth
+from wsi_pipeline.stages import evaluate, report, tissue, truth
 from wsi_pipeline.summary import summary_text
 
 
@@ -30,7 +32,9 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             slide, folder / "pyramid.ome.zarr", folder / "truth.ome.zarr", folder / "truth.json", folder / "truth.png",
             TruthOptions(), annotation=xml, label=label,
         )  # fmt: skip
-        heat = np.random.default_rng(0).uniform(0, 1, (6, 8))
+        found = [folder / f"tissue.{kind}" for kind in ("ome.zarr", "json", "png")]
+        tissue.run(slide, folder / "pyramid.ome.zarr", *found, TissueOptions())
+        heat = np.random.default_rng(len(sheet)).uniform(0, 1, (6, 8))
         mask = np.zeros((6, 8), np.uint8)
         mask[1:3, 1:3] = label == "tumor"
         write_slide(root, folder / "pyramid.ome.zarr", slide, heat, mask)
@@ -41,10 +45,7 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def page(results: Path, out: Path, **options: Any) -> str:
-    report.run(
-        results / "slides", results / "heatmaps", results / "confusion", results / "evaluation", out / "report.html",
-        ReportRun(synthetic=True, thumbnail_px=256, **options), Sheet(),
-    )  # fmt: skip
+    report.run(results, None, out / "report.html", ReportRun(synthetic=True, thumbnail_px=256, **options), Sheet())
     return (out / "report.html").read_text()
 
 
@@ -55,7 +56,8 @@ def test_the_page_says_what_the_metrics_say(results: Path, tmp_path: Path) -> No
     assert f"{metrics['patch']['auc']:.4f}" in html
     assert "Synthetic slides, drawn by a program" in html
     assert "Excluded by the config: gone" in html
-    assert html.count("data:image/jpeg;base64,") >= 6
+    layers = [[one[name] is not None for name in ("slide", "tissue", "truth")] for one in shown(html)]
+    assert layers == [[True, True, False], [True, True, True]]
 
 
 def test_the_page_needs_no_network_and_escapes_names(results: Path, tmp_path: Path) -> None:
@@ -65,19 +67,41 @@ def test_the_page_needs_no_network_and_escapes_names(results: Path, tmp_path: Pa
 
 
 def test_missing_slides_are_shown(results: Path, tmp_path: Path) -> None:
-    evaluation = tmp_path / "evaluation"
-    evaluation.mkdir()
-    for path in (results / "evaluation").iterdir():
-        (evaluation / path.name).write_bytes(path.read_bytes())
-    metrics = json.loads((evaluation / "metrics.json").read_text())
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy, symlinks=True)
+    path = copy / "evaluation" / "metrics.json"
+    metrics = json.loads(path.read_text())
     metrics["cohort"] |= {"complete": False, "missing": ["c9"], "unread_positions": {"c1": 7}}
-    (evaluation / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "r").mkdir()
-    report.run(
-        results / "slides", results / "heatmaps", results / "confusion", evaluation, tmp_path / "r" / "report.html",
-        ReportRun(), Sheet(),
-    )  # fmt: skip
-    html = (tmp_path / "r" / "report.html").read_text()
+    path.write_text(json.dumps(metrics))
+    html = page(copy, tmp_path)
     assert "Incomplete: no results of c9." in html
     assert "Positions on damaged chunks, which no figure counts: c1 (7)." in html
-    assert "incomplete, without c9" in summary_text(evaluation / "metrics.json", Path("r.html"))
+    assert "incomplete, without c9" in summary_text(path, Path("r.html"))
+
+
+def shown(html: str) -> list[dict[str, Any]]:
+    """What the page's script takes of each slide."""
+    _, *slides = re.findall(r'<script type="application/json" class="data">(.*?)</script>', html)
+    return [json.loads(one) for one in slides]
+
+
+def test_the_page_is_kept_small(results: Path, tmp_path: Path) -> None:
+    whole = page(results, tmp_path)
+    assert [one["name"] for one in shown(whole)] == ["a", "b"]
+    assert all(one["heat"]["every"] == 1 and max(one["pictureSize"]) == 256 for one in shown(whole))
+    a, b = (len(json.dumps(one)) for one in shown(whole))
+    # Room for one slide and a bit, at the smallest pictures that are tried here.
+    size = report.FIXED_BYTES + len(re.findall(r'class="data">(.*?)</script>', whole)[0]) + (a + b) * 0.35
+    smaller = page(results, tmp_path, max_mb=size / 1e6)
+    (left,) = shown(smaller)
+    counts = {row["slide"]: int(row["fp"]) + int(row["fn"]) for row in slides_csv(results)}
+    assert len(set(counts.values())) == 2
+    assert left["name"] == max(counts, key=lambda name: counts[name])
+    assert max(left["pictureSize"]) == 128
+    assert "Pictures of 1 of 2 slides, those with the most errors" in smaller
+    assert "those with the most errors" not in whole
+
+
+def slides_csv(results: Path) -> list[dict[str, str]]:
+    with (results / "evaluation" / "slides.csv").open() as file:
+        return list(csv.DictReader(file))

@@ -32,7 +32,7 @@ pytestmark = [
 
 GPU_JOBS = {"train": 1, "heatmap": 2}
 # More than a minute of training, which is the shortest time limit that SLURM knows.
-STEPS = 200
+STEPS = 400
 STARTED: list[subprocess.Popen[str]] = []
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL"}
 
@@ -174,7 +174,7 @@ def test_a_training_over_its_time_goes_on_in_the_next_attempt(finished: Path, fo
         shutil.copytree(finished / name, folder / name, copy_function=shutil.copy2, symlinks=True)
     longer = CONFIG | {"training": CONFIG["training"] | {"max_steps": STEPS, "validate_every": STEPS, "epochs": STEPS}}
     model = "results/model/inception_v3/model.json"
-    finish(start(folder, "--set-resources", "train:runtime=1", "--", model, config=longer), folder)
+    finish(start(folder, "--set-resources", "train:runtime=1", "--retries", "8", "--", model, config=longer), folder)
     stopped, *_, good = slurm_jobs(folder)
     assert (stopped.rule, stopped.state) == ("train", "TIMEOUT")
     assert (good.rule, good.state) == ("train", "COMPLETED")

@@ -146,10 +146,8 @@ def evaluate(
 @app.command()
 def report(
     sheet: SheetArg,
-    slides: Annotated[Path, typer.Option(help="Folder of the slides.")],
-    heatmaps: Annotated[Path, typer.Option(help="Folder of the model's heatmaps.")],
-    confusion: Annotated[Path, typer.Option(help="Folder of the model's confusion images.")],
-    evaluation: Annotated[Path, typer.Option(help="Folder of the model's evaluation.")],
+    results: Annotated[Path, typer.Option(help="The results folder.")],
+    model: Annotated[str, typer.Option(help="Name of the model.")],
     output: Annotated[Path, typer.Option(help="HTML page to write.")],
     exclude: Exclude = None,
     options: Options = "{}",
@@ -161,4 +159,4 @@ def report(
     from wsi_pipeline.stages import report as stage
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
-    stage.run(slides, heatmaps, confusion, evaluation, output, parse_options("report", ReportRun, options), loaded)
+    stage.run(results, model, output, parse_options("report", ReportRun, options), loaded)

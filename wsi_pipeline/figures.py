@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.metrics.calibration import Bin
 from wsi_pipeline.metrics.curves import Counts, Curve
-from wsi_pipeline.pictures import Picture, blend, color_heat, on_picture, paint_labels, truth_outline
+from wsi_pipeline.pictures import HEAT_COLORS, Picture, blend, color_heat, on_picture, paint_labels, truth_outline
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.store import Image
 from wsi_pipeline.summary import SYNTHETIC
@@ -91,7 +91,7 @@ def slide_panels(
         axes.set_title(title, fontsize=7)
         axes.set_axis_off()
         scale_bar(axes, pixels.shape[1], pixels.shape[0], mpp)
-    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps["turbo"])
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps[HEAT_COLORS])
     figure.colorbar(scale, ax=figure.axes[2], fraction=0.03, pad=0.01, label="probability")
     return figure
 

@@ -20,6 +20,10 @@ _SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Comments and application data, other than what JFIF and Adobe say of the colours.
 _TEXT = frozenset({0xFE, *range(0xE1, 0xEE), 0xEF})
+# Application data that say something of the colours.
+_JFIF, _ADOBE = 0xE0, 0xEE
+# What Adobe's marker calls the colour spaces: Adobe Technical Note 5116, section 18.
+_TRANSFORMS = {"RGB": 0, "YCbCr": 1}
 _BYTES_KEYS = ("tables", "header")
 # Writers may pad a tile behind its end marker.
 _PADDING = 8
@@ -121,6 +125,24 @@ def without_text(head: bytes) -> bytes:
             kept.append(head[at:stop])
         at = stop
     return b"".join((*kept, head[at:]))
+
+
+def as_file(jpeg: Jpeg, stream: bytes) -> bytes:
+    """A chunk's stream as a file that any viewer shows in its real colours, without decoding it."""
+    if jpeg.header is not None:
+        stream = b"".join((jpeg.header, stream, END))
+    stream = self_contained(jpeg.tables, stream)
+    transform = _TRANSFORMS.get(jpeg.colorspace_jpeg or "")
+    if transform is None:
+        return stream
+    said = b"\xff\xee\x00\x0eAdobe\x00\x64" + bytes(4) + bytes([transform])
+    kept, at = [START, said], len(START)
+    while at + 4 <= len(stream) and stream[at] == 0xFF and stream[at + 1] != _SCAN:
+        stop = at + 1 if stream[at + 1] == 0xFF else at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at + 1] not in (_JFIF, _ADOBE):
+            kept.append(stream[at:stop])
+        at = stop
+    return b"".join((*kept, stream[at:]))
 
 
 def ends(stream: bytes | memoryview) -> bool:

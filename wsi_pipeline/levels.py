@@ -68,7 +68,11 @@ def open_level(folder: Path) -> Level:
     return Level(folder, *caches(0))
 
 
-def caches(most_bytes: int) -> tuple[Cache[NDArray[np.uint8]], Cache[Shard]]:
+# Of decoded chunks, and of open shard files.
+Caches = tuple[Cache[NDArray[np.uint8]], Cache[Shard]]
+
+
+def caches(most_bytes: int) -> Caches:
     """A cache of decoded chunks and one of open shard files, for levels that share them."""
     return Cache(most_bytes, lambda pixels: pixels.nbytes), Cache(OPEN_SHARDS)
 
@@ -79,6 +83,8 @@ class Level:
     def __init__(self, folder: Path, chunks: Cache[NDArray[np.uint8]], shards: Cache[Shard]) -> None:
         """Open the array `folder`, with caches of decoded chunks and of open files. Raises `StoreError`."""
         self._folder, self._chunks, self._shards = folder, chunks, shards
+        # Not the folder: another store may have taken its place.
+        self._key = object()
         try:
             metadata = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
             _, height, width = metadata["shape"]
@@ -128,14 +134,14 @@ class Level:
 
     def chunk(self, column: int, row: int) -> NDArray[np.uint8]:
         """A whole decoded chunk, not to be written to. Raises `StoreError`, naming column and row."""
-        return self._chunks.get((self._folder, column, row), lambda: self.decoded(column, row))
+        return self._chunks.get((self._key, column, row), lambda: self.decoded(column, row))
 
     def stream(self, column: int, row: int) -> bytes | None:
         """The bytes of a chunk as they are stored, None where there is none. Raises `StoreError`."""
         grid = self.grid
         where = (column // grid.across, row // grid.down)
         try:
-            shard = self._shards.get((self._folder, *where), lambda: self._opened(where))
+            shard = self._shards.get((self._key, *where), lambda: self._opened(where))
             return shard.chunk(grid.position(column, row))
         except (ValueError, OSError) as error:
             raise self._damaged(column, row, error) from error

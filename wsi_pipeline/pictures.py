@@ -23,6 +23,7 @@ QC_PX = 1024
 TISSUE_COLOR = (0, 114, 178)
 TUMOR_COLOR = (230, 25, 25)
 NORMAL_INSIDE_COLOR = (0, 158, 60)
+HEAT_COLORS = "viridis"
 # The example's colours of false positives, false negatives and true positives.
 CONFUSION_COLORS = {1: (0, 255, 255), 2: (255, 255, 0), 3: (255, 0, 0)}
 
@@ -77,12 +78,16 @@ def blend(picture: Picture, color: Picture, alpha: Alpha) -> Picture:
     return (mixed + 0.5).astype(np.uint8)
 
 
+def heat_palette() -> NDArray[np.uint8]:
+    """Colours of the probabilities k / 255, (256, 3), which colour-blind readers tell apart."""
+    return (mpl.colormaps[HEAT_COLORS](np.arange(256))[:, :3] * 255 + 0.5).astype(np.uint8)
+
+
 def color_heat(heat: NDArray[np.float32], opacity: float = 0.6) -> tuple[Picture, Alpha]:
     """Colours and opacity of probabilities: fainter where they are low, clear where there is none."""
     known = np.isfinite(heat)
     index = (np.nan_to_num(heat) * 255 + 0.5).astype(np.uint8)
-    table = (mpl.colormaps["turbo"](np.arange(256))[:, :3] * 255 + 0.5).astype(np.uint8)
-    return table[index], np.where(known, opacity * (0.4 + 0.6 * np.nan_to_num(heat)), 0).astype(np.float32)
+    return heat_palette()[index], np.where(known, opacity * (0.2 + 0.8 * np.nan_to_num(heat)), 0).astype(np.float32)
 
 
 def paint_labels(codes: NDArray[np.uint8], opacity: float = 0.5) -> tuple[Picture, Alpha]:

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Grid, PatchSpec, Size
-from wsi_pipeline.levels import Level, caches
+from wsi_pipeline.levels import Caches, Level, caches
 from wsi_pipeline.store import transformations
 
 # Enough for a row of tiles of 512 px across a slide of 40,000 px.
@@ -29,16 +29,16 @@ _SLIVER = 1e-3
 class Pyramid:
     """A slide's levels, from the finest; safe to share between threads, to fork and to send to processes."""
 
-    def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES) -> None:
-        """Open a store; up to `cache_bytes` of decoded chunks are kept. Raises `StoreError`."""
+    def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES, shared: Caches | None = None) -> None:
+        """Open a store; up to `cache_bytes` of decoded chunks are kept, or what `shared` has. Raises `StoreError`."""
         self.path, self._cache_bytes = path, cache_bytes
         try:
             attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path}: not a pyramid ({error})", remedy="Convert the slide again") from error
         self._scales = [(scale[1], scale[2]) for scale, _ in transformations(attributes, path)]
-        shared = caches(cache_bytes)
-        self.levels = [Level(path / str(k), *shared) for k in range(len(self._scales))]
+        kept = shared or caches(cache_bytes)
+        self.levels = [Level(path / str(k), *kept) for k in range(len(self._scales))]
         self.sizes = [level.size for level in self.levels]
         self.mpps = [(y + x) / 2 for y, x in self._scales]
 

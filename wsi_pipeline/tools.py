@@ -55,6 +55,17 @@ def summary(
 
 
 @app.command()
+def view(
+    results: Annotated[Path, typer.Argument(help="A results folder that Snakemake filled, or is filling.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine, 0 for any that is free.")] = 8000,
+) -> None:
+    """Show slides at full resolution with truth, heatmaps and errors, in a browser on this machine."""
+    from wsi_pipeline.view.server import serve
+
+    serve(results, port)
+
+
+@app.command()
 def provenance(
     results: Annotated[Path, typer.Argument(help="A results folder that Snakemake filled.")],
     state: Annotated[

@@ -83,15 +83,30 @@ rule evaluate:
 
 rule report:
     input:
-        ancient(of_test_slides("<results>/slides/{slide}/pyramid.ome.zarr")),
-        ancient(of_test_slides("<results>/slides/{slide}/truth.ome.zarr")),
+        ancient(
+            expand(
+                "<results>/slides/{slide}/{store}.ome.zarr", slide=TEST, store=["pyramid", "tissue", "truth"]
+            )
+        ),
+        ancient(
+            expand(
+                "<results>/{stage}/{model}/{slide}.ome.zarr",
+                stage=["heatmaps", "confusion"],
+                model=MODEL,
+                slide=TEST,
+            )
+        ),
         expand("<results>/slides/{slide}/{stage}.json", slide=used_slides(), stage=["pyramid", "tissue"]),
         expand("<results>/slides/{slide}/patches.json", slide=patch_slides()),
-        receipts=of_test_slides("<results>/slides/{slide}/truth.json"),
-        heatmaps=ancient(expand("<results>/heatmaps/{model}/{slide}.ome.zarr", model=MODEL, slide=TEST)),
-        stores=ancient(expand("<results>/confusion/{model}/{slide}.ome.zarr", model=MODEL, slide=TEST)),
-        confusion=expand("<results>/confusion/{model}/{slide}.json", model=MODEL, slide=TEST),
-        metrics=f"<results>/evaluation/{MODEL}/metrics.json",
+        of_test_slides("<results>/slides/{slide}/truth.json"),
+        expand(
+            "<results>/{stage}/{model}/{slide}.json",
+            stage=["heatmaps", "scores", "confusion", "detections"],
+            model=MODEL,
+            slide=TEST,
+        ),
+        f"<results>/model/{MODEL}/model.json",
+        f"<results>/evaluation/{MODEL}/metrics.json",
     output:
         "<results>/report.html",
     log:
@@ -106,11 +121,8 @@ rule report:
         options=options("report"),
         sheet=CONFIG.cohort.slides,
         exclude=EXCLUDE,
-        slides=lambda wildcards, input: str(Path(folder_of(input.receipts)).parent),
-        heatmaps=lambda wildcards, input: folder_of(input.heatmaps),
-        confusion=lambda wildcards, input: folder_of(input.confusion),
-        evaluation=lambda wildcards, input: folder_of([input.metrics]),
+        results=RESULTS,
+        model=MODEL,
     shell:
-        "wsi-pipeline report --sheet {params.sheet:q} {params.exclude:q} --slides {params.slides:q}"
-        " --heatmaps {params.heatmaps:q} --confusion {params.confusion:q}"
-        " --evaluation {params.evaluation:q} --output {output:q} --options {params.options:q} > {log:q} 2>&1"
+        "wsi-pipeline report --sheet {params.sheet:q} {params.exclude:q} --results {params.results:q}"
+        " --model {params.model:q} --output {output:q} --options {params.options:q} > {log:q} 2>&1"

@@ -88,9 +88,9 @@ STEP_VERSIONS = {
     "scores": 2,
     "detect": 1,
     "calibrate": 1,
-    "confusion": 3,
+    "confusion": 4,
     "evaluate": 5,
-    "report": 3,
+    "report": 4,
 }
 
 

@@ -116,5 +116,6 @@ class ReportOptions(Section):
 
     title: str = Field("Tumour classification on whole-slide images", description="Title of the page.")
     thumbnail_px: Annotated[int, Field(ge=128, le=2048)] = Field(
-        640, description="Longer edge of a slide's picture, pixels."
+        1024, description="Longer edge of a slide's picture, pixels; smaller where the page would get too large."
     )
+    max_mb: Positive = Field(20.0, description="Size of the page that pictures are made smaller for, MB.")

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from bokeh.embed import file_html
-from bokeh.layouts import column, row
-from bokeh.models import ColumnDataSource, CustomJS, HoverTool, Range1d
-from bokeh.models.widgets import DataTable, Div, NumberFormatter, RadioButtonGroup, Select, TableColumn
+from bokeh.embed import components
+from bokeh.models import ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
-from bokeh.resources import INLINE
+from bokeh.resources import Resources
+from jinja2 import Environment
 from PIL import Image as Pillow
 
 from wsi_pipeline.cohort import findings, patch_counts
 from wsi_pipeline.config import ReportRun
-from wsi_pipeline.figures import BLUE, GREEN, ORANGE, layer_on_picture
+from wsi_pipeline.figures import BLUE, GREEN, ORANGE
 from wsi_pipeline.files import write_text
-from wsi_pipeline.pictures import Picture, blend, color_heat, paint_labels, truth_outline
+from wsi_pipeline.geometry import Box
+from wsi_pipeline.layout import Layout, SlideLayout
+from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.overlays import outlines, tissue_overlay, truth_overlay
+from wsi_pipeline.pictures import Picture, heat_palette
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.receipts import read_receipt
+from wsi_pipeline.score_counts import ScoreCounts
 from wsi_pipeline.sheet import Sheet
+from wsi_pipeline.slide_views import HeatGrid, heat_grid, read_detections
 from wsi_pipeline.store import read_image
 from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics, unread_text
 
@@ -38,50 +47,58 @@ _RANDOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 Element = Any
 
 _PLOT_PX = 380
-_SLIDE_PX = 620
-# Count, predicted class and true class of each cell of the confusion chart.
-_CELLS = (
-    ("tn", "normal", "normal"),
-    ("fp", "tumour", "normal"),
-    ("fn", "normal", "tumour"),
-    ("tp", "tumour", "tumour"),
-)
+# Of a model's receipt.
+_OF_MODEL = (
+    "architecture", "mpp", "size_px", "normalisation", "stain_normalisation", "device", "steps", "kept_step",
+    "training", "validation", "versions",
+)  # fmt: skip
+# What a page without slides has: mostly Bokeh.
+FIXED_BYTES = 2_000_000
+# Tried one after the other until the page is small enough: shares of the size of pictures, rows and columns of maps.
+_SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
+_LEAST_PX = 128
+_EVERY = (1, 2, 3, 4, 6, 8)
 
 
-def run(
-    slides_folder: Path,
-    heatmaps_folder: Path,
-    confusion_folder: Path,
-    evaluation_folder: Path,
-    output: Path,
-    options: ReportRun,
-    sheet: Sheet,
-) -> None:
-    """Write the page. Folders are those that the earlier stages wrote into, for one model; `sheet` is the cohort."""
-    metrics = read_metrics(evaluation_folder / "metrics.json")
-    slides = metrics["cohort"]["test_slides"]
-    parts: list[Element] = [Div(text=_headline(metrics, options), sizing_mode="stretch_width")]
-    parts.append(
-        row(
-            _curve(evaluation_folder / "roc.csv", "ROC of patches", "false positive rate", "true positive rate", BLUE),
-            _curve(evaluation_folder / "pr.csv", "Precision and recall of patches", "recall", "precision", GREEN),
-            _curve(
-                evaluation_folder / "froc.csv", "FROC of lesions", "false positives per slide", "sensitivity", ORANGE
-            ),
-            _confusion_chart(metrics),
-        )
+def run(results: Path, model: str | None, output: Path, options: ReportRun, sheet: Sheet) -> None:
+    """Write the page on the test slides of a model in a results folder; `sheet` is the cohort."""
+    layout = Layout(results, model)
+    metrics = read_metrics(layout.evaluation / "metrics.json")
+    table = pd.read_csv(layout.evaluation / "slides.csv", dtype=str, keep_default_na=False)
+    data, left_out = _data(layout, metrics, table, options)
+    curves = (
+        _curve(layout.evaluation / "roc.csv", "ROC of patches", "false positive rate", "true positive rate", BLUE),
+        _curve(layout.evaluation / "pr.csv", "Precision and recall of patches", "recall", "precision", GREEN),
+        _curve(layout.evaluation / "froc.csv", "FROC of lesions", "false positives per slide", "sensitivity", ORANGE),
     )
-    if slides:
-        views = [_views(s, slides_folder, heatmaps_folder, confusion_folder, options) for s in slides]
-        table = pd.read_csv(evaluation_folder / "slides.csv", dtype={"slide": str, "patient": str, "centre": str})
-        # A slide with tumour has more to show.
-        first = int((table["label"] == "tumor").to_numpy().argmax())
-        parts += [Div(text="<h2>Slides</h2>"), _slide_viewer(slides, views, first), _slide_table(table)]
-    parts.append(Div(text=_checks(slides_folder, sheet), sizing_mode="stretch_width"))
-    parts.append(Div(text=_provenance(metrics), sizing_mode="stretch_width"))
-    page = _numbered(file_html(column(*parts, sizing_mode="stretch_width"), INLINE, title=options.title))
-    write_text(output, page)
-    log.info("report of %d test slides, %.1f MB", len(slides), len(page) / 1e6)
+    script, plots = components(curves)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(_static("report.html")).render(
+        title=options.title,
+        warnings=_warnings(metrics, options),
+        notes=_notes(metrics),
+        headline=headline(metrics),
+        bokeh=Resources(mode="inline", components=["bokeh"]).render(),
+        bokeh_plots=script,
+        plots=plots,
+        styles=_static("panels.css") + _static("report.css"),
+        scripts=_static("panels.js") + _static("report.js"),
+        shown=len(data) - 1,
+        left_out=left_out,
+        data=[_as_script(one) for one in data],
+        columns=list(table.columns),
+        slides=table.to_numpy().tolist(),
+        findings=findings(layout.slides, list(sheet)),
+        patches=_patches(layout, sheet),
+        provenance=[(key, str(value)) for key, value in metrics["provenance"].items()],
+        training=_training(layout.model_json),
+    )
+    write_text(output, _numbered(page) + "\n")
+    log.info("report of %d test slides, %.1f MB", len(table), len(page) / 1e6)
+
+
+def _static(name: str) -> str:
+    return files("wsi_pipeline.view").joinpath("static", name).read_text(encoding="utf-8")
 
 
 def _numbered(page: str) -> str:
@@ -91,21 +108,30 @@ def _numbered(page: str) -> str:
     return _RANDOM_ID.sub(lambda found: numbers[found[0]], page)
 
 
-def _headline(metrics: Figures, options: ReportRun) -> str:
-    cohort, patch = metrics["cohort"], metrics["patch"]
-    warning = f"<p style='color:{ORANGE};font-weight:bold'>{SYNTHETIC}.</p>" if options.synthetic else ""
+def _as_script(content: Any) -> str:
+    """JSON that no name in it can end the script element of."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _warnings(metrics: Figures, options: ReportRun) -> list[str]:
+    cohort = metrics["cohort"]
+    found = [f"{SYNTHETIC}."] if options.synthetic else []
     if not cohort["complete"]:
-        names = escape(", ".join(cohort["missing"]))
-        warning += f"<p style='color:{ORANGE};font-weight:bold'>Incomplete: no results of {names}.</p>"
+        found.append(f"Incomplete: no results of {', '.join(cohort['missing'])}.")
     if cohort["unread_positions"]:
-        warning += f"<p style='color:{ORANGE}'>{escape(unread_text(cohort['unread_positions']).capitalize())}.</p>"
-    if cohort["excluded"]:
-        warning += f"<p>Excluded by the config: {escape(', '.join(cohort['excluded']))}.</p>"
-    return (
-        f"<h1>{escape(options.title)}</h1>{warning}<p>Cohort {escape(cohort['name'])}: "
-        f"{len(cohort['test_slides'])} test slides. Intervals: {escape(patch['interval_method'])}, "
-        f"{100 * patch['interval_level']:.0f} %.</p>{_table(headline(metrics))}"
+        text = unread_text(cohort["unread_positions"])
+        found.append(f"{text[0].upper()}{text[1:]}.")
+    return found
+
+
+def _notes(metrics: Figures) -> list[str]:
+    cohort, patch = metrics["cohort"], metrics["patch"]
+    about = (
+        f"Cohort {cohort['name']}: {len(cohort['test_slides'])} test slides. Intervals: {patch['interval_method']}, "
+        f"{100 * patch['interval_level']:.0f} %."
     )
+    excluded = [f"Excluded by the config: {', '.join(cohort['excluded'])}."] if cohort["excluded"] else []
+    return [about, *excluded]
 
 
 def _curve(path: Path, title: str, x: str, y: str, color: str) -> Element:
@@ -125,122 +151,127 @@ def _curve(path: Path, title: str, x: str, y: str, color: str) -> Element:
     return plot
 
 
-def _confusion_chart(metrics: Figures) -> Element:
-    counts, shares = metrics["confusion"]["counts"], metrics["confusion"]["share_of_total"]
-    point = metrics["operating_point"]
-    title = "Share of patches" + ("" if point is None else f", threshold {point['threshold']:.4g}")
-    plot = figure(
-        width=_PLOT_PX, height=_PLOT_PX, title=title,
-        x_range=["normal", "tumour"], y_range=["tumour", "normal"], x_axis_label="predicted", y_axis_label="true",
-        toolbar_location=None, tools="",
-    )  # fmt: skip
-    for key, x, y in _CELLS:
-        share = shares[key] or 0.0
-        plot.rect([x], [y], width=1, height=1, fill_color=BLUE, fill_alpha=0.05 + 0.9 * share, line_color="white")
-        ink = "white" if share > 0.5 else "black"
-        plot.text(
-            [x], [y], [f"{share:.4f}\n{counts[key]:,}"], text_align="center", text_baseline="middle", text_color=ink
-        )
-    plot.grid.visible = False
-    return plot
+def _data(
+    layout: Layout, metrics: Figures, table: pd.DataFrame, options: ReportRun
+) -> tuple[list[dict[str, Any]], int]:
+    """What the page's script takes: of all slides, then of each one shown; and how many slides had no room."""
+    point, names = metrics["operating_point"], metrics["cohort"]["test_slides"]
+    shared = {
+        "threshold": 0.5 if point is None else point["threshold"],
+        "palette": heat_palette().tolist(),
+        "counts": _pooled(layout, names),
+    }
+    room = int(options.max_mb * 1e6) - FIXED_BYTES - len(_as_script(shared))
+    grids = {name: _grid(layout.of(name)) for name in names}
+    # Coarser maps and smaller pictures rather than slides without any.
+    maps = _fitting(lambda every: {name: _map(grid, every) for name, grid in grids.items()}, _EVERY, room // 2)
+    sizes = [px for px in (options.thumbnail_px * np.array(_SHARES)).astype(int).tolist() if px >= _LEAST_PX]
+    left = room - sum(map(_size, maps.values()))
+    pictures = _fitting(
+        lambda px: {name: _pictures(layout.of(name), px) for name in names}, sizes or [options.thumbnail_px], left
+    )
+    parts = {name: {**pictures[name], "heat": maps[name]} for name in names}
+    facts = table.set_index("slide")
+    used = sum(map(_size, parts.values()))
+    for name in (facts["fp"].astype(int) + facts["fn"].astype(int)).sort_values(kind="stable").index:
+        if used <= room:
+            break
+        used -= _size(parts.pop(name))
+    shown = [
+        {
+            "name": name,
+            "label": facts.at[name, "label"],
+            "detections": read_detections(layout.of(name).of_model("detect", ".csv")),
+            **part,
+        }
+        for name, part in parts.items()
+    ]
+    return [shared, *shown], len(names) - len(shown)
 
 
-def _views(slide: str, slides: Path, heatmaps: Path, confusion: Path, options: ReportRun) -> dict[str, Any]:
-    """The three pictures of a slide as data URIs, and its size in mm."""
-    pyramid = Pyramid(slides / slide / "pyramid.ome.zarr")
-    picture, mpp = pyramid.thumbnail(options.thumbnail_px)
-    truth = read_image(slides / slide / "truth.ome.zarr", pyramid.mpp)
-    heat = read_image(heatmaps / f"{slide}.ome.zarr", pyramid.mpp)
-    codes = read_image(confusion / f"{slide}.ome.zarr", pyramid.mpp)
+def _fitting(make: Callable[[int], dict[str, Any]], scales: Sequence[int], room: int) -> dict[str, Any]:
+    """What `make` makes of the first scale with which it fits into `room` bytes, else of the last."""
+    made: dict[str, Any] = {}
+    for scale in scales:
+        made = make(scale)
+        if sum(map(_size, made.values())) <= room:
+            break
+    return made
+
+
+def _size(part: Any) -> int:
+    return len(_as_script(part))
+
+
+def _pooled(layout: Layout, slides: Sequence[str]) -> dict[str, Any]:
+    """How many normal and tumour patches of all slides have each score, exactly: uint32 scores, normal, tumour."""
+    sums = np.zeros((2, STEPS + 1), np.int64)
+    for slide in slides:
+        counts = ScoreCounts.read(layout.of(slide).of_model("scores", ".parquet"))
+        sums[:, counts.steps] += counts.normal, counts.tumor
+    scores = np.flatnonzero(sums.any(axis=0))
+    return {"scores": len(scores), "data": _deflated(np.stack((scores, *sums[:, scores])).astype("<u4").tobytes())}
+
+
+def _grid(places: SlideLayout) -> HeatGrid:
+    confusion = places.of_model("confusion", ".ome.zarr")
+    return heat_grid(places.of_model("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
+
+
+def _map(grid: HeatGrid, every: int) -> dict[str, Any]:
+    taken = grid.every(every)
+    return {**taken.geometry(), "every": every, "data": _deflated(taken.packed())}
+
+
+def _deflated(content: bytes) -> str:
+    return base64.b64encode(zlib.compress(content, 9)).decode()
+
+
+def _pictures(places: SlideLayout, longest_px: int) -> dict[str, Any]:
+    """A slide's picture and the outlines on it as data URIs, and their geometry."""
+    pyramid = Pyramid(places.of_slide("pyramid.ome.zarr"))
+    picture, mpp = pyramid.thumbnail(longest_px)
+    box = Box(0, 0, picture.shape[1], picture.shape[0])
+    layers = {
+        "tissue": tissue_overlay(read_image(places.of_slide("tissue.ome.zarr"), pyramid.mpp)),
+        "truth": truth_overlay(read_image(places.of_slide("truth.ome.zarr"), pyramid.mpp)),
+    }
     return {
-        "truth": data_uri(truth_outline(pyramid, truth.data, truth.mpp, options.thumbnail_px)),
-        "heatmap": data_uri(blend(picture, *color_heat(layer_on_picture(heat, picture, mpp)))),
-        "errors": data_uri(blend(picture, *paint_labels(layer_on_picture(codes, picture, mpp)))),
-        "width": picture.shape[1] * mpp / 1000,
-        "height": picture.shape[0] * mpp / 1000,
+        "mpp": pyramid.mpp,
+        "width": pyramid.size.width,
+        "height": pyramid.size.height,
+        "pictureSize": [box.width, box.height],
+        "slide": _data_uri("jpeg", _jpeg(picture)),
+        **{name: _data_uri("png", outlines(layer, box, mpp)) for name, layer in layers.items()},
     }
 
 
-def data_uri(picture: Picture) -> str:
-    """A picture as a JPEG data URI."""
+def _jpeg(picture: Picture) -> bytes:
     buffer = io.BytesIO()
     Pillow.fromarray(picture).save(buffer, format="JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
-def _slide_viewer(slides: Sequence[str], views: Sequence[dict[str, Any]], start: int) -> Element:
-    """Two linked panels: truth on the left, heatmap or errors on the right."""
-    first = views[start]
-    shown = ColumnDataSource(
-        {"left": [first["truth"]], "right": [first["heatmap"]], "width": [first["width"]], "height": [first["height"]]}
-    )
-    extent = max(first["width"], first["height"])
-    x_range, y_range = Range1d(start=0, end=extent), Range1d(start=extent, end=0)
-    panels = []
-    for key, title in (("left", "Truth: tumour red, normal inside tumour green"), ("right", "Tumour probability")):
-        panel = figure(
-            width=_SLIDE_PX, height=_SLIDE_PX, x_range=x_range, y_range=y_range, title=title,
-            x_axis_label="mm", y_axis_label="mm", tools="pan,wheel_zoom,box_zoom,reset", active_scroll="wheel_zoom",
-        )  # fmt: skip
-        panel.image_url(url=key, x=0, y=0, w="width", h="height", anchor="top_left", source=shown)
-        panel.grid.visible = False
-        panels.append(panel)
-    select = Select(title="Slide", value=slides[start], options=list(slides), width=300)
-    layer = RadioButtonGroup(labels=["Heatmap", "Errors: TP red, FP cyan, FN yellow"], active=0)
-    change = CustomJS(
-        args={
-            "views": dict(zip(slides, views, strict=True)), "shown": shown, "select": select, "layer": layer,
-            "title": panels[1].title, "x": x_range, "y": y_range,
-        },
-        code="""
-        const view = views instanceof Map ? views.get(select.value) : views[select.value];
-        const of = (key) => view instanceof Map ? view.get(key) : view[key];
-        const errors = layer.active == 1;
-        const extent = Math.max(of("width"), of("height"));
-        const moved = shown.data["left"][0] != of("truth");
-        shown.data = {left: [of("truth")], right: [of(errors ? "errors" : "heatmap")],
-                      width: [of("width")], height: [of("height")]};
-        title.text = errors ? "Errors: TP red, FP cyan, FN yellow" : "Tumour probability";
-        if (moved) { x.setv({start: 0, end: extent}); y.setv({start: extent, end: 0}); }
-        """,
-    )  # fmt: skip
-    select.js_on_change("value", change)
-    layer.js_on_change("active", change)
-    return column(row(select, layer), row(*panels))
+def _data_uri(kind: str, content: bytes | None) -> str | None:
+    return None if content is None else f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _slide_table(table: pd.DataFrame) -> Element:
-    numbers = NumberFormatter(format="0.0000", nan_format="-")
-    decimals = {"score": {"formatter": numbers}, "auc": {"formatter": numbers}}
-    widths = {"slide": 220, "patient": 160}
-    shown = [
-        TableColumn(field=name, title=name, width=widths.get(name, 70), **decimals.get(name, {}))
-        for name in table.columns
-    ]
-    height = min(500, 40 + 26 * len(table))
-    source = ColumnDataSource(table.to_dict("list"))
-    return DataTable(source=source, columns=shown, width=2 * _SLIDE_PX, height=height, index_position=None)
+def _patches(layout: Layout, sheet: Sheet) -> list[tuple[str, ...]]:
+    counts = patch_counts(layout.slides, sheet.of_split("train", "validation"))
+    head = ("slide", "normal candidates", "normal drawn", "tumour candidates", "tumour drawn")
+    return [head, *counts] if counts else []
 
 
-def _checks(slides_folder: Path, sheet: Sheet) -> str:
-    found = findings(slides_folder, list(sheet))
-    text = "<h2>Data checks</h2>" + (_table(found) if found else "<p>No slide stands out.</p>")
-    counts = patch_counts(slides_folder, sheet.of_split("train", "validation"))
-    if counts:
-        head = ("slide", "normal candidates", "normal drawn", "tumour candidates", "tumour drawn")
-        text += f"<h2>Training and validation patches</h2>{_table([head, *counts])}"
-    return text
+def _training(model_json: Path) -> list[tuple[str, str]]:
+    """How the model was made; nothing where it came from elsewhere."""
+    if not model_json.is_file():
+        return []
+    model = read_receipt(model_json, "train")
+    made = [(key, _said(model[key])) for key in _OF_MODEL if key in model]
+    return made + [(key, _said(value)) for key, value in sorted(model.get("options", {}).items())]
 
 
-def _provenance(metrics: Figures) -> str:
-    return f"<h2>Provenance</h2>{_table([(k, str(v)) for k, v in metrics['provenance'].items()])}"
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows of text as an HTML table, the first cell of each as its head."""
-    pad = "style='text-align:left;padding-right:2em'"
-    lines = [
-        f"<tr><th {pad}>{escape(head)}</th>" + "".join(f"<td {pad}>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        for head, *cells in rows
-    ]
-    return f"<table>{''.join(lines)}</table>"
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(one)}" for key, one in value.items())
+    return "none" if value is None else str(value)

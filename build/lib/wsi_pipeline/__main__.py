@@ -1,0 +1,5 @@
+"""`python -m wsi_pipeline` is `wsi-pipeline`."""
+
+from wsi_pipeline.cli import main
+
+main()

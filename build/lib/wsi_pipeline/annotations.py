@@ -1,0 +1,99 @@
+"""What the outlines of an annotation file mean on a slide: tumour, normal tissue cut out of it, or to be ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from wsi_pipeline.config import TruthOptions
+from wsi_pipeline.errors import AnnotationError
+from wsi_pipeline.geometry import Size
+from wsi_pipeline.outlines import Outline, read_outlines
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Annotated areas in level-0 pixels, inside the slide; they do not overlap."""
+
+    tumor: BaseGeometry
+    cut_out: BaseGeometry
+    ignore: BaseGeometry
+    polygons: int
+
+
+NOTHING = Regions(shapely.Polygon(), shapely.Polygon(), shapely.Polygon(), 0)
+
+
+def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -> Regions:
+    """Read an annotation file. Group names mean what `options` says; all outlines of a meaning are united.
+
+    Holes stay holes, self-crossing rings are repaired, unclosed ones are closed, those of fewer than
+    three points or without area are left out, and so is what lies outside the slide. What is cut out is
+    cut out of all tumour; what is to be ignored is neither. Raises `AnnotationError` for broken or
+    unsafe files, unknown groups and annotations that lie off the slide.
+    """
+    meaning = {
+        **dict.fromkeys(options.tumor_groups, "tumor"),
+        **dict.fromkeys(options.cutout_groups, "cut_out"),
+        **dict.fromkeys(options.ignore_groups, "ignore"),
+    }
+    areas: dict[str, list[BaseGeometry]] = {"tumor": [], "cut_out": [], "ignore": []}
+    outlines = read_outlines(slide, path)
+    _check_place(slide, path, outlines, size)
+    for outline in outlines:
+        if outline.group not in meaning:
+            raise AnnotationError(
+                slide, path, f"unknown annotation group {outline.group!r}",
+                remedy=f"Say in the config's truth section what it means (known: {', '.join(meaning)})",
+            )  # fmt: skip
+        area = _area(outline)
+        if not area.is_empty:
+            areas["cut_out" if outline.is_negative else meaning[outline.group]].append(area)
+    tumor, cut_out, ignore = (_inside(shapely.union_all(areas[kind]), size) for kind in ("tumor", "cut_out", "ignore"))
+    return Regions(
+        tumor=_without(_without(tumor, cut_out), ignore),
+        cut_out=_without(_areal(tumor & cut_out), ignore),
+        ignore=ignore,
+        polygons=sum(map(len, areas.values())),
+    )
+
+
+def _check_place(slide: str, path: Path, outlines: list[Outline], size: Size) -> None:
+    points = [ring for outline in outlines for ring in outline.rings]
+    x, y = np.concatenate([np.empty((0, 2)), *points]).T
+    outside = int(np.count_nonzero((x < 0) | (y < 0) | (x > size.width) | (y > size.height)))
+    if outside > len(x) / 2:
+        raise AnnotationError(
+            slide, path, f"{outside} of {len(x)} vertices lie outside the slide ({size.width} x {size.height} px)",
+            remedy="Check that the annotation belongs to this slide and is in level-0 pixels, not in micrometres",
+        )  # fmt: skip
+
+
+def _area(outline: Outline) -> BaseGeometry:
+    if not outline.rings or len(outline.rings[0]) < 3:
+        return shapely.Polygon()
+    outer, *holes = outline.rings
+    return _areal(shapely.make_valid(shapely.Polygon(outer, [hole for hole in holes if len(hole) > 2])))
+
+
+def _inside(area: BaseGeometry, size: Size) -> BaseGeometry:
+    slide = shapely.box(0, 0, size.width, size.height)
+    return area if slide.contains(shapely.box(*area.bounds)) else _areal(shapely.intersection(area, slide))
+
+
+def _without(area: BaseGeometry, other: BaseGeometry) -> BaseGeometry:
+    # Taking nothing away would cost as much as taking something away.
+    return area if other.is_empty else _areal(area - other)
+
+
+def _areal(geometry: BaseGeometry) -> BaseGeometry:
+    """The polygons of a geometry, without the lines and points that repairs and differences leave."""
+    if geometry.geom_type in ("Polygon", "MultiPolygon"):
+        return geometry
+    parts: Iterable[BaseGeometry] = shapely.get_parts(shapely.get_parts(geometry))
+    return shapely.union_all([part for part in parts if part.geom_type == "Polygon" and part.area > 0])

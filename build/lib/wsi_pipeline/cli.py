@@ -1,0 +1,318 @@
+"""The command line: one subcommand a stage, and those of `tools`.
+
+A `PipelineError` becomes one line and exit code 2; anything else is a bug and keeps its traceback.
+Heavy libraries are imported by the stages, inside the commands.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from wsi_pipeline import cli_evaluation, tools
+from wsi_pipeline.cli_options import (
+    AllowUpsampling,
+    Exclude,
+    HeatmapArg,
+    HeatmapReceipt,
+    ModelArg,
+    Options,
+    Picture,
+    PyramidArg,
+    Receipt,
+    Rows,
+    Slide,
+    SlidesFolder,
+    Store,
+    Synthetic,
+    Threads,
+    TissueArg,
+    TruthArg,
+    Weights,
+)
+from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
+from wsi_pipeline.files import no_room
+
+if TYPE_CHECKING:
+    from wsi_pipeline.config import HeatmapRun
+
+app = typer.Typer(
+    name="wsi-pipeline",
+    help="Train and evaluate tumour classifiers on whole-slide images, stage by stage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # What tifffile cannot read is left to OpenSlide, whose error is the one that helps.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    logging.getLogger("pyvips").setLevel(logging.WARNING)
+    try:
+        app()
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if not no_room(error):
+            raise
+        print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Free space", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The slide file.", readable=False)],
+    slide: Slide,
+    store: Store,
+    receipt: Receipt,
+    mpp: Annotated[float | None, typer.Option(help="Scale in um per pixel, instead of the slide's own.")] = None,
+    verify: Annotated[
+        Literal["sample", "all"] | None, typer.Option(help="Tiles to compare with OpenSlide's pixels.")
+    ] = None,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Convert a slide to an OME-Zarr pyramid."""
+    from wsi_pipeline.config import PyramidOptions
+    from wsi_pipeline.files import remove_leftovers
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.supervise import CrashError, supervised
+
+    parsed = parse_options("convert", PyramidOptions, options)
+    if verify is not None:
+        parsed = parsed.model_copy(update={"verify": verify})
+
+    def run() -> None:
+        from wsi_pipeline.stages import convert as stage
+
+        stage.run(slide, source, store, receipt, parsed, mpp, threads)
+
+    try:
+        code = supervised(run)
+    except CrashError as crash:
+        remove_leftovers(store)
+        raise SlideError(
+            slide, source, f"the libraries that read slides crashed on it ({crash})",
+            remedy="It is damaged: compare its checksum with the source's and copy it again",
+        ) from crash  # fmt: skip
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def tissue(
+    pyramid: PyramidArg,
+    slide: Slide,
+    store: Store,
+    receipt: Receipt,
+    picture: Picture,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Find the tissue on a slide."""
+    from wsi_pipeline.config import TissueOptions
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.stages import tissue as stage
+
+    stage.run(slide, pyramid, store, receipt, picture, parse_options("tissue", TissueOptions, options), threads)
+
+
+@app.command()
+def truth(
+    pyramid: PyramidArg,
+    slide: Slide,
+    store: Store,
+    receipt: Receipt,
+    picture: Picture,
+    annotation: Annotated[
+        Path | None, typer.Option(help="ASAP XML, ImageScope XML or QuPath GeoJSON.", readable=False)
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="normal or tumor.")] = None,
+    exhaustive: Annotated[bool, typer.Option(help="Whether all tumour is annotated.")] = True,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Draw what the annotations say: normal, tumour, ignore."""
+    from wsi_pipeline.config import TruthOptions
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.stages import truth as stage
+
+    stage.run(
+        slide, pyramid, store, receipt, picture, parse_options("truth", TruthOptions, options),
+        annotation=annotation, label=label, exhaustive=exhaustive, threads=threads,
+    )  # fmt: skip
+
+
+@app.command()
+def patches(
+    pyramid: PyramidArg,
+    tissue: TissueArg,
+    truth: TruthArg,
+    slide: Slide,
+    store: Annotated[Path, typer.Option(help="Zarr store of patches to write.")],
+    index: Annotated[Path, typer.Option(help="Parquet index to write.")],
+    receipt: Receipt,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Draw training patches from a slide."""
+    from wsi_pipeline.config import PatchDraw
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.stages import patches as stage
+
+    parsed = parse_options("patches", PatchDraw, options)
+    stage.run(slide, pyramid, tissue, truth, store, index, receipt, parsed, threads)
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option(help="Model folder to write into.")],
+    sheet: Annotated[Path | None, typer.Option(help="The slide sheet.")] = None,
+    slides: Annotated[Path | None, typer.Option(help="Folder of the slides, with their patches.")] = None,
+    exclude: Exclude = None,
+    rows: Rows = None,
+    negatives: Annotated[
+        list[Path] | None, typer.Option(help="Folders that the stage negatives wrote into, of earlier rounds.")
+    ] = None,
+    go_on_from: Annotated[Path | None, typer.Option(help="Weights of the round before.")] = None,
+    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("checkpoints"),
+    imagenet: Annotated[Path | None, typer.Option(help="inception_v3_google-0cc3c7bd.pth.")] = None,
+    take: Annotated[Path | None, typer.Option(help="Take these trained weights instead of training.")] = None,
+    size_px: Annotated[int, typer.Option(help="Patch size of taken weights without model.json.")] = 299,
+    mpp: Annotated[float, typer.Option(help="Scale of taken weights without model.json.")] = 0.25,
+    memory_gib: Annotated[float, typer.Option(help="Patches kept in memory, GiB; more are read as needed.")] = 4.0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode patches.")] = 2,
+    gpus: Annotated[int, typer.Option(min=0, help="Processes that train together, a GPU each; 0 is 1.")] = 1,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10.0,
+    events: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's files.")] = None,
+    synthetic: Synthetic = False,
+    options: Options = "{}",
+) -> None:
+    """Train Inception-v3, or take trained weights."""
+    from wsi_pipeline.config import TrainingRun
+    from wsi_pipeline.model.team import STOPPED, is_member, launch
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.sheet import load_sheet
+
+    parsed = parse_options("train", TrainingRun, options)
+    if gpus > 1 and not is_member():
+        code = launch(gpus, sys.argv[1:])
+        if code:
+            raise typer.Exit(code)
+        return
+    from wsi_pipeline.model.trainer import StoppedError
+    from wsi_pipeline.stages import train as stage
+
+    outputs = stage.Outputs.of(output)
+    if take is not None:
+        stage.take(take, outputs, size_px=size_px, mpp=mpp)
+        return
+    if sheet is None or slides is None:
+        raise ConfigError("training needs --sheet and --slides")
+    loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
+    loaded.check_digest(rows, "train", "validation")
+    hard = [folder / f"{slide}.json" for folder in negatives or () for slide in loaded.of_split("train")]
+    training, validation = (
+        [slides / slide / "patches.json" for slide in loaded.of_split(split)] for split in ("train", "validation")
+    )
+    try:
+        stage.run(
+            stage.PatchSet.of([*training, *hard]), stage.PatchSet.of(validation), outputs, checkpoints, parsed,
+            imagenet=imagenet, go_on_from=go_on_from, memory_gib=memory_gib,
+            workers=workers, checkpoint_minutes=checkpoint_minutes, events=events, synthetic=synthetic,
+        )  # fmt: skip
+    except StoppedError as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(STOPPED) from stopped
+
+
+@app.command()
+def negatives(
+    pyramid: PyramidArg,
+    tissue: TissueArg,
+    truth: TruthArg,
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceipt,
+    slide: Slide,
+    store: Annotated[Path, typer.Option(help="Zarr store of patches to write.")],
+    index: Annotated[Path, typer.Option(help="Parquet index to write.")],
+    receipt: Receipt,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Draw normal patches that a model takes for tumour."""
+    from wsi_pipeline.config import HardDraw
+    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.stages import negatives as stage
+
+    parsed = parse_options("negatives", HardDraw, options)
+    stage.run(slide, pyramid, tissue, truth, heatmap, heatmap_receipt, store, index, receipt, parsed, threads)
+
+
+@app.command()
+def predict(
+    slides: SlidesFolder,
+    slide: Annotated[list[str], typer.Option(help="Slide id; may be given again.")],
+    weights: Weights,
+    model: ModelArg,
+    output: Annotated[Path, typer.Option(help="Folder to write <slide>.raw.npz into.")],
+    receipt: Receipt,
+    allow_upsampling: AllowUpsampling = False,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Ask the network about the patches of several slides, for the stage heatmap."""
+    from wsi_pipeline.stages import predict as stage
+
+    stage.run(
+        slide, slides, weights, model, output, receipt, _prediction("predict", options, allow_upsampling), threads
+    )
+
+
+@app.command()
+def heatmap(
+    slides: SlidesFolder,
+    slide: Slide,
+    weights: Weights,
+    model: ModelArg,
+    output: Annotated[Path, typer.Option(help="Folder to write <slide>.ome.zarr and <slide>.json into.")],
+    allow_upsampling: AllowUpsampling = False,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Predict the tumour probability of every patch of a slide."""
+    from wsi_pipeline.stages import heatmap as stage
+
+    stage.run(slide, slides, weights, model, output, _prediction("heatmap", options, allow_upsampling), threads)
+
+
+def _prediction(stage: str, options: str, allow_upsampling: bool) -> HeatmapRun:
+    from wsi_pipeline.config import HeatmapRun
+    from wsi_pipeline.options import parse_options
+
+    parsed = parse_options(stage, HeatmapRun, options)
+    return parsed.model_copy(update={"allow_upsampling": True}) if allow_upsampling else parsed
+
+
+@app.command()
+def export(
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceipt,
+    tiff: Annotated[Path, typer.Option(help="TIFF to write.")],
+) -> None:
+    """Write a heatmap as a 16-bit OME-TIFF."""
+    from wsi_pipeline.stages import export as stage
+
+    stage.run(heatmap, heatmap_receipt, tiff)
+
+
+app.add_typer(cli_evaluation.app)
+app.add_typer(tools.app)

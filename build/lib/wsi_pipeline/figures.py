@@ -1,0 +1,198 @@
+"""Figures (matplotlib): sizes in mm, colours of Okabe and Ito that colour-blind readers tell apart.
+
+Each function returns a `Figure` to save; none touches the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from wsi_pipeline.metrics.calibration import Bin
+from wsi_pipeline.metrics.curves import Counts, Curve
+from wsi_pipeline.pictures import HEAT_COLORS, Picture, blend, color_heat, on_picture, paint_labels, truth_outline
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.store import Image
+from wsi_pipeline.summary import SYNTHETIC
+
+mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PANEL_PX = 900
+_MM = 1 / 25.4
+
+
+def _figure(width_mm: float, height_mm: float, synthetic: bool = False) -> Figure:
+    figure = Figure(figsize=(width_mm * _MM, height_mm * _MM), layout="constrained")
+    if synthetic:
+        figure.supxlabel(SYNTHETIC, fontsize=7, color=ORANGE)
+    return figure
+
+
+def training_curves(history: Sequence[dict[str, Any]], synthetic: bool) -> Figure:
+    """Loss and validation AUC by step."""
+    figure = _figure(160, 70, synthetic)
+    left, right = figure.subplots(1, 2)
+    steps = [row["step"] for row in history]
+    left.plot(steps, [row["train_loss"] for row in history], color=BLUE, marker=".", label="training")
+    _plot_known(left, history, "validation_loss", ORANGE, "validation")
+    left.set(xlabel="step", ylabel="loss (cross-entropy)")
+    left.legend(frameon=False)
+    _plot_known(right, history, "validation_auc", ORANGE, "validation")
+    right.set(xlabel="step", ylabel="AUC of validation patches", ylim=(0, 1.02))
+    return figure
+
+
+def patch_rows(rows: Sequence[NDArray[np.uint8]], names: Sequence[str], synthetic: bool) -> Figure:
+    """Patches (n, h, w, 3) side by side, a row for each of `rows`."""
+    figure = _figure(180, 56 if synthetic else 52, synthetic)
+    for axes, patches, name in zip(figure.subplots(len(rows), 1), rows, names, strict=True):
+        gap = np.full((patches.shape[1], patches.shape[2] // 20, 3), 255, np.uint8)
+        parts = [part for patch in patches for part in (patch, gap)][:-1]
+        axes.imshow(np.concatenate(parts, axis=1), interpolation="nearest")
+        axes.set_title(name, fontsize=7, loc="left")
+        axes.set_axis_off()
+    return figure
+
+
+def _plot_known(axes: Axes, history: Sequence[dict[str, Any]], key: str, color: str, label: str) -> None:
+    known = [(row["step"], row[key]) for row in history if row[key] is not None]
+    if known:
+        x, y = zip(*known, strict=True)
+        axes.plot(x, y, color=color, marker=".", label=label)
+    else:
+        axes.text(0.5, 0.5, "no validation", transform=axes.transAxes, ha="center")
+
+
+def slide_panels(
+    slide: str, pyramid: Pyramid, truth: Image, heat: Image, confusion: Image, *, threshold: float, synthetic: bool
+) -> Figure:
+    """Truth, heatmap and errors of one slide, side by side."""
+    picture, mpp = pyramid.thumbnail(PANEL_PX)
+    outlined = truth_outline(pyramid, truth.data, truth.mpp, PANEL_PX)
+    heat_there = layer_on_picture(heat, picture, mpp)
+    codes = layer_on_picture(confusion, picture, mpp)
+    panels = (
+        (outlined, "truth: tumour red, normal inside green"),
+        (blend(picture, *color_heat(heat_there)), "tumour probability"),
+        (blend(picture, *paint_labels(codes)), f"threshold {threshold:.4g}: TP red, FP cyan, FN yellow"),
+    )
+    width = 240
+    figure = _figure(width, width / 3 * picture.shape[0] / picture.shape[1] + 14, synthetic)
+    figure.suptitle(slide, fontsize=9)
+    for axes, (pixels, title) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.imshow(pixels, interpolation="nearest")
+        axes.set_title(title, fontsize=7)
+        axes.set_axis_off()
+        scale_bar(axes, pixels.shape[1], pixels.shape[0], mpp)
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps[HEAT_COLORS])
+    figure.colorbar(scale, ax=figure.axes[2], fraction=0.03, pad=0.01, label="probability")
+    return figure
+
+
+def layer_on_picture(image: Image, picture: Picture, mpp: float) -> NDArray[Any]:
+    """A heatmap or confusion image at the pixels of a picture; each patch fills its stride around its centre."""
+    shift = round((image.first_centre_um - image.mpp / 2) / mpp)
+    canvas = np.zeros((max(1, picture.shape[0] - shift), max(1, picture.shape[1] - shift), 1), np.uint8)
+    there = on_picture(image.data, image.mpp, canvas, mpp)
+    return np.pad(there, ((shift, 0), (shift, 0)), mode="edge")[: picture.shape[0], : picture.shape[1]]
+
+
+def scale_bar(axes: Axes, width_px: int, height_px: int, mpp: float) -> None:
+    """A bar of a round length, about a fifth of the picture."""
+    target = width_px * mpp / 5
+    power = 10.0 ** np.floor(np.log10(target))
+    length = max(step * power for step in (1, 2, 5) if step * power <= target)
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
+    x, y = width_px * 0.03, height_px * 0.96
+    axes.plot([x, x + length / mpp], [y, y], color="black", linewidth=2, solid_capstyle="butt")
+    axes.text(x, y - height_px * 0.015, label, fontsize=6, va="bottom")
+
+
+def roc_figure(curve: Curve | None, title: str, synthetic: bool) -> Figure:
+    """ROC of all scored patches."""
+    figure = _figure(85, 85, synthetic)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
+    _plot_curve(axes, curve, BLUE)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_title(title, fontsize=8)
+    return figure
+
+
+def pr_figure(curve: Curve | None, title: str, synthetic: bool) -> Figure:
+    """Precision by recall of all scored patches."""
+    figure = _figure(85, 85, synthetic)
+    axes = figure.subplots()
+    _plot_curve(axes, curve, GREEN)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    axes.set_title(title, fontsize=8)
+    return figure
+
+
+def froc_figure(
+    false_positives: NDArray[np.float64] | None, sensitivity: NDArray[np.float64] | None, title: str, synthetic: bool
+) -> Figure:
+    """Lesion sensitivity by false positives per slide."""
+    figure = _figure(85, 85, synthetic)
+    axes = figure.subplots()
+    if false_positives is None or sensitivity is None:
+        axes.text(0.5, 0.5, "cannot be computed", transform=axes.transAxes, ha="center")
+    else:
+        axes.step(false_positives[::-1], sensitivity[::-1], where="post", color=ORANGE)
+    axes.set(
+        xlabel="mean false positives per slide", ylabel="lesion sensitivity", xlim=(-0.05, 8.2), ylim=(-0.01, 1.02)
+    )
+    axes.set_title(title, fontsize=8)
+    return figure
+
+
+def _plot_curve(axes: Axes, curve: Curve | None, color: str) -> None:
+    if curve is None:
+        axes.text(0.5, 0.5, "cannot be computed", transform=axes.transAxes, ha="center")
+    else:
+        axes.plot(curve.x, curve.y, color=color)
+
+
+def reliability_figure(bins: Sequence[Bin], scaled: Sequence[Bin], title: str, synthetic: bool) -> Figure:
+    """Share of tumour by mean score in bins, and how many there are; `scaled` are bins at a temperature, if any."""
+    figure = _figure(90, 95, synthetic)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    axes.plot((0, 1), (0, 1), color="0.6", linewidth=0.8, linestyle="--")
+    for rows, color, label in ((bins, BLUE, "as predicted"), (scaled, ORANGE, "at the temperature")):
+        known = [(score, share) for _, _, _, score, share in rows if score is not None and share is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), color=color, marker=".", label=label)
+    if scaled:
+        axes.legend(frameon=False)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share of tumour", title=title)
+    low, high, counts = (np.array([one[k] for one in bins], float) for k in range(3))
+    below.bar(low, counts, width=high - low, align="edge", color=BLUE, edgecolor="white", linewidth=0.5)
+    below.set(xlabel="tumour probability", ylabel="patches")
+    if counts.any():
+        # From below 1, so that a single patch can be seen.
+        below.set(yscale="log", ylim=(0.5, None))
+    return figure
+
+
+def confusion_chart(counts: Counts, threshold: float, synthetic: bool) -> Figure:
+    """Confusion matrix of all scored patches, each cell as a share of the total and as a count."""
+    figure = _figure(85, 80, synthetic)
+    axes = figure.subplots()
+    cells = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
+    shares = cells / max(counts.total, 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        color = "white" if share > 0.5 else "black"
+        text = f"{share:.4f}\n({cells[row, column]:,})"
+        axes.text(column, row, text, ha="center", va="center", color=color)
+    names = ["normal", "tumour"]
+    axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names, xlabel="predicted", ylabel="true")
+    axes.set_title(f"{counts.total:,} patches, normalised by the total, threshold {threshold:.4g}", fontsize=7)
+    return figure

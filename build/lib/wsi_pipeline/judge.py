@@ -1,0 +1,266 @@
+"""Anyone's predictions judged by the same code: FROC of detections, ROC of slide scores."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from wsi_pipeline.config import CLASSES, IntervalOptions, LesionLevelOptions
+from wsi_pipeline.errors import PredictionError
+from wsi_pipeline.evaluation import lesion_figures, slide_figures
+from wsi_pipeline.files import digest_file, digest_names
+from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare
+from wsi_pipeline.metrics.lesions import Detection, Lesions, SlideHits, find_lesions, match
+from wsi_pipeline.summary import Figures, said
+
+SCHEMA_VERSION = 1
+_MASK_SUFFIXES = ("", "_mask", "_evaluation_mask")
+_MASK_FILES = (".tif", ".tiff", ".png")
+_SCORE_COLUMNS = ("slide", "score", "label")
+_HEADERS = (["confidence", "x", "y"], ["probability", "x", "y"])
+
+
+def judge_detections(
+    detections: Path,
+    masks: Path,
+    *,
+    mpp: float,
+    level: int,
+    exclude: Collection[str],
+    options: LesionLevelOptions,
+    interval: IntervalOptions,
+    seed: int,
+) -> Figures:
+    """FROC of a folder of detections (a CSV `confidence,x,y` a slide, level-0 pixels) by Camelyon16's rules.
+
+    `masks` has a TIFF or PNG a tumour slide, not 0 where tumour is, at `level` of slides of `mpp` um per
+    pixel at level 0; slides without one are free of tumour. Raises `PredictionError`.
+    """
+    files = {path.stem: path for path in sorted(_folder(detections).iterdir()) if path.suffix.lower() == ".csv"}
+    if not files:
+        raise PredictionError(f"{detections}: no CSV files", remedy="Give the folder with a CSV for each slide")
+    unknown = set(exclude) - set(files)
+    if unknown:
+        raise PredictionError(f"{detections}: no CSV of the excluded slide {min(unknown)}")
+    of_slide = _masks_of(masks, files)
+    slides = [slide for slide in files if slide not in exclude]
+    hits, isolated, table = list[SlideHits](), 0, []
+    for slide in slides:
+        found = read_detections(files[slide])
+        lesions = Lesions(np.zeros((0, 0), np.int32), frozenset())
+        if slide in of_slide:
+            mask = read_mask(of_slide[slide], level)
+            _check_inside(files[slide], found, mask.shape, 2**level)
+            lesions = find_lesions(mask, mpp * 2**level, merge_um=options.merge_um, itc_um=options.itc_um)
+        hits.append(match(found, lesions, 2**level))
+        isolated += len(lesions.isolated)
+        table.append({
+            "slide": slide, "detections": len(found), "lesions": len(hits[-1].lesions),
+            "lesions_hit": sum(c > 0 for c in hits[-1].lesions), "false_positives": len(hits[-1].false_positives),
+            "isolated_tumor_cells": len(lesions.isolated),
+        })  # fmt: skip
+    used = {slide: digest_file(files[slide]) for slide in slides}
+    used |= {f"{slide} mask": digest_file(of_slide[slide]) for slide in slides if slide in of_slide}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **lesion_figures(hits, interval, seed),
+        "seed": seed,
+        "n_isolated_tumor_cells": isolated,
+        "excluded": sorted(exclude),
+        "mpp": mpp,
+        "level": level,
+        "merge_um": options.merge_um,
+        "itc_um": options.itc_um,
+        "slides": table,
+        "inputs_sha256": digest_names(used),
+    }
+
+
+def read_detections(path: Path) -> list[Detection]:
+    """Rows `confidence,x,y`, with or without a header. `PredictionError` names the row."""
+    found = list[Detection]()
+    for number, cells in _csv_rows(path):
+        if number == 1 and [cell.lower() for cell in cells] in _HEADERS:
+            continue
+        try:
+            confidence, x, y = map(float, cells)
+        except ValueError:
+            confidence = x = y = math.nan
+        if not all(map(math.isfinite, (confidence, x, y))):
+            raise PredictionError(
+                f"{path}, row {number}: {','.join(cells)!r} is not confidence,x,y",
+                remedy="Write a number for each, in level-0 pixels",
+            )
+        if confidence < 0:
+            # A missed lesion counts as 0: nothing may be less certain than that.
+            raise PredictionError(f"{path}, row {number}: the confidence {confidence:g} is below 0")
+        found.append(Detection(confidence, x, y))
+    return found
+
+
+def read_mask(path: Path, level: int) -> NDArray[np.bool_]:
+    """Where a mask, (h, w) of one channel, is not 0; of a pyramid its `level`."""
+    try:
+        if path.suffix.lower() == ".png":
+            pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+        else:
+            with tifffile.TiffFile(path) as tiff:
+                levels = tiff.series[0].levels
+                pixels = np.asarray(levels[level if len(levels) > level else 0].asarray())
+        if pixels.ndim == 3 and len({pixels[..., k].tobytes() for k in range(pixels.shape[2])}) == 1:
+            pixels = pixels[..., 0]
+        if pixels.ndim != 2:
+            raise ValueError(f"a picture of shape {pixels.shape}")
+    except Exception as error:
+        raise PredictionError(
+            f"{path}: not a mask ({error})", remedy="Give a TIFF or PNG of one channel, 0 where no tumour is"
+        ) from error
+    mask: NDArray[np.bool_] = pixels != 0
+    return mask
+
+
+def _masks_of(folder: Path, slides: Mapping[str, Path]) -> dict[str, Path]:
+    """The mask of each slide that has one: SLIDE.tif, SLIDE_mask.tif or SLIDE_evaluation_mask.tif, or .png."""
+    names = {f"{slide.lower()}{suffix}": slide for slide in slides for suffix in _MASK_SUFFIXES}
+    found: dict[str, Path] = {}
+    for path in sorted(_folder(folder).iterdir()):
+        if path.suffix.lower() not in _MASK_FILES:
+            continue
+        slide = names.get(path.stem.lower())
+        if slide is None:
+            raise PredictionError(
+                f"{path}: a mask of no slide that has a CSV",
+                remedy="Write a CSV for each slide, empty without detections",
+            )
+        if slide in found:
+            raise PredictionError(f"{path}: a second mask of {slide}, beside {found[slide].name}")
+        found[slide] = path
+    return found
+
+
+def _check_inside(path: Path, found: Sequence[Detection], shape: tuple[int, ...], mask_px: int) -> None:
+    for number, d in enumerate(found, start=1):
+        if not (0 <= d.x < shape[1] * mask_px and 0 <= d.y < shape[0] * mask_px):
+            raise PredictionError(
+                f"{path}: detection {number} at {d.x:g}, {d.y:g} lies outside the slide of "
+                f"{shape[1] * mask_px} x {shape[0] * mask_px} px",
+                remedy="Check that x and y are level-0 pixels, and --level",
+            )
+
+
+def judge_scores(path: Path, other: Path | None, *, interval: IntervalOptions, seed: int, permutations: int) -> Figures:
+    """ROC AUC of a table `slide,score,label`, and its comparison with another on the same slides."""
+    scores, is_tumor, slides = _scores(path)
+    figures = {"schema_version": SCHEMA_VERSION, **slide_figures(scores, is_tumor, interval, seed), "seed": seed}
+    figures["inputs_sha256"] = digest_file(path)
+    if other is None:
+        return figures
+    second, labels, others = _scores(other)
+    if set(slides) != set(others):
+        only = min(set(slides) ^ set(others))
+        where = path if only in slides else other
+        raise PredictionError(f"{only} is only in {where}", remedy="Give both tables the same slides")
+    order = [others.index(slide) for slide in slides]
+    second, labels = second[order], labels[order]
+    if not np.array_equal(is_tumor, labels):
+        slide = slides[int(np.flatnonzero(is_tumor != labels)[0])]
+        raise PredictionError(f"{slide} has another label in {other} than in {path}")
+    found = compare(scores, second, is_tumor, permutations=permutations, seed=seed)
+    compared = dict.fromkeys(field.name for field in fields(Comparison)) if found is None else asdict(found)
+    figures["against"] = {
+        **slide_figures(second, labels, interval, seed),
+        "inputs_sha256": digest_file(other),
+        **compared,
+        "permutations": permutations,
+    }
+    return figures
+
+
+def _scores(path: Path) -> tuple[Scores, Labels, list[str]]:
+    rows = list(_csv_rows(path))
+    header = rows[0][1] if rows else []
+    if sorted(header) != sorted(_SCORE_COLUMNS):
+        raise PredictionError(
+            f"{path}: columns {', '.join(header) or 'none'}, not {', '.join(_SCORE_COLUMNS)}",
+            remedy="Give a row a slide, the label normal or tumor (or 0 and 1)",
+        )
+    place = [header.index(name) for name in _SCORE_COLUMNS]
+    scores: dict[str, tuple[float, bool]] = {}
+    for number, cells in rows[1:]:
+        slide, score, label = (cells[k] for k in place)
+        kind = {"0": 0, "1": 1, **{name: k for k, name in enumerate(CLASSES)}}.get(label)
+        try:
+            value = float(score)
+        except ValueError:
+            value = math.nan
+        if kind is None or not math.isfinite(value):
+            raise PredictionError(f"{path}, row {number}: {score!r} and {label!r} are no score and label")
+        if slide in scores:
+            raise PredictionError(f"{path}, row {number}: {slide} occurs twice")
+        scores[slide] = value, bool(kind)
+    if not scores:
+        raise PredictionError(f"{path}: no slides")
+    values, labels = zip(*scores.values(), strict=True)
+    return np.array(values, np.float64), np.array(labels, bool), list(scores)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each row that is not empty; all rows have as many cells as the first."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [(n, [cell.strip() for cell in cells]) for n, cells in enumerate(csv.reader(file), start=1) if cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PredictionError(f"{path}: cannot be read ({error})") from error
+    for number, cells in rows:
+        if len(cells) != len(rows[0][1]):
+            raise PredictionError(f"{path}, row {number}: {len(cells)} cells, the first row has {len(rows[0][1])}")
+        yield number, cells
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise PredictionError(f"{path}: no such folder")
+    return path
+
+
+def froc_text(figures: Figures) -> str:
+    """A few lines for a terminal."""
+    slides, lesions, isolated = (figures[f"n_{what}"] for what in ("slides", "lesions", "isolated_tumor_cells"))
+    lines = [
+        f"FROC score {said(figures, 'froc')} (interpolated), {said(figures, 'froc_step_rule')} (step rule)",
+        f"{lesions} lesions on {slides} slides, {isolated} with isolated tumour cells left out",
+    ]
+    if figures["froc"] is not None:
+        rates = zip(figures["false_positives_per_slide"], figures["sensitivity"], strict=True)
+        lines.append("sensitivity at false positives per slide: " + ", ".join(f"{at:g}: {s:.4f}" for at, s in rates))
+    if figures["excluded"]:
+        lines.append(f"left out: {', '.join(figures['excluded'])}")
+    return "\n".join(lines)
+
+
+def roc_text(figures: Figures) -> str:
+    """A few lines for a terminal."""
+
+    def line(one: Figures) -> str:
+        low_high = one["auc_delong_interval"]
+        delong = "" if low_high is None else f", DeLong {low_high[0]:.4f} to {low_high[1]:.4f}"
+        return f"AUC {said(one, 'auc')}{delong}; {one['n_tumor']} tumour and {one['n_normal']} normal slides"
+
+    lines = [line(figures)]
+    if "against" in figures:
+        other = figures["against"]
+        lines.append(f"against {line(other)}")
+        if other["difference"] is not None:
+            p = "not computed" if other["p_delong"] is None else f"{other['p_delong']:.4g}"
+            lines.append(
+                f"difference {other['difference']:+.4f}; p {p} (DeLong), {other['p_permutation']:.4g} (permutation)"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""Lesions, detections and FROC by the protocol of Camelyon16.
+
+Source: the challenge's evaluation rules (Ehteshami Bejnordi et al., JAMA 318, 2017, supplement) and
+its public evaluation script, as restated in `docs/metrics.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.measure import regionprops
+
+from wsi_pipeline.metrics.intervals import Weights
+
+FALSE_POSITIVES_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+MISS = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lesions:
+    """Labels (h, w) int32, 0 outside, and the labels that are isolated tumour cells."""
+
+    labels: NDArray[np.int32]
+    isolated: frozenset[int]
+
+    @property
+    def counted(self) -> list[int]:
+        """Labels that count as lesions, ascending."""
+        return [k for k in range(1, int(self.labels.max(initial=0)) + 1) if k not in self.isolated]
+
+
+def find_lesions(tumor: NDArray[np.bool_], mpp: float, *, merge_um: float, itc_um: float) -> Lesions:
+    """Lesions of a tumour mask: foci up to `merge_um` apart are one, holes are part of it.
+
+    A lesion whose major axis is shorter than `itc_um` holds isolated tumour cells.
+    """
+    if not tumor.any():
+        return Lesions(np.zeros(tumor.shape, np.int32), frozenset())
+    near = ndimage.distance_transform_edt(~tumor) < merge_um / (2 * mpp)
+    filled = ndimage.binary_fill_holes(near | tumor)
+    labels, _ = ndimage.label(filled, structure=np.ones((3, 3), bool))
+    regions = regionprops(labels)
+    isolated = frozenset(int(r.label) for r in regions if r.axis_major_length < itc_um / mpp)
+    return Lesions(labels.astype(np.int32), isolated)
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A point that is called tumour; x and y are level-0 pixels."""
+
+    confidence: float
+    x: float
+    y: float
+
+
+def suppress(heat: NDArray[np.float32], radius: float, min_score: float) -> list[tuple[float, int, int]]:
+    """Non-maximum suppression (Liu et al., arXiv:1703.02442): (score, column, row), highest first.
+
+    The highest value is taken and everything within `radius` pixels of it is removed, until nothing
+    reaches `min_score`. Ties go to the first in reading order.
+    """
+    left = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
+    reach = int(radius)
+    found = []
+    while left.size:
+        row, column = divmod(int(left.argmax()), left.shape[1])
+        score = float(left[row, column])
+        if score < min_score:
+            break
+        found.append((score, column, row))
+        top, first = max(0, row - reach), max(0, column - reach)
+        window = left[top : row + reach + 1, first : column + reach + 1]
+        y, x = np.ogrid[top : top + window.shape[0], first : first + window.shape[1]]
+        window[(y - row) ** 2 + (x - column) ** 2 <= radius**2] = -1.0
+    return found
+
+
+def components(heat: NDArray[np.float32], min_score: float) -> list[tuple[float, int, int]]:
+    """The maximum of each 8-connected area at or above `min_score`: (score, column, row), highest first.
+
+    Ties, within an area and between areas, go to the first in reading order.
+    """
+    known = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
+    labels, _ = ndimage.label(known >= min_score, structure=np.ones((3, 3), bool))
+    inside = np.flatnonzero(labels)
+    falling = inside[np.argsort(-known.ravel()[inside], kind="stable")]
+    _, first = np.unique(labels.ravel()[falling], return_index=True)
+    found = []
+    for at in falling[np.sort(first)].tolist():
+        row, column = divmod(at, heat.shape[1])
+        found.append((float(known[row, column]), column, row))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class SlideHits:
+    """What the detections of one slide hit.
+
+    `lesions` holds the highest confidence on each lesion, 0 for a miss; `false_positives` the
+    confidences of detections outside all lesions. Hits on isolated tumour cells are in neither.
+    """
+
+    lesions: tuple[float, ...]
+    false_positives: tuple[float, ...]
+
+
+def match(detections: Sequence[Detection], lesions: Lesions, mask_px: float) -> SlideHits:
+    """Match detections with lesions; a mask pixel is `mask_px` level-0 pixels wide."""
+    best = dict.fromkeys(lesions.counted, 0.0)
+    false_positives = []
+    height, width = lesions.labels.shape
+    for d in detections:
+        row, column = int(d.y / mask_px), int(d.x / mask_px)
+        inside = 0 <= row < height and 0 <= column < width
+        label = int(lesions.labels[row, column]) if inside else MISS
+        if label == MISS:
+            false_positives.append(d.confidence)
+        elif label in best:
+            best[label] = max(best[label], d.confidence)
+    return SlideHits(tuple(best.values()), tuple(false_positives))
+
+
+@dataclass(frozen=True, slots=True)
+class Froc:
+    """Points by rising threshold, the last at zero; and the sensitivity at each of `FALSE_POSITIVES_PER_SLIDE`.
+
+    `reached` is the highest at or below that number (step rule), `interpolated` that between the points.
+    """
+
+    threshold: NDArray[np.float64]
+    false_positives: NDArray[np.float64]
+    sensitivity: NDArray[np.float64]
+    reached: tuple[float, ...]
+    interpolated: tuple[float, ...]
+
+    @property
+    def step_score(self) -> float:
+        return float(np.mean(self.reached))
+
+    @property
+    def interpolated_score(self) -> float:
+        return float(np.mean(self.interpolated))
+
+
+class PooledHits:
+    """The hits of many slides, sorted once for any number of resamples."""
+
+    def __init__(self, slides: Sequence[SlideHits]) -> None:
+        confidences, is_hit, slide = list[float](), list[bool](), list[int]()
+        for number, own in enumerate(slides):
+            count = len(own.lesions) + len(own.false_positives)
+            confidences += (*own.lesions, *own.false_positives)
+            is_hit += [True] * len(own.lesions) + [False] * len(own.false_positives)
+            slide += [number] * count
+        order = np.argsort(confidences, kind="stable")
+        ascending = np.array(confidences, np.float64)[order]
+        self._starts = np.flatnonzero(np.diff(ascending, prepend=-np.inf))
+        self._values = ascending[self._starts]
+        self._is_hit, self._slide = np.array(is_hit, bool)[order], np.array(slide, np.int64)[order]
+        self._slides = len(slides)
+
+    def __len__(self) -> int:
+        return self._slides
+
+    def froc(self, weights: Weights | None = None) -> Froc | None:
+        """FROC with each slide counted as often as `weights` (slides,) say, once without; None where no lesion is."""
+        counted: Weights = np.ones(self._slides, np.int64) if weights is None else weights
+        own = counted[self._slide]
+        lesions = int(own[self._is_hit].sum())
+        if not lesions:
+            return None
+        hits = np.add.reduceat(np.where(self._is_hit, own, 0), self._starts)
+        misses = np.add.reduceat(np.where(self._is_hit, 0, own), self._starts)
+        # The lowest confidence is left out, as in the official script; a missed lesion counts as 0.
+        used = np.flatnonzero(hits + misses)[1:]
+        per_slide = np.cumsum(misses[::-1])[::-1][used] / counted.sum()
+        sensitivity = np.cumsum(hits[::-1])[::-1][used] / lesions
+        per_slide, sensitivity = np.append(per_slide, 0.0), np.append(sensitivity, 0.0)
+        at = np.array(FALSE_POSITIVES_PER_SLIDE)
+        reached = tuple(float(sensitivity[per_slide <= limit].max()) for limit in at)
+        interpolated = tuple(np.interp(at, per_slide[::-1], sensitivity[::-1]).tolist())
+        return Froc(np.append(self._values[used], np.inf), per_slide, sensitivity, reached, interpolated)
+
+    def resampled(self, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Interpolated score and that of the step rule of each resample, (resamples,); not a number without lesions."""
+        drawn = [self.froc(row) for row in weights]
+        scores = [(np.nan, np.nan) if f is None else (f.interpolated_score, f.step_score) for f in drawn]
+        interpolated, step = np.array(scores, np.float64).reshape(-1, 2).T
+        return interpolated, step
+
+
+def froc(slides: Sequence[SlideHits]) -> Froc | None:
+    """FROC over slides; None where there is no lesion."""
+    return PooledHits(slides).froc()

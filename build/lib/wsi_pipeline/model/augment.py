@@ -1,0 +1,146 @@
+"""Random changes of training patches, in batches on the network's device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsi_pipeline.config import AugmentationOptions
+from wsi_pipeline.seeds import generator
+
+_LUMA = (0.299, 0.587, 0.114)
+# RGB to YIQ, the colour space in which a turn of hue is a rotation (SMPTE 170M).
+_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+# Optical density of haematoxylin, eosin and the rest (Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001).
+_STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+ORIENTATIONS = 8
+_SHIFT_SHARE = 0.2
+_DARKEST = 1 / 256
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What is drawn for the patches of a step, a function of (seed, step) alone; one column a patch.
+
+    `colors` are shift, contrast, saturation and hue, `stains` gains and shifts of the two stains, all from -1 to 1;
+    `corners` where the patch is cut out of its border, 0 to 1.
+    """
+
+    orientation: NDArray[np.int64]
+    colors: Floats
+    stains: Floats
+    corners: Floats
+
+    @classmethod
+    def of(cls, count: int, seed: int, step: int) -> Self:
+        rng = generator(seed, "augment", step)
+        orientation, colors = rng.integers(ORIENTATIONS, size=count), rng.uniform(-1, 1, (4, count))
+        return cls(orientation, colors, rng.uniform(-1, 1, (4, count)), rng.random((2, count)))
+
+    def part(self, which: slice) -> Draws:
+        """Those of some of the patches."""
+        return Draws(
+            self.orientation[which], self.colors[:, which], self.stains[:, which], self.corners[:, which]
+        )  # fmt: skip
+
+
+def to_unit(pixels: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
+    """(n, h, w, 3) uint8 to (n, 3, h, w) float32 in [0, 1], channels last in memory."""
+    given = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
+    on_device = given.to(device, non_blocking=True)
+    return on_device.permute(0, 3, 1, 2).float().div_(255)
+
+
+def to_input(unit: Tensor) -> Tensor:
+    """Pixels in [0, 1] to the network's range [-1, 1]."""
+    return unit.mul(2).sub_(1).contiguous(memory_format=torch.channels_last)
+
+
+def centred(pixels: Tensor, border_px: int) -> Tensor:
+    """Patches (n, h, w, 3) without the border that is stored around them."""
+    return pixels[:, border_px : pixels.shape[1] - border_px, border_px : pixels.shape[2] - border_px]
+
+
+def jittered(unit: Tensor, border_px: int, draws: Draws) -> Tensor:
+    """Patches (n, 3, h, w) each cut out of its border at a random place."""
+    if border_px == 0:
+        return unit
+    height, width = (edge - 2 * border_px for edge in unit.shape[2:])
+    places = np.floor(draws.corners.T * (2 * border_px + 1)).astype(int).tolist()
+    cut = [patch[:, y : y + height, x : x + width] for patch, (y, x) in zip(unit, places, strict=True)]
+    return torch.stack(cut)
+
+
+def augment(unit: Tensor, options: AugmentationOptions, draws: Draws) -> Tensor:
+    """Change a batch (n, 3, h, w) in [0, 1]."""
+    shift, contrast, saturation, hue = draws.colors
+    if options.orientations:
+        unit = oriented(unit, draws.orientation)
+    if options.stain:
+        unit = restained(unit, draws.stains * options.stain)
+    matrix = _color_matrices(saturation * options.saturation, hue * options.hue).to(unit)
+    unit = torch.einsum("nij,njhw->nihw", matrix, unit)
+    mean = unit.mean(dim=(1, 2, 3), keepdim=True)
+    gain = _column(1 + contrast * options.contrast, unit)
+    offset = _column(shift * options.brightness, unit)
+    return ((unit - mean) * gain + mean + offset).clamp_(0, 1)
+
+
+def oriented(images: Tensor, orientation: NDArray[np.int64]) -> Tensor:
+    """Each image in its own of the 8 orientations, see `turned`."""
+    out = torch.empty_like(images)
+    for kind in np.unique(orientation):
+        members = torch.from_numpy(np.flatnonzero(orientation == kind)).to(images.device)
+        out[members] = turned(images[members], int(kind))
+    return out
+
+
+def turned(images: Tensor, kind: int) -> Tensor:
+    """Images (n, c, h, w) turned by `kind % 4` quarter turns and, from 4 on, mirrored."""
+    turns = torch.rot90(images, kind % 4, dims=(2, 3))
+    return turns.flip(3) if kind >= 4 else turns
+
+
+def restained(unit: Tensor, changes: Floats) -> Tensor:
+    """Images with other amounts of haematoxylin and eosin, after Tellez et al. (IEEE Trans. Med. Imaging 37, 2018).
+
+    `changes` (4, n): relative changes of the two stains, then what a fifth of is added to their densities.
+    """
+    stains = np.array(_STAINS)
+    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
+    gains = np.ones((changes.shape[1], 3))
+    gains[:, :2] += changes[:2].T
+    shifts = np.zeros_like(gains)
+    shifts[:, :2] = _SHIFT_SHARE * changes[2:].T
+    # Densities are rows: density @ inverse(stains) are the amounts.
+    turn = np.linalg.inv(stains) @ (gains[:, :, None] * stains)
+    density = -torch.log(unit.clamp(min=_DARKEST))
+    matrix = torch.from_numpy(turn.transpose(0, 2, 1)).to(unit)
+    added = torch.from_numpy(shifts @ stains).to(unit)[:, :, None, None]
+    changed = torch.einsum("nij,njhw->nihw", matrix, density) + added
+    return torch.exp(-changed).clamp_(0, 1)
+
+
+def _column(values: Floats, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like).view(-1, 1, 1, 1)
+
+
+def _color_matrices(saturation: Floats, hue: Floats) -> Tensor:
+    """(n, 3, 3) matrices that scale saturation by 1 + `saturation` and turn hue by `hue` circles."""
+    to_yiq = np.array(_YIQ)
+    cos, sin = np.cos(2 * math.pi * hue), np.sin(2 * math.pi * hue)
+    turn = np.zeros((len(hue), 3, 3))
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
+    turned = np.linalg.inv(to_yiq) @ turn @ to_yiq
+    gray = np.tile(np.array(_LUMA), (3, 1))
+    scale = (1 + saturation)[:, None, None]
+    return torch.from_numpy((scale * np.eye(3) + (1 - scale) * gray) @ turned)

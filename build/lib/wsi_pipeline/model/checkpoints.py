@@ -1,0 +1,71 @@
+"""Checkpoints of a training: the newest and the one before, each with its own digest.
+
+A file is torch's, followed by the SHA-256 of what stands before it. It holds tensors and plain values only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import publish
+
+log = logging.getLogger(__name__)
+
+_DIGEST = 32
+
+Content = dict[str, Any]
+
+
+class Checkpoints:
+    """The two newest checkpoints in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._newest, self._before = folder / "checkpoint.pt", folder / "checkpoint-before.pt"
+
+    def __str__(self) -> str:
+        return str(self._newest)
+
+    def save(self, content: Content) -> bool:
+        """Write a checkpoint; where there is no room the old ones stay, a warning is logged and it returns False."""
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        data = buffer.getbuffer()
+        try:
+            with publish(self._newest) as partial:
+                with partial.open("wb") as file:
+                    file.write(data)
+                    file.write(hashlib.sha256(data).digest())
+                if self._newest.exists():
+                    self._newest.replace(self._before)
+        except StoreError as error:
+            log.warning("no checkpoint at step %s: %s", content["step"], error)
+            return False
+        return True
+
+    def load(self, inputs: str, device: torch.device) -> Content | None:
+        """The newest checkpoint of these inputs that is whole; None where there is none."""
+        for path in (self._newest, self._before):
+            if not path.is_file():
+                continue
+            data = path.read_bytes()
+            body, digest = data[:-_DIGEST], data[-_DIGEST:]
+            if hashlib.sha256(body).digest() != digest:
+                log.warning("%s: damaged, it is not used", path)
+                continue
+            content: Content = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
+            if content["inputs"] == inputs:
+                return content
+            log.info("%s: of other inputs, it is not used", path)
+        return None
+
+    def remove(self) -> None:
+        """Remove both."""
+        for path in (self._newest, self._before):
+            path.unlink(missing_ok=True)

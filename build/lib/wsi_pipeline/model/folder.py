@@ -1,0 +1,160 @@
+"""The model folder: `weights.safetensors` and `model.json`, and other weights to start from."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wsi_pipeline.config import STEP_VERSIONS
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.files import canonical_json, digest_file, publish, write_text
+from wsi_pipeline.model.imagenet import OFFLINE, check_imagenet
+from wsi_pipeline.model.inception import InceptionV3, initialize, initialize_head
+from wsi_pipeline.receipts import read_receipt
+
+ARCHITECTURE = "inception_v3"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What prediction needs to know about a model."""
+
+    size_px: int
+    mpp: float
+    classes: tuple[str, ...]
+    weights_sha256: str
+    stain_normalisation: str = "none"
+
+    @property
+    def tumor(self) -> int:
+        return self.classes.index("tumor")
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> str:
+    """Write a state dict as safetensors, atomically; returns its SHA-256."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with publish(path) as partial:
+        save_file(plain, partial)
+    return digest_file(path)
+
+
+def write_model_json(path: Path, facts: ModelFacts, **more: Any) -> None:
+    """Write `model.json`, the receipt of the stage train."""
+    content = {
+        "stage": "train",
+        "step_version": STEP_VERSIONS["train"],
+        "architecture": ARCHITECTURE,
+        "size_px": facts.size_px,
+        "mpp": facts.mpp,
+        "classes": list(facts.classes),
+        "normalisation": "pixel / 127.5 - 1",
+        "stain_normalisation": facts.stain_normalisation,
+        "weights_sha256": facts.weights_sha256,
+        **more,
+    }
+    write_text(path, canonical_json(content))
+
+
+def read_model_json(path: Path) -> ModelFacts:
+    """The facts in a `model.json`; `ModelError` where it describes no model of ours."""
+    content = read_receipt(path, "train")
+    try:
+        if content["architecture"] != ARCHITECTURE:
+            raise ModelError(f"{path}: architecture {content['architecture']}, not {ARCHITECTURE}")
+        return ModelFacts(
+            size_px=int(content["size_px"]),
+            mpp=float(content["mpp"]),
+            classes=tuple(content["classes"]),
+            weights_sha256=content["weights_sha256"],
+            stain_normalisation=content.get("stain_normalisation", "none"),
+        )
+    except KeyError as error:
+        raise ModelError(f"{path}: no {error.args[0]}", remedy="Use the model.json that training wrote") from error
+
+
+def load_network(weights: Path, facts: ModelFacts) -> InceptionV3:
+    """The network with trained weights, in evaluation mode."""
+    network = InceptionV3(len(facts.classes))
+    load_state(network, read_weights(weights), weights)
+    return network.eval()
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a file of weights, or a `ModelError`."""
+    try:
+        return digest_file(path)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror})", remedy="Give the weights.safetensors of a model folder"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from safetensors; anything else, pickles too, is refused."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: not a safetensors file ({error})", remedy="Give the weights.safetensors of a model folder"
+        ) from error
+
+
+def load_state(network: InceptionV3, state: dict[str, Tensor], origin: Path) -> None:
+    """Load a state dict whose names and shapes have to be the network's; the auxiliary head may be left over."""
+    own = network.state_dict()
+    given = {k: v for k, v in state.items() if k in own or not k.startswith("AuxLogits.")}
+    for name in sorted(own.keys() | given.keys()):
+        if name not in given or name not in own:
+            where = "the weights" if name not in given else "the network"
+            raise ModelError(f"{origin}: not weights of this Inception-v3: {name} is not in {where}")
+        if given[name].shape != own[name].shape:
+            raise ModelError(
+                f"{origin}: {name} is {tuple(given[name].shape)}, but the network has {tuple(own[name].shape)}"
+            )
+    network.load_state_dict(given)
+
+
+def starting_network(
+    start: str, classes: int, seed: int, imagenet: Path | None, *, auxiliary: bool = False
+) -> InceptionV3:
+    """A network to train: `random`, `imagenet` (torchvision's file `imagenet`) or another model's weights.
+
+    Last layers for other classes, and an auxiliary head that is not among the weights, start at random.
+    """
+    network = InceptionV3(classes, auxiliary=auxiliary)
+    initialize(network, seed)
+    if start == "random":
+        return network
+    if start == "imagenet":
+        if imagenet is None:
+            raise ModelError("training starts from ImageNet weights, but no file was given", remedy=OFFLINE)
+        state, origin = read_imagenet(imagenet), imagenet
+    else:
+        origin = Path(start)
+        state = read_weights(origin)
+    own = network.state_dict()
+    if state.get("fc.weight", network.fc.weight).shape != network.fc.weight.shape:
+        initialize_head(network.fc, torch.Generator().manual_seed(seed))
+        state = {**state, "fc.weight": own["fc.weight"], "fc.bias": own["fc.bias"]}
+    for name in (name for name in own if name.startswith("AuxLogits.")):
+        if name not in state or (name.startswith("AuxLogits.fc.") and state[name].shape != own[name].shape):
+            state = {**state, name: own[name]}
+    load_state(network, state, origin)
+    return network
+
+
+def read_imagenet(path: Path) -> dict[str, Tensor]:
+    """The state dict of torchvision's published file."""
+    check_imagenet(path)
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ModelError(f"{path}: not a PyTorch weights file ({error})", remedy=OFFLINE) from error
+    return state

@@ -1,0 +1,82 @@
+"""How weights change: optimizer, learning rate by step, moving average."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsi_pipeline.config import TrainingOptions
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], options: TrainingOptions, *, fused: bool
+) -> torch.optim.Optimizer:
+    """The optimizer; `fused` kernels where there are any for it."""
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay,
+            fused=fused,
+        )  # fmt: skip
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=options.learning_rate, betas=(options.momentum, options.squared_gradient_decay),
+            eps=options.epsilon, weight_decay=options.weight_decay, fused=fused,
+        )  # fmt: skip
+    return torch.optim.RMSprop(
+        parameters, lr=options.learning_rate, alpha=options.squared_gradient_decay, eps=options.epsilon,
+        momentum=options.momentum, weight_decay=options.weight_decay,
+    )  # fmt: skip
+
+
+def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0, of `steps`."""
+    schedule, rate = options.schedule, options.learning_rate
+    if step < schedule.warmup_steps:
+        return rate * (step + 1) / schedule.warmup_steps
+    if schedule.kind == "step":
+        return rate * schedule.factor ** (step * options.batch_size // schedule.every_patches)
+    if schedule.kind == "cosine":
+        done = (step - schedule.warmup_steps) / max(1, steps - 1 - schedule.warmup_steps)
+        share = (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        return rate * (schedule.final_share + (1 - schedule.final_share) * share)
+    return rate
+
+
+class Average:
+    """Exponential moving average of a network's weights and of its statistics (Polyak and Juditsky, 1992)."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._of, self._decay, self._steps = network, decay, 0
+        self.network = copy.deepcopy(network).requires_grad_(False)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The averaged weights by name."""
+        state: dict[str, Tensor] = self.network.state_dict()
+        return state
+
+    def update(self) -> None:
+        """Take in the weights after a step; the first steps count more, so that the start is soon forgotten."""
+        self._steps += 1
+        keep = min(self._decay, self._steps / (self._steps + 10))
+        new = self._of.state_dict()
+        with torch.no_grad():
+            for name, own in self.state.items():
+                if own.is_floating_point():
+                    own.lerp_(new[name], 1 - keep)
+                else:
+                    own.copy_(new[name])
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What `restore` takes."""
+        return {"state": self.state, "steps": self._steps}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.network.load_state_dict(content["state"])
+        self._steps = content["steps"]

@@ -1,0 +1,172 @@
+"""Predicting the patches of a walk: reading, copying and the network at the same time, in bounded memory."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsi_pipeline.model.prediction import Predictor
+from wsi_pipeline.walk import Walk
+
+log = logging.getLogger(__name__)
+
+_LOG_SECONDS = 30.0
+# Patches that one thread reads at a time for a GPU, and batches that are read ahead.
+_AT_ONCE = 16
+_AHEAD = 3
+
+Value = TypeVar("Value")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Probabilities of the patches from number `first` on, and which of them could be read."""
+
+    first: int
+    probabilities: NDArray[np.float32]
+    whole: NDArray[np.bool_]
+
+
+def scan(walk: Walk, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+    """Predict the patches from number `first` on, in order, batch by batch; a line every 30 s says how it goes."""
+    if predictor.device.is_cuda:
+        yield from scan_batches(walk, predictor, threads, first)
+    else:
+        yield from scan_threads(walk, predictor, threads, first)
+
+
+def scan_threads(walk: Walk, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+    """As `scan`, for a CPU: each thread reads a batch and runs the network on it, alone.
+
+    So no core waits for another one, and no result depends on how many there are.
+    """
+    pace = Pace(len(walk), first, threads)
+
+    def work(start: int) -> Scored:
+        began = time.perf_counter()
+        pixels = torch.empty((min(predictor.batch_size, len(walk) - start), *walk.shape), dtype=torch.uint8)
+        whole = walk.read(start, pixels.numpy())
+        pace.waited(time.perf_counter() - began)
+        return Scored(start, predictor(pixels).numpy(), whole)
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for scored in in_order(pool, work, range(first, len(walk), predictor.batch_size), 2 * threads):
+            yield scored
+            pace.reached(scored.first + len(scored.whole))
+
+
+def scan_batches(walk: Walk, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+    """As `scan`, for a GPU: threads fill batches in page-locked memory while the network works on those before."""
+    pace, is_cuda = Pace(len(walk), first, 1), predictor.device.is_cuda
+    copies = torch.cuda.Stream(predictor.device.device) if is_cuda else None  # type: ignore[no-untyped-call]
+    batches = range(first, len(walk), predictor.batch_size)
+
+    def submit(start: int) -> tuple[int, Tensor, list[Future[NDArray[np.bool_]]]]:
+        count = min(predictor.batch_size, len(walk) - start)
+        pixels = torch.empty((count, *walk.shape), dtype=torch.uint8, pin_memory=is_cuda)
+        out = pixels.numpy()
+        parts = range(0, count, _AT_ONCE)
+        return start, pixels, [pool.submit(walk.read, start + k, out[k : k + _AT_ONCE]) for k in parts]
+
+    def moved(pixels: Tensor) -> Tensor:
+        if copies is None:
+            return pixels
+        now = torch.cuda.current_stream(predictor.device.device)
+        with torch.cuda.stream(copies):
+            there = pixels.to(predictor.device.device, non_blocking=True)
+        now.wait_stream(copies)
+        there.record_stream(now)
+        return there
+
+    def begun(found: Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Begin to copy what the network says; the call returned waits for that, and for nothing begun later."""
+        if not is_cuda:
+            return found.numpy
+        here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        here.copy_(found, non_blocking=True)
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record()
+
+        def wait() -> NDArray[np.float32]:
+            there.synchronize()
+            values: NDArray[np.float32] = here.numpy()
+            return values
+
+        return wait
+
+    launched: deque[tuple[int, Callable[[], NDArray[np.float32]], NDArray[np.bool_]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        starts = iter(batches)
+        pending = deque(submit(start) for start in islice(starts, _AHEAD))
+        try:
+            while pending or launched:
+                if pending:
+                    start, pixels, parts = pending.popleft()
+                    began = time.perf_counter()
+                    whole = np.concatenate([part.result() for part in parts])
+                    pace.waited(time.perf_counter() - began)
+                    pending.extend(submit(following) for following in islice(starts, 1))
+                    launched.append((start, begun(predictor(moved(pixels))), whole))
+                # The batch before is asked for when the next one is on its way, so that a GPU never waits for us.
+                if len(launched) > 1 or not pending:
+                    start, found, whole = launched.popleft()
+                    yield Scored(start, found(), whole)
+                    pace.reached(start + len(whole))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Value], items: Iterable[Item], ahead: int
+) -> Iterator[Value]:
+    """Results of `function` in the order of `items`, of which at most `ahead` are begun before they are asked for."""
+    iterator = iter(items)
+    pending = deque(pool.submit(function, item) for item in islice(iterator, ahead))
+    try:
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in islice(iterator, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Pace:
+    """How fast a scan is: patches a second, the share of the time that `workers` wait for pixels, what is left."""
+
+    def __init__(self, total: int, first: int, workers: int) -> None:
+        self._total, self._first, self._workers = total, first, workers
+        self._began = self._logged = time.perf_counter()
+        self._waited = 0.0
+        self._lock = threading.Lock()
+
+    def waited(self, seconds: float) -> None:
+        """A worker has waited for pixels."""
+        with self._lock:
+            self._waited += seconds
+
+    def reached(self, number: int) -> None:
+        """All patches before this one are done."""
+        now = time.perf_counter()
+        if now - self._logged < _LOG_SECONDS and number < self._total:
+            return
+        self._logged = now
+        passed = now - self._began
+        rate = (number - self._first) / passed
+        log.info(
+            "%d of %d patches, %.1f/s, %.0f %% of the time for reading them, %.1f min left",
+            number, self._total, rate, 100 * self._waited / passed / self._workers, (self._total - number) / rate / 60,
+        )  # fmt: skip

@@ -1,0 +1,327 @@
+"""The training loop: from the patches of a step to the weights after the last one.
+
+Every draw is a function of (seed, step), so a training that was stopped goes on from its last checkpoint as if
+nothing had happened, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from wsi_pipeline.config import CLASSES, TrainingRun
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.metrics.curves import Histogram, auc
+from wsi_pipeline.model.augment import Draws, augment, centred, jittered, to_input, to_unit
+from wsi_pipeline.model.bank import BalancedSampler, Feed, Index, PatchBank
+from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.device import Device
+from wsi_pipeline.model.inception import MIN_AUXILIARY_PX, InceptionV3, dropout_mask
+from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
+from wsi_pipeline.model.team import Team, with_shared_statistics
+from wsi_pipeline.model.watch import Watch
+
+log = logging.getLogger(__name__)
+
+_TUMOR = CLASSES.index("tumor")
+_SHOWN_PATCHES = 8
+
+HistoryRow = dict[str, Any]
+State = dict[str, Tensor]
+
+
+class StoppedError(Exception):
+    """The training was told to stop; its checkpoint is written."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a checkpoint holds beside network and optimizer."""
+
+    step: int = 0
+    history: list[HistoryRow] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    # Validation AUC (-1 where a class is missing) and negative loss of the best weights so far.
+    best_score: list[float] = field(default_factory=lambda: [-1.0, float("-inf")])
+    best_step: int = 0
+    best_state: State = field(default_factory=dict)
+
+
+class _Loss(nn.Module):
+    """The loss of some of a step's patches, as a sum; what several processes run in step."""
+
+    def __init__(self, network: InceptionV3, options: TrainingRun) -> None:
+        super().__init__()
+        self.network, self._options = network, options
+
+    def forward(self, x: Tensor, keep: Tensor, labels: Tensor) -> Tensor:
+        weight = self._options.auxiliary_weight
+        if not weight:
+            return self._of(self.network(x, keep), labels)
+        logits, auxiliary = self.network.with_auxiliary(x, keep)
+        return self._of(logits, labels) + weight * self._of(auxiliary, labels)
+
+    def _of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self._options.label_smoothing
+        # Not in bf16; a network in float64 keeps its own.
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(exact, labels, reduction="sum", label_smoothing=smoothing)
+
+
+class Trainer:
+    """The training loop; `progress` says where it is. `inputs` tells checkpoints of other inputs apart."""
+
+    def __init__(
+        self,
+        network: InceptionV3,
+        bank: PatchBank,
+        held_out: PatchBank,
+        options: TrainingRun,
+        device: Device,
+        checkpoints: Checkpoints,
+        inputs: str,
+        *,
+        team: Team | None = None,
+        workers: int = 4,
+        watch: Watch | None = None,
+    ) -> None:
+        self._team, self._watch, self._workers = team or Team(), watch or Watch(), workers
+        self._bank, self._held_out, self._options, self._device = bank, held_out, options, device
+        self._checkpoints, self._inputs = checkpoints, inputs
+        size = bank.edge - 2 * bank.border_px
+        if options.auxiliary_weight and size < MIN_AUXILIARY_PX:
+            raise ModelError(
+                f"the auxiliary head needs patches of {MIN_AUXILIARY_PX} px, these have {size}",
+                remedy="Set training.auxiliary_weight to 0",
+            )
+        moved = network.to(device.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network: InceptionV3 = with_shared_statistics(moved, self._team)  # type: ignore[assignment]
+        self._average = Average(self._network, options.average_decay) if options.average_decay else None
+        self._sampler = BalancedSampler(bank, options.seed, len(CLASSES))
+        self._optimizer = make_optimizer(self._network.parameters(), options, fused=device.is_cuda)
+        planned = max(1, round(options.epochs * len(bank) / options.batch_size))
+        self.steps = min(planned, options.max_steps or planned)
+        self.keeps_best = options.keep == "best" and len(held_out) > 0
+        self.progress = Progress()
+        self._frozen: bool | None = None
+        self._pending: tuple[int, Index, Tensor] | None = None
+        self._told = False
+        self._told_step: int | None = None
+
+    def stop(self) -> None:
+        """Stop after the step that is being made; may be called from a signal handler."""
+        self._told = True
+
+    def train(self, checkpoint_seconds: float) -> None:
+        """Train to the last step. Raises `StoppedError` where it was told to stop before."""
+        self._resume()
+        progress, options = self.progress, self._options
+        saved = time.monotonic()
+        part = self._team.part(options.batch_size)
+        index = (self._sampler.batch(step, options.batch_size)[part] for step in range(progress.step, self.steps))
+        feed = Feed(self._bank, index, workers=self._workers, pin=self._device.is_cuda)
+        self._watch.begin(progress.step, self.steps, options.batch_size)
+        for picked, pixels in feed:
+            loss = self._step(progress.step, picked, pixels)
+            self._settle((progress.step, picked, loss))
+            progress.step += 1
+            if progress.step % options.validate_every == 0 or progress.step == self.steps:
+                self._finish_step()
+                self._record()
+                if self._is_stale():
+                    if self._team.leads:
+                        log.info("no better validation in %d, stopping at step %d", options.patience, progress.step)
+                    break
+            if self._should_stop():
+                self._save()
+                raise StoppedError(f"stopped at step {progress.step} of {self.steps}")
+            if time.monotonic() - saved > checkpoint_seconds:
+                self._save()
+                saved = time.monotonic()
+            self._watch.step(progress.step, progress.losses[-1] if progress.losses else None, feed.waited)
+
+    def kept_state(self) -> State:
+        """The weights to keep."""
+        return self.progress.best_state if self.keeps_best else self.last_state()
+
+    def last_state(self) -> State:
+        """The weights after the last step, or their average, without the auxiliary head."""
+        state = self._average.state if self._average else self._network.state_dict()
+        return {name: tensor.detach().cpu() for name, tensor in state.items() if not name.startswith("AuxLogits.")}
+
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """Some patches of the first step as they are stored and as they are trained on, (n, 3, h, w) in [0, 1]."""
+        index = self._sampler.batch(0, self._options.batch_size)
+        draws = Draws.of(len(index), self._options.seed, 0)
+        few = slice(0, _SHOWN_PATCHES)
+        pixels = torch.from_numpy(np.stack([self._bank.read(int(patch)) for patch in index[few]]))
+        cpu = torch.device("cpu")
+        stored = to_unit(centred(pixels, self._bank.border_px), cpu)
+        return stored, self._augmented(to_unit(pixels, cpu), draws.part(few))
+
+    def _augmented(self, unit: Tensor, draws: Draws) -> Tensor:
+        return augment(jittered(unit, self._bank.border_px, draws), self._options.augmentation, draws)
+
+    def _step(self, step: int, picked: Index, pixels: Tensor) -> Tensor:
+        """One step; returns the mean loss and, besides, whether any process was told to stop, on the device."""
+        options, team, device = self._options, self._team, self._device.device
+        part = team.part(options.batch_size)
+        self._thaw(step)
+        draws = Draws.of(options.batch_size, options.seed, step).part(part)
+        keep = dropout_mask(options.batch_size, options.seed, step)[part].to(device, non_blocking=True)
+        labels = torch.from_numpy(self._bank.labels[picked]).to(device, non_blocking=True)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(options, step, self.steps)
+        try:
+            unit = self._augmented(to_unit(pixels, device), draws)
+            with self._device.autocast():
+                loss = self._loss(to_input(unit).to(self._network.fc.weight.dtype), keep, labels) / options.batch_size
+            self._optimizer.zero_grad(set_to_none=True)
+            # Processes' gradients are averaged, those of the whole batch are their sum.
+            (loss * team.size).backward()
+        except torch.cuda.OutOfMemoryError as error:
+            raise ModelError(
+                f"a step of {len(picked)} patches does not fit the GPU ({self._device.free_gib():.1f} GiB are free)",
+                remedy="Lower training.batch_size, or train on several GPUs",
+            ) from error
+        if options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._network.parameters(), options.clip_norm)
+        self._optimizer.step()
+        if self._average:
+            self._average.update()
+        return team.total(torch.stack([loss.detach(), torch.full_like(loss, float(self._told))]).detach())
+
+    def _thaw(self, step: int) -> None:
+        """Let just the layers learn that are to at this step."""
+        frozen = step < self._options.freeze_steps
+        if frozen != self._frozen:
+            self._frozen = frozen
+            for name, parameter in self._network.named_parameters():
+                parameter.requires_grad_(not frozen or name.startswith(("fc.", "AuxLogits.fc.")))
+            loss: nn.Module = _Loss(self._network, self._options)
+            if self._team.size > 1:
+                loss = DistributedDataParallel(loss, forward_sync_buffers=False)
+            self._loss = loss
+        # Layers that do not learn keep their statistics too.
+        self._network.train(not frozen)
+
+    def _settle(self, launched: tuple[int, Index, Tensor] | None) -> None:
+        """Read the loss of the step before the one just launched, so that a GPU never waits for us."""
+        before, self._pending = self._pending, launched
+        if before is None:
+            return
+        step, picked, values = before
+        loss, told = values.tolist()
+        if not np.isfinite(loss):
+            raise ModelError(
+                self._about_loss(loss, step, picked), remedy="Lower training.learning_rate, or look at them"
+            )
+        self.progress.losses.append(loss)
+        if told and self._told_step is None:
+            self._told_step = step
+
+    def _finish_step(self) -> None:
+        self._settle(None)
+
+    def _should_stop(self) -> bool:
+        if self._team.size == 1:
+            return self._told
+        # All know of a step's flags at the latest when they have launched the next one, and so stop together.
+        return self._told_step is not None and self.progress.step >= self._told_step + 2
+
+    def _about_loss(self, loss: float, step: int, picked: Index) -> str:
+        patches = [self._bank.describe(int(patch)) for patch in picked]
+        some = ", ".join(f"{p.get('slide')} ({p.get('x')}, {p.get('y')})" for p in patches[:4])
+        return (
+            f"the loss is {loss} at step {step}, with patches of {some} and {max(0, len(patches) - 4)} more; "
+            f"the last good checkpoint is {self._checkpoints}"
+        )
+
+    def _record(self) -> None:
+        progress = self.progress
+        loss, area = self._validate()
+        row = {
+            "step": progress.step,
+            "patches": progress.step * self._options.batch_size,
+            "learning_rate": learning_rate(self._options, progress.step - 1, self.steps),
+            "train_loss": float(np.mean(progress.losses)),
+            "validation_loss": loss,
+            "validation_auc": area,
+        }
+        progress.history.append(row)
+        progress.losses = []
+        self._watch.record(row)
+        score = [-1.0 if area is None else area, -(loss or 0.0)]
+        if len(self._held_out) and score > progress.best_score:
+            progress.best_score, progress.best_step = score, progress.step
+            if self.keeps_best:
+                progress.best_state = {name: tensor.clone() for name, tensor in self.last_state().items()}
+
+    def _is_stale(self) -> bool:
+        worse = sum(row["step"] > self.progress.best_step for row in self.progress.history)
+        return self._options.patience is not None and len(self._held_out) > 0 and worse >= self._options.patience
+
+    def _validate(self) -> tuple[float | None, float | None]:
+        count = min(len(self._held_out), self._options.validation_patches)
+        if not count:
+            return None, None
+        chosen = np.linspace(0, len(self._held_out) - 1, count).round().astype(np.int64)
+        parts = [self._team_part(chosen, rank) for rank in range(self._team.size)]
+        own = self._logits(parts[self._team.rank])
+        logits = self._team.gathered(own, [len(part) for part in parts]).cpu()
+        labels = self._held_out.labels[chosen]
+        loss = F.cross_entropy(logits, torch.from_numpy(labels)).item()
+        return loss, auc(Histogram.of(logits.softmax(1)[:, _TUMOR].numpy(), labels == _TUMOR))
+
+    def _team_part(self, chosen: Index, rank: int) -> Index:
+        return chosen[Team(rank, self._team.size).part(len(chosen))]
+
+    def _logits(self, chosen: Index) -> Tensor:
+        size, device = self._options.batch_size, self._device.device
+        network = self._network if self._average is None else self._average.network
+        network.eval()
+        batches: Iterator[Index] = (chosen[start : start + size] for start in range(0, len(chosen), size))
+        found = [torch.zeros(0, len(CLASSES), device=device)]
+        with torch.inference_mode(), self._device.autocast():
+            for _, pixels in Feed(self._held_out, batches, workers=self._workers, pin=self._device.is_cuda):
+                unit = to_unit(centred(pixels, self._held_out.border_px), device)
+                found.append(network(to_input(unit)).float())
+        return torch.cat(found)
+
+    def _save(self) -> None:
+        if not self._team.leads:
+            return
+        self._finish_step()
+        progress = self.progress
+        self._checkpoints.save(
+            {
+                "inputs": self._inputs,
+                "step": progress.step,
+                "network": self._network.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "average": self._average.checkpoint() if self._average else None,
+                "progress": {name: getattr(progress, name) for name in Progress.__slots__},
+            }
+        )
+
+    def _resume(self) -> None:
+        content = self._checkpoints.load(self._inputs, self._device.device)
+        self._team.wait()
+        if content is None:
+            return
+        self._network.load_state_dict(content["network"])
+        self._optimizer.load_state_dict(content["optimizer"])
+        if self._average:
+            self._average.restore(content["average"])
+        self.progress = Progress(**content["progress"])
+        if self._team.leads:
+            log.info("going on from step %d", self.progress.step)

@@ -1,0 +1,95 @@
+"""What a training says while it runs: a bar on a terminal, a line every 30 s, TensorBoard's files."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+_LOG_SECONDS = 30.0
+
+
+class Watch:
+    """Silent where `shows` is false; `events` is a folder for TensorBoard."""
+
+    def __init__(self, *, shows: bool = False, events: Path | None = None) -> None:
+        self._shows = shows
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._writer: Any = None
+        if events is not None and shows:
+            # Slow to import, and needed where events are asked for.
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(events))
+        self._first = self._steps = self._batch = 0
+        self._began = self._logged = time.monotonic()
+
+    def begin(self, step: int, steps: int, batch: int) -> None:
+        """The loop starts at `step`."""
+        self._first, self._steps, self._batch = step, steps, batch
+        self._began = self._logged = time.monotonic()
+        if self._shows and sys.stderr.isatty():
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task("", total=steps, completed=step)
+
+    def step(self, step: int, loss: float | None, waited: float) -> None:
+        """A step is done; `waited` seconds were spent waiting for patches since the loop began."""
+        now = time.monotonic()
+        shown = f"loss {short(loss)}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=shown)
+        if now - self._logged < _LOG_SECONDS:
+            return
+        self._logged = now
+        rate = (step - self._first) / (now - self._began)
+        images, idle, left = rate * self._batch, waited / (now - self._began), (self._steps - step) / rate
+        if self._shows and self._bar is None:
+            log.info(
+                "step %d of %d, %.1f images/s, %.0f %% of the time waiting for patches, %.0f min left, %s",
+                step, self._steps, images, 100 * idle, left / 60, shown,
+            )  # fmt: skip
+        self._scalars(step, {"images_per_second": images, "share_waiting": idle})
+
+    def record(self, row: dict[str, Any]) -> None:
+        """A validation is done."""
+        if self._shows:
+            log.info(
+                "step %d: training loss %.4f, validation loss %s, AUC %s",
+                row["step"], row["train_loss"], short(row["validation_loss"]), short(row["validation_auc"]),
+            )  # fmt: skip
+        self._scalars(row["step"], {name: value for name, value in row.items() if name != "step"})
+
+    def picture(self, pixels: np.ndarray) -> None:
+        """The augmented batch, (h, w, 3) uint8."""
+        if self._writer is not None:
+            self._writer.add_image("augmented_batch", pixels, 0, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close bar and files."""
+        if self._bar is not None:
+            self._bar.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _scalars(self, step: int, values: dict[str, float | None]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+
+def short(value: float | None) -> str:
+    """Four digits, or none."""
+    return "none" if value is None else f"{value:.4f}"

@@ -1,0 +1,91 @@
+"""Config and options from outside, checked; a mistake is explained in one line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from wsi_pipeline.config import STEP_VERSIONS, Config, Section
+from wsi_pipeline.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
+
+
+def load_config(values: dict[str, Any]) -> Config:
+    """Validate a config; `ConfigError` names the key, and the nearest known one of a misspelt key."""
+    return validated(Config, values, "config")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; `ConfigError` where there is none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: the config cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a mapping of keys to values")
+    return values
+
+
+def options_json(stage: str, options: Section) -> str:
+    """One line of JSON for the command line of `stage`, its `step_version` included."""
+    values = {"step_version": STEP_VERSIONS[stage], **options.model_dump(mode="json")}
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
+def parse_options(stage: str, model: type[S], text: str) -> S:
+    """The inverse of `options_json`; refuses options of another `step_version`."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"options of {stage}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"options of {stage}: not a JSON object")
+    version = values.pop("step_version", STEP_VERSIONS[stage])
+    if version != STEP_VERSIONS[stage]:
+        raise ConfigError(
+            f"options of {stage}: step_version {version}, but the installed package has {STEP_VERSIONS[stage]}",
+            remedy="Install the package of this checkout (make setup)",
+        )
+    return validated(model, values, f"options of {stage}")
+
+
+def validated(model: type[S], values: Any, where: str) -> S:
+    """`values` as a `model`, or a `ConfigError` that says what is wrong in one line."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())) from error
+
+
+def _explain(model: type[Section], error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "(top)"
+    if error["type"] == "extra_forbidden":
+        known = list(_fields_at(model, location[:-1]))
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key} ({hint})"
+    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _fields_at(model: type[Section], location: list[str]) -> dict[str, Any]:
+    for part in location:
+        field = model.model_fields.get(part)
+        inner = _section_type(field.annotation) if field else None
+        if inner is None:
+            return {}
+        model = inner
+    return dict(model.model_fields)
+
+
+def _section_type(annotation: Any) -> type[Section] | None:
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)

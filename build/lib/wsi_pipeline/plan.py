@@ -1,0 +1,277 @@
+"""What a cohort will cost, and what looks wrong with it, before anything runs.
+
+Slides are opened and a few of their pixels are read; nothing is written. Disk and times are
+estimates: copied levels are counted by the bytes of their tiles, the others by a few chunks that are
+read and encoded; patches by a mask of tissue on the slide's coarsest level.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_pipeline.annotations import read_annotation
+from wsi_pipeline.codecs import chunk_codec
+from wsi_pipeline.config import Config
+from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
+from wsi_pipeline.foreground import features, find_mask
+from wsi_pipeline.geometry import Box, Grid, Size
+from wsi_pipeline.masks import grid_shares
+from wsi_pipeline.passthrough import merges_tables
+from wsi_pipeline.pyramid import patch_spec
+from wsi_pipeline.seeds import generator
+from wsi_pipeline.shards import ChunkGrid
+from wsi_pipeline.sheet import Sheet, SlideRow, is_remote
+from wsi_pipeline.slides import SourceSlide
+from wsi_pipeline.stages.convert import copied_page, level_scales, level_sizes
+from wsi_pipeline.tiff import TiledTiff
+from wsi_pipeline.verify import padded
+
+# Two cores of a current server copy a slide at about this rate, digests included (docs/benchmarks.md).
+COPIED_BYTES_PER_SECOND = 400e6
+_SAMPLE_CHUNKS = 4
+# A larger coarsest level is not read just for an estimate.
+_OVERVIEW_PIXELS = 64_000_000
+_ASPECT_TOLERANCE = 0.02
+_SMALL_PX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePlan:
+    """What is known of one slide before the run; `patches` is None where tissue cannot be estimated."""
+
+    slide: str
+    split: str
+    vendor: str
+    width: int
+    height: int
+    mpp: float
+    copied_levels: int
+    read_levels: int
+    added_levels: int
+    source_bytes: int
+    store_bytes: int
+    files: int
+    convert_seconds: float
+    tissue_share: float | None
+    patches: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a slide, in one line with its remedy; an `error` stops it, a warning does not."""
+
+    slide: str
+    text: str
+    error: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CohortPlan:
+    """The plans of all slides that can be read, all problems, and the splits that are predicted."""
+
+    slides: list[SlidePlan]
+    problems: list[Problem]
+    predicted: tuple[str, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        return any(problem.error for problem in self.problems)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"slides": [asdict(s) for s in self.slides], "problems": [asdict(p) for p in self.problems]}
+
+
+def plan_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortPlan:
+    """Look at every slide of a sheet."""
+    with ThreadPoolExecutor(threads) as pool:
+        looked = list(pool.map(lambda row: _look(row, config), sheet.values()))
+    plans, problems = [plan for plan, _ in looked if plan is not None], [p for _, found in looked for p in found]
+    return CohortPlan(plans, problems, ("test", *config.evaluation.predicted_too))
+
+
+def _look(row: SlideRow, config: Config) -> tuple[SlidePlan | None, list[Problem]]:
+    path, problems = Path(row.path), list[Problem]()
+    if is_remote(row.path):
+        text = f"slide {row.slide}: {row.path}: not looked at, as it lies in a bucket"
+        return None, [Problem(row.slide, text, error=False)]
+    try:
+        source = SourceSlide(row.slide, path, row.mpp)
+    except SlideError as error:
+        return None, [Problem(row.slide, str(error), error=True)]
+    try:
+        problems += _level_problems(row, source)
+        problems += _annotation_problems(row, source, config)
+        return _plan(row, source, config, problems), problems
+    except PipelineError as error:
+        return None, [*problems, Problem(row.slide, str(error), error=True)]
+    finally:
+        source.close()
+
+
+def _level_problems(row: SlideRow, source: SourceSlide) -> Iterator[Problem]:
+    base = source.facts.levels[0]
+    for k, size in enumerate(source.facts.levels[1:], start=1):
+        across, down = base.width / size.width, base.height / size.height
+        if min(size.width, size.height) >= _SMALL_PX and abs(across / down - 1) > _ASPECT_TOLERANCE:
+            text = source.error(
+                f"level {k} is {across:.2f} times smaller across but {down:.2f} times down",
+                "Look at the slide in a viewer: its levels may not show the same picture",
+            )
+            yield Problem(row.slide, str(text), error=False)
+
+
+def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> Iterator[Problem]:
+    if row.annotation is None or is_remote(row.annotation):
+        return
+    try:
+        read_annotation(row.slide, Path(row.annotation), config.truth, source.facts.levels[0])
+    except AnnotationError as error:
+        yield Problem(row.slide, str(error), error=True)
+
+
+def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Problem]) -> SlidePlan:
+    facts, options = source.facts, config.pyramid
+    sizes = level_sizes(facts)
+    chunk = Size(options.chunk_px, options.chunk_px)
+    stored, seconds, files, copied = 0.0, 0.0, 1, 0
+    # Levels that are halved are encoded as those that are read are.
+    per_chunk: tuple[float, float] | None = None
+    with TiledTiff(source.path) as tiff:
+        for level, size in enumerate(sizes):
+            page = copied_page(source, tiff, level, options)
+            grid = ChunkGrid.of(size, chunk if page is None else page.tile, options.shard_px)
+            files += 1 + len(grid.shards())
+            count = grid.count
+            if page is not None:
+                tables = len(page.tables or b"") if merges_tables(page) else 0
+                size_bytes = page.nbytes + tables * int(np.count_nonzero(page.counts))
+                copied += 1
+                stored += size_bytes
+                seconds += size_bytes / COPIED_BYTES_PER_SECOND
+            else:
+                if per_chunk is None:
+                    per_chunk = _sampled(source, min(level, len(facts.levels) - 1), config)
+                stored += count * per_chunk[0]
+                seconds += count * per_chunk[1]
+            stored += 16 * len(grid.shards()) * grid.across * grid.down
+    share, patches = _tissue(row, source, config, problems)
+    return SlidePlan(
+        slide=row.slide,
+        split=row.split,
+        vendor=facts.vendor,
+        width=sizes[0].width,
+        height=sizes[0].height,
+        mpp=facts.mpp,
+        copied_levels=copied,
+        read_levels=len(facts.levels) - copied,
+        added_levels=len(sizes) - len(facts.levels),
+        source_bytes=source.path.stat().st_size,
+        store_bytes=round(stored),
+        files=files,
+        convert_seconds=round(seconds, 2),
+        tissue_share=share,
+        patches=patches,
+    )
+
+
+def _sampled(source: SourceSlide, level: int, config: Config) -> tuple[float, float]:
+    """Mean bytes and seconds of a chunk of a level, of a few that are read and encoded."""
+    options, size = config.pyramid, source.facts.levels[level]
+    grid = ChunkGrid.of(size, Size(options.chunk_px, options.chunk_px), options.shard_px)
+    codec = chunk_codec(options, grid.chunk)
+    places = generator(0, "plan", source.slide).integers(grid.count, size=_SAMPLE_CHUNKS)
+    written, started = 0, time.perf_counter()
+    for index in places.tolist():
+        row, column = divmod(index, grid.columns)
+        box = grid.box(column, row)
+        written += len(codec.encode(padded(source.read(box.clipped(size), level), box)))
+    return written / _SAMPLE_CHUNKS, (time.perf_counter() - started) / _SAMPLE_CHUNKS
+
+
+def _tissue(
+    row: SlideRow, source: SourceSlide, config: Config, problems: list[Problem]
+) -> tuple[float | None, int | None]:
+    """Share of the slide that is tissue and the patches that a heatmap predicts, from the coarsest level."""
+    facts, scales = source.facts, level_scales(source.facts, len(source.facts.levels))
+    mpps = [(y + x) / 2 for y, x in scales]
+    spec = patch_spec(mpps, config.patches.size_px, config.patches.mpp, where=f"slide {row.slide}: {source.path}")
+    size = facts.levels[-1]
+    if size.width * size.height > _OVERVIEW_PIXELS:
+        return None, None
+    options = row.tissue_options(config.tissue).model_copy(update={"mpp": mpps[-1]})
+    feature, ink = features(source.read(Box(0, 0, size.width, size.height), len(facts.levels) - 1), options)
+    mask, _ = find_mask(feature, ink, options)
+    if not mask.any():
+        text = source.error(
+            f"no tissue found by {options.method} at {mpps[-1]:.3g} um per pixel",
+            "Look at the slide; set the sheet's columns tissue_threshold or tissue_method for it",
+        )
+        problems.append(Problem(row.slide, str(text), error=False))
+    stride = spec.level0_px if config.heatmap.stride_um is None else config.heatmap.stride_um / mpps[0]
+    grid = Grid.over(facts.levels[0], spec.level0_px, stride)
+    shares = grid_shares(mask, mpps[-1], grid, mpps[0])
+    return round(float(mask.mean()), 4), int((shares > config.heatmap.min_tissue).sum())
+
+
+def plan_text(plan: CohortPlan, rate: float) -> str:
+    """The plan for a terminal; `rate` is how many patches a second are predicted."""
+    header = ("slide", "split", "format", "pixels", "um/px", "levels", "disk", "files", "convert", "patches")
+    rows = [header, *(_cells(slide) for slide in plan.slides)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", *_totals(plan, rate), *_said(plan.problems)])
+
+
+def _cells(slide: SlidePlan) -> tuple[str, ...]:
+    parts = ((slide.copied_levels, "copied"), (slide.read_levels, "read"), (slide.added_levels, "added"))
+    return (
+        slide.slide, slide.split, slide.vendor, f"{slide.width} x {slide.height}", f"{slide.mpp:.4g}",
+        ", ".join(f"{count} {name}" for count, name in parts if count), _gigabytes(slide.store_bytes), str(slide.files),
+        _duration(slide.convert_seconds), "?" if slide.patches is None else str(slide.patches),
+    )  # fmt: skip
+
+
+def _totals(plan: CohortPlan, rate: float) -> Iterator[str]:
+    slides = plan.slides
+    if not slides:
+        return
+    formats = Counter(slide.vendor for slide in slides)
+    copied = sum(not slide.read_levels for slide in slides)
+    yield f"{len(slides)} slides: {', '.join(f'{count} {vendor}' for vendor, count in sorted(formats.items()))}"
+    yield f"{copied} are copied tile by tile, {len(slides) - copied} are decoded and encoded, all or in part"
+    sources, stores = sum(s.source_bytes for s in slides), sum(s.store_bytes for s in slides)
+    yield f"pyramids: about {_gigabytes(stores)} in {sum(s.files for s in slides)} files; slides {_gigabytes(sources)}"
+    seconds = sum(slide.convert_seconds for slide in slides)
+    yield f"conversion: about {_duration(seconds)} in all, one slide after the other"
+    known = [slide.patches for slide in slides if slide.split in plan.predicted and slide.patches is not None]
+    if known:
+        time_taken = _duration(sum(known) / rate)
+        yield f"heatmaps of {len(known)} slides: about {sum(known)} patches, {time_taken} at {rate:g} a second (--rate)"
+
+
+def _said(problems: list[Problem]) -> Iterator[str]:
+    for kind, error in (("error", True), ("warning", False)):
+        found = [problem.text for problem in problems if problem.error == error]
+        if found:
+            yield ""
+        yield from (f"{kind}: {text}" for text in found)
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,395 @@
+"""Results as a Workflow Run RO-Crate, so that others can see, and check, what was made from what, and how.
+
+RO-Crate 1.1 (https://w3id.org/ro/crate/1.1) with the profiles Process Run Crate 0.5, Workflow Run Crate 0.5
+(https://w3id.org/ro/wfrun) and Workflow RO-Crate 1.0. The results folder is the crate; slides and annotations stay
+where they are and are named by the URI of their file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import canonical_json, digest_tree, publish, write_text
+from wsi_pipeline.fixity import CRATE, Differences, compare, digests, parts
+from wsi_pipeline.receipts import read_receipt
+from wsi_pipeline.run_record import RunRecord, read_runs
+from wsi_pipeline.sheet import load_sheet
+from wsi_pipeline.summary import SYNTHETIC
+
+log = logging.getLogger(__name__)
+
+Entity = dict[str, Any]
+
+CONTEXT = ["https://w3id.org/ro/crate/1.1/context", "https://w3id.org/ro/terms/workflow-run/context"]
+RO_CRATE = "https://w3id.org/ro/crate/1.1"
+WORKFLOW_RO_CRATE = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
+PROFILES = {
+    "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
+    "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
+    WORKFLOW_RO_CRATE: ("Workflow RO-Crate", "1.0"),
+}
+# The workflow, the config and the sheet, copied to where the crate has them.
+FOLDER = "provenance"
+SNAKEFILE = f"{FOLDER}/workflow/Snakefile"
+
+_MEDIA_TYPES = {
+    ".csv": "text/csv",
+    ".geojson": "application/geo+json",
+    ".html": "text/html",
+    ".json": "application/json",
+    ".log": "text/plain",
+    ".parquet": "application/vnd.apache.parquet",
+    ".png": "image/png",
+    ".smk": "text/x-python",
+    ".svs": "image/tiff",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+    ".tsv": "text/tab-separated-values",
+    ".xml": "application/xml",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Snakemake knows of a finished job; paths are as the job had them."""
+
+    rule: str
+    command: str
+    started: float
+    ended: float
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def write_crate(results: Path, state: Path, threads: int, licence: str, author: str | None = None) -> Path:
+    """Write `ro-crate-metadata.json` into a results folder and return its path.
+
+    `state` is Snakemake's folder `.snakemake` of the runs, from which the jobs' commands and times are taken. Raises
+    `StoreError` where the folder holds no results of a run.
+    """
+    runs = read_runs(results)
+    if not runs:
+        raise StoreError(f"{results}: no record of a run in logs/runs", remedy="Name a folder that Snakemake filled")
+    jobs = list(finished_jobs(state)) if (state / "metadata").is_dir() else []
+    if not jobs:
+        log.warning("%s: no record of jobs, so the crate has no commands of theirs; see --snakemake", state)
+    target = results / CRATE
+    try:
+        changed = _copy_workflow(results, runs[-1])
+        sources = _sources(results, Path(runs[-1]["folder"]))
+        inside = digests({name: results / name for name in parts(results)}, threads)
+        graph = _Graph(results, Path(runs[-1]["folder"]), inside, sources)
+        crate = graph.crate(runs, jobs, licence, author, changed)
+        write_text(target, canonical_json({"@context": CONTEXT, "@graph": crate}))
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or results}: {error.strerror}", remedy="The crate is written into the results folder"
+        ) from error
+    return target
+
+
+def check_crate(results: Path, threads: int, sources: bool = True) -> Differences:
+    """What is no longer as `ro-crate-metadata.json` says; `sources`: slides and annotations are looked at as well."""
+    path = results / CRATE
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8"))["@graph"]
+        known = {one["@id"]: one["sha256"] for one in graph if "sha256" in one}
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: not there", remedy="Run wsi-pipeline provenance first") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: not a crate ({error!r})", remedy="Run wsi-pipeline provenance again") from error
+    inside = {unquote(name): digest for name, digest in known.items() if not urlsplit(name).scheme}
+    outside = {_local(name): digest for name, digest in known.items() if urlsplit(name).scheme and sources}
+    return compare(results, inside, outside, threads)
+
+
+def _local(uri: str) -> str:
+    split = urlsplit(uri)
+    return unquote(split.path) if split.scheme == "file" else uri
+
+
+def _uri(path: str, folder: Path) -> str:
+    return path if "://" in path else (folder / path).absolute().as_uri()
+
+
+def _sources(results: Path, folder: Path) -> dict[str, tuple[str, str]]:
+    """Digest and description of the slides and annotations that results were made from, by URI."""
+    found: dict[str, tuple[str, str]] = {}
+    for row in load_sheet(results / FOLDER / "slides.tsv", check_files=False).values():
+        place = results / "slides" / row.slide
+        if (place / "pyramid.json").is_file():
+            digest = read_receipt(place / "pyramid.json", "convert")["source_sha256"]
+            found[_uri(row.path, folder)] = digest, f"slide {row.slide}"
+        if row.annotation and (place / "truth.json").is_file():
+            digest = read_receipt(place / "truth.json", "truth")["annotation_sha256"]
+            # None where the sheet has it and the truth was made before.
+            if digest is not None:
+                found[_uri(row.annotation, folder)] = digest, f"annotation of slide {row.slide}"
+    return found
+
+
+def _copy_workflow(results: Path, run: RunRecord) -> bool:
+    """Copy workflow, config and sheet beside the results; says whether the workflow has changed since the run."""
+    workflow = Path(run["workflow"])
+    if not (workflow / "Snakefile").is_file():
+        raise StoreError(f"{workflow}: the workflow is not there", remedy="Put the checkout back to where it ran")
+    with publish(results / FOLDER) as partial:
+        shutil.copytree(workflow, partial / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+        (partial / "config.json").write_text(canonical_json(run["config"]), encoding="utf-8")
+        (partial / "slides.tsv").write_text(run["sheet"]["text"], encoding="utf-8", newline="\n")
+    changed = digest_tree(results / FOLDER / "workflow") != str(run["workflow_sha256"])
+    if changed:
+        log.warning("%s: the workflow has changed since the last run; the crate says so", workflow)
+    return changed
+
+
+def finished_jobs(state: Path) -> Iterator[Job]:
+    """The finished jobs that Snakemake knows of, in order of their start, each with all of its outputs."""
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    metadata = state / "metadata"
+    for path in sorted(metadata.rglob("*")):
+        if not path.is_file():
+            continue
+        # Long names are split, each folder marked with @.
+        name = "".join(part.removeprefix("@") for part in path.relative_to(metadata).parts)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            output = base64.urlsafe_b64decode(name).decode()
+        except (OSError, ValueError) as error:
+            log.warning("%s: not read (%s)", path, error)
+            continue
+        if record.get("incomplete") or record.get("endtime") is None or not record.get("shellcmd"):
+            continue
+        found.setdefault(record["shellcmd"], []).append((output, record))
+    for command, made in sorted(found.items(), key=lambda item: item[1][0][1]["starttime"]):
+        records = [record for _, record in made]
+        yield Job(
+            rule=records[0]["rule"],
+            command=command,
+            started=min(record["starttime"] for record in records),
+            ended=max(record["endtime"] for record in records),
+            inputs=tuple(records[0]["input"]),
+            outputs=tuple(sorted(output for output, _ in made)),
+        )
+
+
+def _media_type(name: str) -> str:
+    return _MEDIA_TYPES.get(Path(name).suffix.lower(), "application/octet-stream")
+
+
+def _package(name: str) -> str:
+    return "https://www.python.org/" if name == "python" else f"https://pypi.org/project/{name}/"
+
+
+def _own_version(run: RunRecord) -> str:
+    return f"{run['wsi_pipeline']} (commit {run['commit']})" if run["commit"] else str(run["wsi_pipeline"])
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _refs(names: Iterable[str]) -> Entity | list[Entity]:
+    """One as a value and not as a list of one: what the specification recommends."""
+    found = [{"@id": name} for name in names]
+    return found[0] if len(found) == 1 else found
+
+
+class _Graph:
+    """Entities of a crate; ids of parts of the results are their relative names."""
+
+    def __init__(
+        self, results: Path, folder: Path, inside: dict[str, str], sources: dict[str, tuple[str, str]]
+    ) -> None:
+        self._results, self._folder = results.absolute(), folder
+        self._inside, self._sources = inside, sources
+
+    def crate(
+        self, runs: list[RunRecord], jobs: list[Job], licence: str, author: str | None, changed: bool
+    ) -> list[Entity]:
+        """All entities."""
+        cohort = runs[-1]["config"]["cohort"]
+        whole = self._runs(runs, jobs)
+        actions = [self._job(number, job) for number, job in enumerate(jobs, 1)]
+        described = f"Tumour classification of whole-slide images: the cohort {cohort['name']}."
+        if cohort["synthetic"]:
+            described += f" {SYNTHETIC}."
+        if changed:
+            described += " The workflow's files here are not those of the last run: they were changed after it."
+        root = {
+            "@id": "./",
+            "@type": "Dataset",
+            "name": f"wsi-pipeline results, {cohort['name']}",
+            "description": described,
+            "datePublished": _time(datetime.now(UTC).timestamp()),
+            "license": {"@id": licence} if "://" in licence else licence,
+            "conformsTo": _refs(PROFILES),
+            "mainEntity": {"@id": SNAKEFILE},
+            "hasPart": _refs([*map(quote, self._inside), *self._sources]),
+            "mentions": _refs(one["@id"] for one in (*whole, *actions)),
+        }
+        people: list[Entity] = []
+        if author is not None:
+            root["author"] = {"@id": "#author"}
+            for action in (*whole, *actions):
+                action["agent"] = {"@id": "#author"}
+            people = [{"@id": "#author", "@type": "Person", "name": author}]
+        descriptor = {
+            "@id": CRATE,
+            "@type": "CreativeWork",
+            "about": {"@id": "./"},
+            "conformsTo": _refs([RO_CRATE, WORKFLOW_RO_CRATE]),
+        }
+        links = [{"@id": licence, "@type": "CreativeWork", "name": licence}] if "://" in licence else []
+        return [descriptor, root, *people, *links, *self._constants(runs[-1]), *self._data(runs[-1]), *whole, *actions]
+
+    def _constants(self, run: RunRecord) -> list[Entity]:
+        profiles = [
+            {"@id": uri, "@type": "CreativeWork", "name": name, "version": version}
+            for uri, (name, version) in PROFILES.items()
+        ]
+        packages = [
+            {"@id": _package(name), "@type": "SoftwareApplication", "name": name, "softwareVersion": version}
+            for name, version in run["versions"].items()
+        ]
+        for package in packages:
+            package["url"] = package["@id"]
+        own = {
+            "@id": "#wsi-pipeline",
+            "@type": "SoftwareApplication",
+            "name": "wsi-pipeline",
+            "softwareVersion": _own_version(run),
+            "softwareRequirements": _refs(str(one["@id"]) for one in packages),
+        }
+        language = {
+            "@id": "https://w3id.org/workflowhub/workflow-ro-crate#snakemake",
+            "@type": "ComputerLanguage",
+            "name": "Snakemake",
+            "identifier": {"@id": "https://doi.org/10.1093/bioinformatics/bts480"},
+            "url": {"@id": "https://snakemake.readthedocs.io"},
+            "version": run["versions"]["snakemake"],
+        }
+        formal = [
+            _parameter("#param-config", "config", "File", "Config with all defaults filled in", required=True),
+            _parameter("#param-sheet", "sheet", "File", "The slides: path, split, label, annotation", required=True),
+            _parameter("#param-slides", "slides", "File", "Slides and annotations", required=True, many=True),
+            _parameter("#param-results", "results", "File", "Files that the workflow made", many=True),
+            _parameter("#param-stores", "stores", "Dataset", "OME-Zarr and Zarr stores that it made", many=True),
+        ]
+        return [*profiles, own, *packages, language, *formal]
+
+    def _data(self, run: RunRecord) -> Iterator[Entity]:
+        formal = {f"{FOLDER}/config.json": "#param-config", f"{FOLDER}/slides.tsv": "#param-sheet"}
+        for name, digest in self._inside.items():
+            entity: Entity = {"@id": quote(name), "@type": "File", "name": name, "sha256": digest}
+            path = self._results / name
+            if name.endswith("/"):
+                entity["@type"] = "Dataset"
+                entity["description"] = "OME-Zarr or Zarr store; its SHA-256 is that of the sorted names and digests"
+            else:
+                entity["contentSize"] = str(path.stat().st_size)
+                entity["encodingFormat"] = _media_type(name)
+            if name in formal:
+                entity["exampleOfWork"] = {"@id": formal[name]}
+            elif not name.startswith((f"{FOLDER}/", "logs/")):
+                entity["exampleOfWork"] = {"@id": "#param-stores" if name.endswith("/") else "#param-results"}
+            if name == SNAKEFILE:
+                entity |= self._workflow(run)
+            yield entity
+        for uri, (digest, described) in self._sources.items():
+            yield {
+                "@id": uri,
+                "@type": "File",
+                "name": unquote(uri.rsplit("/", 1)[1]),
+                "encodingFormat": _media_type(uri),
+                "description": described,
+                "sha256": digest,
+                "exampleOfWork": {"@id": "#param-slides"},
+            }
+
+    def _workflow(self, run: RunRecord) -> Entity:
+        return {
+            "@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow"],
+            "name": "wsi-pipeline",
+            "version": _own_version(run),
+            "conformsTo": {"@id": "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"},
+            "programmingLanguage": {"@id": "https://w3id.org/workflowhub/workflow-ro-crate#snakemake"},
+            "softwareRequirements": {"@id": "#wsi-pipeline"},
+            "license": "Apache-2.0",
+            "input": _refs(["#param-config", "#param-sheet", "#param-slides"]),
+            "output": _refs(["#param-results", "#param-stores"]),
+        }
+
+    def _runs(self, runs: list[RunRecord], jobs: list[Job]) -> list[Entity]:
+        """An action for each call of Snakemake; what is there now is the result of the last one."""
+        starts = [datetime.fromisoformat(run["started"]).timestamp() for run in runs]
+        found: list[Entity] = []
+        for number, (run, started) in enumerate(zip(runs, starts, strict=True), 1):
+            until = starts[number] if number < len(starts) else float("inf")
+            ends = [job.ended for job in jobs if started <= job.started < until]
+            action: Entity = {
+                "@id": f"#run-{number}",
+                "@type": "CreateAction",
+                "name": f"Run {number} of {len(runs)} of wsi-pipeline",
+                "description": f"{run['command']} (on {run['machine']['system']})",
+                "instrument": {"@id": SNAKEFILE},
+                "startTime": _time(started),
+            }
+            if ends:
+                action["endTime"] = _time(max(ends))
+            if number == len(runs):
+                action["object"] = _refs([f"{FOLDER}/config.json", f"{FOLDER}/slides.tsv", *self._sources])
+                action["result"] = _refs(
+                    quote(name) for name in self._inside if not name.startswith((f"{FOLDER}/", "logs/"))
+                )
+            found.append(action)
+        return found
+
+    def _job(self, number: int, job: Job) -> Entity:
+        return {
+            "@id": f"#job-{number}",
+            "@type": "CreateAction",
+            "name": job.rule,
+            "description": job.command,
+            "instrument": {"@id": "#wsi-pipeline"},
+            "startTime": _time(job.started),
+            "endTime": _time(job.ended),
+            "object": _refs(filter(None, map(self._id, job.inputs))),
+            "result": _refs(filter(None, map(self._id, job.outputs))),
+        }
+
+    def _id(self, path: str) -> str | None:
+        """The id of a file that the crate knows."""
+        uri = _uri(path, self._folder)
+        if uri in self._sources:
+            return uri
+        try:
+            name = (self._folder / path).absolute().relative_to(self._results).as_posix()
+        except ValueError:
+            return None
+        return next((quote(one) for one in (name, f"{name}/") if one in self._inside), None)
+
+
+def _parameter(
+    name: str, short: str, kind: str, described: str, *, required: bool = False, many: bool = False
+) -> Entity:
+    return {
+        "@id": name,
+        "@type": "FormalParameter",
+        "additionalType": kind,
+        "name": short,
+        "description": described,
+        "valueRequired": required,
+        "multipleValues": many,
+        "conformsTo": {"@id": "https://bioschemas.org/profiles/FormalParameter/1.0-RELEASE"},
+    }

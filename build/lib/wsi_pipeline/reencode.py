@@ -1,0 +1,123 @@
+"""Levels that are decoded and encoded again: read through OpenSlide, or halved from the finer level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+
+from wsi_pipeline.codecs import chunk_codec, zarr_codecs
+from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.geometry import Box, Size
+from wsi_pipeline.levels import Level
+from wsi_pipeline.shards import Chunk, ChunkGrid, write_shards
+from wsi_pipeline.slides import SourceSlide
+from wsi_pipeline.store import BACKGROUND, create_level
+from wsi_pipeline.verify import DamagedTiles, MadeLevel, Tile, padded
+
+# Regions of about this edge are read at once: small enough to bound memory, large enough to cost few calls.
+_READ_PX = 1024
+
+ReadRegion = Callable[[Box], NDArray[np.uint8]]
+
+
+def read_level(source: SourceSlide, number: int, folder: Path, options: PyramidOptions, threads: int) -> MadeLevel:
+    """Write the array `folder` with the pixels that OpenSlide reads at level `number`.
+
+    Raises `SlideError`, naming level, column and row of the chunk, where the slide is damaged, unless
+    the options ask for white chunks.
+    """
+    size = source.facts.levels[number]
+    # Where OpenSlide interpolates, what it reads depends on the corner, which then is that of the chunk.
+    step = _step(options) if source.is_exact(number) else 1
+    damaged = DamagedTiles(source, number, ChunkGrid.of(size, _chunk(options), 0).count, options.damaged_tiles)
+    return _make(folder, size, lambda box: source.read(box, number), "read", step, damaged, options, threads)
+
+
+def halve_level(finer: Level, folder: Path, options: PyramidOptions, threads: int) -> MadeLevel:
+    """Write the array `folder` with the level `finer` at half its size: means of 2 x 2 pixels."""
+
+    def read(box: Box) -> NDArray[np.uint8]:
+        return halved(finer.read(Box(2 * box.x, 2 * box.y, 2 * box.width, 2 * box.height).clipped(finer.size)))
+
+    return _make(folder, half(finer.size), read, "halved", _step(options), None, options, threads)
+
+
+def _chunk(options: PyramidOptions) -> Size:
+    return Size(options.chunk_px, options.chunk_px)
+
+
+def _step(options: PyramidOptions) -> int:
+    return max(1, _READ_PX // options.chunk_px)
+
+
+def half(size: Size) -> Size:
+    """Half the size, rounded up."""
+    return Size((size.width + 1) // 2, (size.height + 1) // 2)
+
+
+def halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8 at half size: means of 2 along either axis, each rounded, the last repeated where odd."""
+    height, width, bands = pixels.shape
+    image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, "uchar")
+    out: NDArray[np.uint8] = image.shrink(2, 2, ceil=True).numpy()
+    return out
+
+
+def _make(
+    folder: Path,
+    size: Size,
+    read: ReadRegion,
+    method: str,
+    step: int,
+    damaged: DamagedTiles | None,
+    options: PyramidOptions,
+    threads: int,
+) -> MadeLevel:
+    chunk = _chunk(options)
+    grid = ChunkGrid.of(size, chunk, options.shard_px)
+    codec = chunk_codec(options, chunk)
+    create_level(folder, grid, zarr_codecs(codec))
+
+    def read_chunks(tiles: list[Tile]) -> dict[Tile, NDArray[np.uint8] | None]:
+        """Pixels of neighbouring chunks, of one region if that can be read; None where one is damaged."""
+        boxes = [grid.box(*tile) for tile in tiles]
+        x, y = min(box.x for box in boxes), min(box.y for box in boxes)
+        right, bottom = max(box.right for box in boxes), max(box.bottom for box in boxes)
+        try:
+            region = read(Box(x, y, right - x, bottom - y).clipped(size))
+        except SlideError as error:
+            if damaged is None:
+                raise
+            if len(tiles) > 1:
+                return {tile: pixels for own in tiles for tile, pixels in read_chunks([own]).items()}
+            damaged.add(tiles[0], f"of {options.chunk_px} px: {error.problem}")
+            return {tiles[0]: None}
+        parts = [region[b.y - y : b.bottom - y, b.x - x : b.right - x] for b in boxes]
+        return {tile: padded(part, box) for tile, part, box in zip(tiles, parts, boxes, strict=True)}
+
+    def encoded(tiles: list[Tile]) -> Sequence[Chunk | None]:
+        regions: dict[Tile, list[Tile]] = {}
+        for column, row in tiles:
+            regions.setdefault((column // step, row // step), []).append((column, row))
+        streams: dict[Tile, Chunk | None] = {}
+        for members in regions.values():
+            for tile, pixels in read_chunks(members).items():
+                empty = pixels is None or pixels.min() == BACKGROUND
+                streams[tile] = None if pixels is None or empty else (codec.encode(pixels),)
+        return [streams[tile] for tile in tiles]
+
+    present, digests = write_shards(folder, grid, encoded, threads)
+    white = set() if damaged is None else damaged.tiles
+    facts = {
+        "method": method,
+        "tile": [chunk.width, chunk.height],
+        "tiles": present,
+        "absent_tiles": grid.count - present - len(white),
+        "damaged_tiles": sorted(map(list, white)),
+    }
+    return MadeLevel(facts, digests, codec, frozenset(white))

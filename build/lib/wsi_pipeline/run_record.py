@@ -1,0 +1,69 @@
+"""What was asked for: a file for each call of Snakemake that ran jobs, with its command, config, sheet and versions.
+
+They lie in `<results>/logs/runs`; `wsi-pipeline provenance` takes from them what the outputs do not say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from wsi_pipeline import __version__
+from wsi_pipeline.config import Config
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import canonical_json, digest_tree, write_text
+from wsi_pipeline.versions import commit, versions
+
+RunRecord = dict[str, Any]
+
+
+def record_run(results: Path, config: Config, workflow: Path, slurm_jobs: str | None = None) -> Path:
+    """Write the record of a call that is about to run jobs; `StoreError` where the results cannot be written to.
+
+    `workflow` is the folder of the Snakefile, `slurm_jobs` the name that the run's jobs have in SLURM.
+    """
+    started = datetime.now(UTC)
+    sheet = Path(config.cohort.slides)
+    content: RunRecord = {
+        "command": shlex.join(["snakemake", *sys.argv[1:]]),
+        "folder": str(Path.cwd()),
+        "started": started.isoformat(timespec="milliseconds"),
+        "config": config.model_dump(mode="json"),
+        "sheet": {"path": str(sheet), "text": sheet.read_text(encoding="utf-8")},
+        "workflow": str(workflow),
+        "workflow_sha256": digest_tree(workflow),
+        "wsi_pipeline": __version__,
+        "commit": commit(),
+        "versions": versions(),
+        "process": {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()},
+        "slurm_jobs": slurm_jobs,
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+    }
+    path = results / "logs" / "runs" / f"{started:%Y%m%dT%H%M%S.%fZ}.json"
+    try:
+        write_text(path, canonical_json(content))
+    except OSError as error:
+        raise StoreError(
+            f"{results}: the results cannot be written ({error.strerror})",
+            remedy="Make the folder writable, or name another one in the config's `results`",
+        ) from error
+    return path
+
+
+def read_runs(results: Path) -> list[RunRecord]:
+    """The records of a results folder, oldest first; `StoreError` where one is damaged."""
+    runs: list[RunRecord] = []
+    for path in sorted((results / "logs" / "runs").glob("*.json")):
+        try:
+            runs.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: not a record of a run ({error})", remedy="Delete it") from error
+    return runs

@@ -1,0 +1,73 @@
+"""How often a heatmap has each score, by truth: exact for the stored map, and a sum over any slides.
+
+As Parquet: `score` (in steps of 1/65535, ascending), `normal`, `tumor` and `ignored` positions that have it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import publish
+from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.metrics.curves import Histogram
+from wsi_pipeline.metrics.steps import STEPS, to_steps, to_values
+
+_COLUMNS = ("score", "normal", "tumor", "ignored")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCounts:
+    """Distinct scores in steps, ascending, and the positions that have each, (scores,) int64."""
+
+    steps: NDArray[np.int64]
+    normal: NDArray[np.int64]
+    tumor: NDArray[np.int64]
+    ignored: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, heat: NDArray[np.float32], labels: NDArray[np.uint8]) -> Self:
+        """Count the predicted positions of a heatmap by their truth, both (rows, columns)."""
+        known = np.isfinite(heat)
+        steps, index = np.unique(to_steps(heat[known]), return_inverse=True)
+        truth = labels[known]
+        counts = [np.bincount(index[truth == value], minlength=len(steps)) for value in (NORMAL, TUMOR, IGNORE)]
+        return cls(steps, *counts)
+
+    @property
+    def histogram(self) -> Histogram:
+        """Of the positions whose truth is known."""
+        scored = np.flatnonzero(self.normal + self.tumor)
+        return Histogram(to_values(self.steps[scored]), self.normal[scored], self.tumor[scored])
+
+    def top_mean(self, share: float) -> float | None:
+        """Mean of the highest `share` of all predicted positions, at least one; None where none is predicted."""
+        counts = (self.normal + self.tumor + self.ignored)[::-1]
+        wanted = math.ceil(share * int(counts.sum()))
+        if not wanted:
+            return None
+        before = np.cumsum(counts) - counts
+        taken = np.clip(wanted - before, 0, counts)
+        return int((taken * self.steps[::-1]).sum()) / (wanted * STEPS)
+
+    def write(self, path: Path) -> None:
+        values = (self.steps.astype(np.uint16), self.normal, self.tumor, self.ignored)
+        with publish(path) as partial:
+            pq.write_table(pa.table(dict(zip(_COLUMNS, values, strict=True))), partial)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The inverse of `write`; `StoreError` where the file is another."""
+        try:
+            table = pq.ParquetFile(path).read(use_threads=False)
+            return cls(*(table[name].to_numpy().astype(np.int64) for name in _COLUMNS))
+        except (OSError, KeyError, pa.ArrowInvalid) as error:
+            raise StoreError(f"{path}: not a table of scores ({error})", remedy="Run the stage scores again") from error

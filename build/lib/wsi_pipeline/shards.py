@@ -1,0 +1,166 @@
+"""Zarr v3 shard files, written from chunks that are already encoded and read one chunk at a time.
+
+Layout of `sharding_indexed` with its index at the end: the chunks, then for each chunk its offset and
+its length as little-endian uint64 (both 2^64 - 1 where there is none), then the CRC-32C of the index.
+Before the index there are zeros, so that the file is a whole number of blocks.
+Specification: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from wsi_pipeline.direct import write_blocks
+from wsi_pipeline.geometry import Box, Size
+
+_ABSENT = np.uint64(2**64 - 1)
+_CRC_BYTES = 4
+
+# A chunk is written in parts, so that nobody has to join them first.
+Chunk = tuple[bytes | memoryview, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkGrid:
+    """How a level of `size` is cut into chunks, and `across` x `down` of them into a shard."""
+
+    size: Size
+    chunk: Size
+    across: int
+    down: int
+
+    @classmethod
+    def of(cls, size: Size, chunk: Size, shard_px: int) -> ChunkGrid:
+        """Shards of as many chunks as fit into `shard_px`, at least one."""
+        return cls(size, chunk, max(1, shard_px // chunk.width), max(1, shard_px // chunk.height))
+
+    @property
+    def columns(self) -> int:
+        return -(-self.size.width // self.chunk.width)
+
+    @property
+    def rows(self) -> int:
+        return -(-self.size.height // self.chunk.height)
+
+    @property
+    def count(self) -> int:
+        """How many chunks there are."""
+        return self.columns * self.rows
+
+    @property
+    def shard(self) -> Size:
+        """Size of a shard in pixels."""
+        return Size(self.across * self.chunk.width, self.down * self.chunk.height)
+
+    def shards(self) -> list[tuple[int, int]]:
+        """(column, row) of each shard."""
+        return [(x, y) for y in range(-(-self.rows // self.down)) for x in range(-(-self.columns // self.across))]
+
+    def chunks(self, shard: tuple[int, int]) -> list[tuple[int, int]]:
+        """(column, row) of each chunk of a shard that begins inside the level."""
+        x, y = shard[0] * self.across, shard[1] * self.down
+        return [
+            (column, row)
+            for row in range(y, min(y + self.down, self.rows))
+            for column in range(x, min(x + self.across, self.columns))
+        ]
+
+    def position(self, column: int, row: int) -> int:
+        """Place of a chunk in the index of its shard."""
+        return row % self.down * self.across + column % self.across
+
+    def box(self, column: int, row: int) -> Box:
+        """The chunk's pixels, beyond the edge of the level too."""
+        return Box(column * self.chunk.width, row * self.chunk.height, self.chunk.width, self.chunk.height)
+
+    def path(self, shard: tuple[int, int]) -> str:
+        """The shard's file, below the folder of its array (c, y, x)."""
+        return f"c/0/{shard[1]}/{shard[0]}"
+
+
+def write_shards(
+    folder: Path,
+    grid: ChunkGrid,
+    encoded: Callable[[list[tuple[int, int]]], Sequence[Chunk | None]],
+    threads: int,
+) -> tuple[int, dict[str, str]]:
+    """Write all shards of the array `folder`; `encoded` gives the bytes of the chunks (column, row) of one shard.
+
+    Returns how many chunks there are and the digest of each file by its path below `folder`. Memory is
+    bounded by one shard a thread.
+    """
+
+    def write(shard: tuple[int, int]) -> tuple[int, str]:
+        chunks = grid.chunks(shard)
+        positions = [grid.position(column, row) for column, row in chunks]
+        return write_shard(folder / grid.path(shard), positions, encoded(chunks), grid.across * grid.down)
+
+    shards = grid.shards()
+    with ThreadPoolExecutor(threads) as pool:
+        # Not one more is begun after the first error.
+        futures = [pool.submit(write, shard) for shard in shards]
+        try:
+            written = [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    digests = {grid.path(shard): digest for shard, (_, digest) in zip(shards, written, strict=True)}
+    return sum(present for present, _ in written), digests
+
+
+def write_shard(path: Path, positions: Sequence[int], chunks: Sequence[Chunk | None], count: int) -> tuple[int, str]:
+    """Write a shard with room for `count` chunks; returns how many there are and the file's CRC-32C and size.
+
+    A cryptographic digest would take as long as all the rest; the source has one. A shard without any chunk is written
+    as well: so one that is lost is not taken for fill values.
+    """
+    present = [(position, chunk) for position, chunk in zip(positions, chunks, strict=True) if chunk is not None]
+    lengths = np.array([sum(map(len, chunk)) for _, chunk in present], np.int64)
+    index = np.full((count, 2), _ABSENT, "<u8")
+    places = np.array([position for position, _ in present], np.int64)
+    index[places] = np.stack((np.cumsum(lengths) - lengths, lengths), axis=1)
+    raw = index.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checksum, length = write_blocks(
+        path,
+        [part for _, chunk in present for part in chunk],
+        raw + google_crc32c.value(raw).to_bytes(_CRC_BYTES, "little"),
+    )
+    return len(present), f"crc32c:{checksum:08x}:{length}"
+
+
+class Shard:
+    """A shard file open for reading: its index is read once, its chunks by `pread`, from any thread."""
+
+    __slots__ = ("_file", "_index", "_length")
+
+    def __init__(self, path: Path, count: int) -> None:
+        """Open a shard of `count` chunks; `FileNotFoundError` where there is none, `ValueError` where it is damaged."""
+        self._file = os.open(path, os.O_RDONLY)
+        self._length = os.fstat(self._file).st_size - 16 * count - _CRC_BYTES
+        if self._length < 0:
+            raise ValueError("the file is too short for its index")
+        raw = os.pread(self._file, 16 * count + _CRC_BYTES, self._length)
+        if google_crc32c.value(raw[:-_CRC_BYTES]) != int.from_bytes(raw[-_CRC_BYTES:], "little"):
+            raise ValueError("the checksum of its index is wrong")
+        self._index = np.frombuffer(raw, "<u8", 2 * count).reshape(count, 2)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def chunk(self, position: int) -> bytes | None:
+        """The bytes of a chunk, None where there is none; `ValueError` where the index is wrong."""
+        offset, length = self._index[position].tolist()
+        if length == _ABSENT:
+            return None
+        if offset + length > self._length:
+            raise ValueError("the index points behind the end of the file")
+        return os.pread(self._file, length, offset)

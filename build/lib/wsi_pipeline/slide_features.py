@@ -1,0 +1,61 @@
+"""What a slide's heatmap looks like, in a few numbers, for a classifier of slides.
+
+A slide's score as a random forest over such features follows Wang et al. (arXiv:1606.05718, the winner of
+Camelyon16); the features here are our own choice among their kinds: how much is called tumour, and the size,
+shape and certainty of the largest connected areas.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.measure import regionprops
+
+from wsi_pipeline.store import Image
+
+THRESHOLDS = (0.5, 0.9)
+_EIGHT = np.ones((3, 3), bool)
+
+
+def slide_features(heat: Image) -> dict[str, float] | None:
+    """Features of a heatmap by name, lengths in um and areas in mm²; None where nothing is predicted."""
+    known = np.isfinite(heat.data)
+    if not known.any():
+        return None
+    scores = heat.data[known].astype(np.float64)
+    out = {
+        "maximum": float(scores.max()),
+        "mean": float(scores.mean()),
+        "standard_deviation": float(scores.std()),
+        "percentile_99": float(np.quantile(scores, 0.99)),
+    }
+    for threshold in THRESHOLDS:
+        called = np.nan_to_num(heat.data, nan=-1.0) >= threshold
+        own = _areas(heat, called)
+        own["share"] = float(called.sum() / known.sum())
+        out |= {f"{name}_at_{threshold:g}": value for name, value in own.items()}
+    return out
+
+
+def _areas(heat: Image, called: NDArray[np.bool_]) -> dict[str, float]:
+    pixel_mm2 = heat.mpp**2 / 1e6
+    labels, number = ndimage.label(called, structure=_EIGHT)
+    names = ("largest_mm2", "largest_axis_um", "largest_eccentricity", "largest_extent", "largest_mean", "second_mm2")
+    if not number:
+        return {"areas": 0.0, **dict.fromkeys(names, 0.0)}
+    sizes = np.bincount(labels.ravel())[1:]
+    # The first in reading order of equally large ones.
+    first = int(sizes.argmax())
+    place = ndimage.find_objects(labels)[first]
+    (largest,) = regionprops((labels[place] == first + 1).astype(np.uint8), heat.data[place])
+    second = int(np.delete(sizes, first).max()) if number > 1 else 0
+    values = (
+        sizes[first] * pixel_mm2,
+        largest.axis_major_length * heat.mpp,
+        largest.eccentricity,
+        largest.extent,
+        largest.intensity_mean,
+        second * pixel_mm2,
+    )
+    return {"areas": float(number), **{name: float(value) for name, value in zip(names, values, strict=True)}}

@@ -1,0 +1,81 @@
+"""What a page shows of a slide's predictions: scores, their truth, detections."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.heatmaps import grid_of
+from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.metrics.steps import to_steps
+from wsi_pipeline.receipts import read_receipt
+from wsi_pipeline.store import read_image
+
+# The label of a position without a prediction.
+UNKNOWN = 255
+# What the codes of a confusion image (true negative, false positive, false negative, true positive) say of the truth.
+_TRUTH_OF_CODE = (NORMAL, NORMAL, TUMOR, TUMOR)
+
+
+@dataclass(frozen=True, slots=True)
+class HeatGrid:
+    """Scores in steps of 1/65535 and truth (0 normal, 1 tumour, 2 not judged, 255 not predicted), both (rows, columns).
+
+    Centres are `stride_px` level-0 pixels apart, the first one `patch_px` / 2 from the slide's corner.
+    """
+
+    stride_px: float
+    patch_px: float
+    steps: NDArray[np.uint16]
+    labels: NDArray[np.uint8]
+
+    def geometry(self) -> dict[str, float]:
+        """Size in positions, and lengths in level-0 pixels."""
+        rows, columns = self.labels.shape
+        return {"columns": columns, "rows": rows, "stride": self.stride_px, "patch": self.patch_px}
+
+    def packed(self) -> bytes:
+        """Scores as little-endian uint16, then labels, both row by row."""
+        return self.steps.astype("<u2").tobytes() + self.labels.tobytes()
+
+    def every(self, n: int) -> HeatGrid:
+        """Only every `n`th row and column."""
+        return HeatGrid(self.stride_px * n, self.patch_px, self.steps[::n, ::n], self.labels[::n, ::n])
+
+
+def heat_grid(heatmap: Path, receipt: Path, confusion: Path | None) -> HeatGrid:
+    """The scores of a slide, with the truth of each position as `confusion` has it; not judged without that.
+
+    Raises `StoreError`.
+    """
+    facts = read_receipt(receipt, "heatmap")
+    grid, mpp = grid_of(facts), float(facts["slide_mpp"])
+    heat = read_image(heatmap, mpp).data
+    known = np.isfinite(heat)
+    labels = np.where(known, IGNORE, UNKNOWN).astype(np.uint8)
+    if confusion is not None:
+        codes = read_image(confusion, mpp).data
+        if codes.shape != heat.shape:
+            raise StoreError(f"{confusion}: of another heatmap", remedy="Run the stage confusion again")
+        judged = codes < len(_TRUTH_OF_CODE)
+        labels[judged] = np.array(_TRUTH_OF_CODE, np.uint8)[codes[judged]]
+    steps = to_steps(np.where(known, heat, 0)).astype(np.uint16)
+    return HeatGrid(grid.stride_px, grid.patch_px, steps, labels)
+
+
+def read_detections(path: Path) -> list[list[float]]:
+    """Confidence, x and y (level-0 pixels) of each detection that the stage detect wrote; `StoreError` otherwise."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            found = [[float(cell) for cell in row] for row in csv.reader(file)]
+        if any(len(row) != 3 or not all(map(math.isfinite, row)) for row in found):
+            raise ValueError("not three numbers a row")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: not detections ({error})", remedy="Run the stage detect again") from error
+    return found

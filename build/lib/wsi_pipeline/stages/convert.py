@@ -1,0 +1,134 @@
+"""Stage convert: a slide becomes a sharded OME-Zarr pyramid with every level of the source.
+
+A level that is a grid of JPEG tiles is copied: its chunks are the tiles' own streams, never decoded.
+Other levels are read through OpenSlide and encoded. Coarser levels are added by halving until the
+coarsest one is small. Tiles of the finished store are compared with OpenSlide's pixels. Shards are
+written one by one in a few threads, so memory is bounded by the shards in flight.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import zarr
+
+from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.files import digest_source, digest_tree, publish
+from wsi_pipeline.geometry import Size
+from wsi_pipeline.levels import open_level
+from wsi_pipeline.passthrough import copy_level, is_plain_grid
+from wsi_pipeline.receipts import Facts, write_receipt
+from wsi_pipeline.reencode import half, halve_level, read_level
+from wsi_pipeline.slides import SlideFacts, SourceSlide
+from wsi_pipeline.store import pyramid_attributes
+from wsi_pipeline.tiff import TiledTiff, TileLevel
+from wsi_pipeline.verify import MadeLevel, check_level
+
+log = logging.getLogger(__name__)
+
+COARSEST_PX = 1024
+
+
+def run(
+    slide: str,
+    source: Path,
+    store: Path,
+    receipt: Path,
+    options: PyramidOptions,
+    mpp: float | None = None,
+    threads: int = 1,
+) -> None:
+    """Convert one slide. `mpp` overrides the slide's own scale. Raises `SlideError`."""
+    opened = SourceSlide(slide, source, mpp)
+    try:
+        facts = opened.facts
+        sizes = level_sizes(facts)
+        with TiledTiff(source) as tiff, publish(store) as partial, ThreadPoolExecutor(2) as aside:
+            source_digest = aside.submit(digest_source, source)
+            zarr.create_group(partial, attributes=pyramid_attributes(slide, level_scales(facts, len(sizes))))
+            made, comparisons = list[MadeLevel](), list[Future[Facts]]()
+            for level in range(len(sizes)):
+                made.append(_make_level(opened, tiff, partial, level, options, threads))
+                if level < len(facts.levels):
+                    comparisons.append(
+                        aside.submit(
+                            check_level,
+                            opened, open_level(partial / str(level)), level, made[level],
+                            everything=options.verify == "all", threads=threads,
+                        )
+                    )  # fmt: skip
+            compared = [comparison.result() for comparison in comparisons]
+            digests = {
+                f"{level}/{name}": digest for level, own in enumerate(made) for name, digest in own.digests.items()
+            }
+            store_digest = digest_tree(partial, threads, known=digests)
+    finally:
+        opened.close()
+    levels = [{"width": size.width, "height": size.height, **own.facts} for size, own in zip(sizes, made, strict=True)]
+    for described, comparison in zip(levels, compared, strict=False):
+        described |= comparison
+    write_receipt(
+        receipt, "convert", {**_facts(slide, facts, source_digest), "levels": levels, "store_digest": store_digest},
+        options,
+    )  # fmt: skip
+    damaged = sum(len(level["damaged_tiles"]) for level in levels)
+    log.info(
+        "%s: %d x %d px at %.4g um per pixel, %d levels, %d of them copied (%s)%s",
+        slide, sizes[0].width, sizes[0].height, facts.mpp, len(sizes),
+        sum(level["method"] == "copied" for level in levels), facts.vendor,
+        f", {damaged} damaged tiles are white" if damaged else "",
+    )  # fmt: skip
+
+
+def copied_page(source: SourceSlide, tiff: TiledTiff, level: int, options: PyramidOptions) -> TileLevel | None:
+    """The page of the file whose tiles can be copied as level `level`; None where it has to be decoded."""
+    if not options.passthrough or level >= len(source.facts.levels):
+        return None
+    page = tiff.level(source.facts.levels[level])
+    return page if page is not None and is_plain_grid(source, tiff, page, level) else None
+
+
+def level_sizes(facts: SlideFacts) -> list[Size]:
+    """Sizes of the levels of the store: the slide's own, then halves until one is small."""
+    sizes = list(facts.levels)
+    while max(sizes[-1].width, sizes[-1].height) > COARSEST_PX:
+        sizes.append(half(sizes[-1]))
+    return sizes
+
+
+def _make_level(
+    source: SourceSlide, tiff: TiledTiff, store: Path, level: int, options: PyramidOptions, threads: int
+) -> MadeLevel:
+    folder = store / str(level)
+    page = copied_page(source, tiff, level, options)
+    if page is not None:
+        return copy_level(source, tiff, page, level, folder, options, threads)
+    if level < len(source.facts.levels):
+        return read_level(source, level, folder, options, threads)
+    return halve_level(open_level(store / str(level - 1)), folder, options, threads)
+
+
+def _facts(slide: str, facts: SlideFacts, source_digest: Future[str]) -> Facts:
+    bounds = facts.bounds
+    return {
+        "slide": slide,
+        "source_sha256": source_digest.result(),
+        "source_quickhash": facts.quickhash,
+        "vendor": facts.vendor,
+        "objective_power": facts.objective_power,
+        "background": list(facts.background),
+        "bounds": None if bounds is None else [bounds.x, bounds.y, bounds.width, bounds.height],
+        "mpp": facts.mpp,
+        "mpp_source": facts.mpp_source,
+    }
+
+
+def level_scales(facts: SlideFacts, levels: int) -> list[tuple[float, float]]:
+    """Scale of each level, (y, x) um per pixel, from the real ratio of the sizes."""
+    base = facts.levels[0]
+    scales = [(facts.mpp * base.height / size.height, facts.mpp * base.width / size.width) for size in facts.levels]
+    while len(scales) < levels:
+        scales.append((2 * scales[-1][0], 2 * scales[-1][1]))
+    return scales

@@ -1,0 +1,93 @@
+"""Stage detect: points that are called tumour, and the lesions that they hit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from wsi_pipeline.config import LesionLevelOptions
+from wsi_pipeline.files import digest_file, write_text
+from wsi_pipeline.heatmaps import grid_of
+from wsi_pipeline.masks import IGNORE, TUMOR
+from wsi_pipeline.metrics.lesions import Detection, components, find_lesions, match, suppress
+from wsi_pipeline.receipts import read_receipt, write_receipt
+from wsi_pipeline.store import read_image
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    slide: str,
+    truth_path: Path,
+    heatmap_path: Path,
+    heatmap_receipt: Path,
+    detections: Path,
+    geojson: Path,
+    receipt: Path,
+    options: LesionLevelOptions,
+) -> None:
+    """Write the detections of one slide (`confidence,x,y` in level-0 pixels, no header) and what they hit."""
+    facts = read_receipt(heatmap_receipt, "heatmap")
+    slide_mpp = float(facts["slide_mpp"])
+    heat, truth = read_image(heatmap_path, slide_mpp), read_image(truth_path, slide_mpp)
+    grid = grid_of(facts)
+    x, y = grid.x() + grid.patch_px / 2, grid.y() + grid.patch_px / 2
+    if options.method == "components":
+        peaks = components(heat.data, options.min_score)
+    else:
+        peaks = suppress(heat.data, options.radius_um / heat.mpp, options.min_score)
+    found = [Detection(score, float(x[column]), float(y[row])) for score, column, row in peaks]
+    write_text(detections, "".join(f"{d.confidence:.6f},{d.x:.1f},{d.y:.1f}\n" for d in found))
+    write_text(geojson, _geojson(found))
+    content = {
+        "slide": slide,
+        "model_sha256": facts["model_sha256"],
+        "detections": len(found),
+        "detections_sha256": digest_file(detections),
+        **_lesion_facts(found, truth.data, truth.mpp, slide_mpp, options),
+    }
+    write_receipt(receipt, "detect", content, options)
+    log.info("%s: %d detections, %s", slide, len(found), _said(content))
+
+
+def _lesion_facts(
+    found: list[Detection], truth: np.ndarray, truth_mpp: float, slide_mpp: float, options: LesionLevelOptions
+) -> dict[str, object]:
+    if (truth == IGNORE).any():
+        reason = "parts of the slide are not annotated"
+        return {"lesions": None, "false_positives": None, "isolated": None, "reason": reason}
+    lesions = find_lesions(truth == TUMOR, truth_mpp, merge_um=options.merge_um, itc_um=options.itc_um)
+    hits = match(found, lesions, truth_mpp / slide_mpp)
+    return {
+        "lesions": list(hits.lesions),
+        "false_positives": list(hits.false_positives),
+        "isolated": len(lesions.isolated),
+        "reason": None,
+    }
+
+
+def _said(content: dict[str, object]) -> str:
+    lesions, misses = content["lesions"], content["false_positives"]
+    if not isinstance(lesions, list) or not isinstance(misses, list):
+        return f"lesions not scored: {content['reason']}"
+    return f"{sum(c > 0 for c in lesions)} of {len(lesions)} lesions hit, {len(misses)} false positives"
+
+
+def _geojson(found: list[Detection]) -> str:
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [d.x, d.y]},
+            "properties": {
+                "objectType": "annotation",
+                "name": f"tumour {d.confidence:.3f}",
+                "classification": {"name": "Tumor detection", "color": [230, 25, 25]},
+                "measurements": {"confidence": d.confidence},
+            },
+        }
+        for d in found
+    ]
+    return json.dumps({"type": "FeatureCollection", "features": features}, indent=1) + "\n"

@@ -1,0 +1,271 @@
+"""Stage evaluate: all figures of a model on the test slides, each with its n and its interval.
+
+Everything global is a sum over small files of the slides; no heatmap is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from wsi_pipeline import __version__
+from wsi_pipeline.config import STEP_VERSIONS, EvaluateOptions
+from wsi_pipeline.errors import IncompleteError, StoreError
+from wsi_pipeline.evaluation import Evaluation, Scored, check_chosen_for, common_model
+from wsi_pipeline.figures import confusion_chart, froc_figure, pr_figure, reliability_figure, roc_figure
+from wsi_pipeline.files import canonical_json, digest_json, publish, write_text
+from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration, at_temperature
+from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thinned
+from wsi_pipeline.metrics.lesions import froc
+from wsi_pipeline.metrics.pooled import PooledScores, Sketch
+from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.receipts import Facts, read_receipt
+from wsi_pipeline.score_counts import ScoreCounts
+from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.slide_scores import SlideScores, by_forest, by_maximum, by_top_share
+from wsi_pipeline.summary import Figures, said
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 2
+_CURVE_POINTS = 5000
+
+
+def run(
+    sheet: Sheet,
+    excluded: Sequence[str],
+    folders: Folders,
+    calibration: Path,
+    output: Path,
+    options: EvaluateOptions,
+    *,
+    allow_missing: bool = False,
+) -> Figures:
+    """Evaluate the test slides and write metrics, tables and figures into `output`.
+
+    Slides that lack results are named in `metrics.json`, and `cohort.complete` is false; then it ends with
+    `IncompleteError`, unless `allow_missing`.
+    """
+    wanted = sheet.of_split("test")
+    missing = [s for s in wanted if not all(path.is_file() for path in folders.files(s))]
+    loaded = _load([sheet[s] for s in wanted if s not in set(missing)], folders, calibration, options)
+    slides = loaded.slides
+    model = common_model([s.model for s in slides])
+    if missing:
+        log.warning("without results: %s", ", ".join(missing))
+    evaluation = Evaluation(
+        slides, loaded.pooled, loaded.centres, PooledCalibration(loaded.at_temperature),
+        _slide_scores(sheet, loaded, folders, options), loaded.chosen, options,
+    )  # fmt: skip
+    metrics = evaluation.metrics()
+    scored = {s.row.slide for s in slides}
+    for level in ("patch", "calibration", "confusion", "slide", "lesion"):
+        metrics[level] |= sheet.left_out(scored - set(metrics[level].get("not_scored", ())), options.test_set)
+    metrics["cohort"] = _cohort(sheet, slides, excluded, missing, options)
+    metrics["provenance"] = {
+        "wsi_pipeline": __version__,
+        "step_version": STEP_VERSIONS["evaluate"],
+        "model_sha256": model,
+        "inputs_sha256": digest_json([loaded.chosen, *([s.scores, s.confusion, s.detections] for s in slides)]),
+        "seed": options.seed,
+    }
+    metrics["schema_version"] = SCHEMA_VERSION
+    _write(output, metrics, evaluation)
+    if missing and not allow_missing:
+        raise IncompleteError(
+            f"{len(missing)} of {len(wanted)} test slides have no results: {', '.join(missing[:20])}",
+            remedy="The figures are marked incomplete. Run their stages, take them out by name with cohort.exclude, "
+            "or say --allow-missing",
+        )
+    return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where the earlier stages wrote, for one model."""
+
+    scores: Path
+    confusion: Path
+    detections: Path
+
+    def files(self, slide: str) -> tuple[Path, Path, Path, Path]:
+        """Receipts of scores, confusion and detect, and the counts of scores."""
+        name = f"{slide}.json"
+        receipts = self.scores / name, self.confusion / name, self.detections / name
+        return (*receipts, self.scores / f"{slide}.parquet")
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """Slides as they are read, one after the other; their scores are kept as sums only."""
+
+    chosen: Facts
+    slides: list[Scored] = field(default_factory=list)
+    pooled: PooledScores = field(default_factory=PooledScores)
+    centres: dict[str, PooledScores] = field(default_factory=dict)
+    at_temperature: list[CalibrationSums] = field(default_factory=list)
+    top_means: dict[str, float | None] = field(default_factory=dict)
+
+
+def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options: EvaluateOptions) -> _Loaded:
+    nothing: Facts = {"operating_point": None, "temperature": None, "model_sha256": None}
+    loaded = _Loaded(read_receipt(calibration, "calibrate") if rows else nothing)
+    chosen = loaded.chosen
+    # The scaled step of each step.
+    scaled = at_temperature(np.arange(STEPS + 1), chosen["temperature"]["value"]) if chosen["temperature"] else None
+    for row in rows:
+        scored, counted, detected, table = folders.files(row.slide)
+        counts = ScoreCounts.read(table)
+        found = (counts.steps, counts.normal, counts.tumor)
+        sketch = Sketch.of(*found)
+        for part in (loaded.pooled, *([loaded.centres.setdefault(row.centre, PooledScores())] if row.centre else [])):
+            part.add(*found, sketch)
+        if scaled is not None:
+            loaded.at_temperature.append(CalibrationSums.of(scaled[counts.steps], counts.normal, counts.tumor))
+        receipts = read_receipt(scored, "scores"), read_receipt(counted, "confusion"), read_receipt(detected, "detect")
+        if options.slide_level.score == "top_share":
+            loaded.top_means[row.slide] = counts.top_mean(options.slide_level.top_share)
+        slide = Scored(row, *receipts)
+        _check(slide, chosen, calibration)
+        loaded.slides.append(slide)
+    return loaded
+
+
+def _check(slide: Scored, chosen: Facts, calibration: Path) -> None:
+    """`StoreError` where a slide's results do not belong to the rest."""
+    name, threshold = slide.row.slide, chosen["operating_point"]["threshold"]
+    if slide.confusion["threshold"] != threshold:
+        raise StoreError(
+            f"slide {name}: judged at the threshold {slide.confusion['threshold']:g}, but {calibration} says "
+            f"{threshold:g}",
+            remedy="Run the stage confusion again for all slides",
+        )
+    check_chosen_for(chosen, *slide.model)
+    truth, label = slide.scores["truth"], slide.row.label
+    has = "has tumour" if truth["tumor"] else "has no tumour"
+    if (label == "normal" and truth["tumor"]) or (label == "tumor" and not truth["tumor"] and not truth["ignored"]):
+        raise StoreError(
+            f"slide {name}: the sheet's label is {label}, but its truth {has}",
+            remedy="Correct the sheet or the annotation, and run the stage truth again",
+        )
+
+
+def _slide_scores(sheet: Sheet, loaded: _Loaded, folders: Folders, options: EvaluateOptions) -> SlideScores:
+    features = {s.row.slide: s.scores["features"] for s in loaded.slides}
+    rule = options.slide_level
+    if rule.score == "top_share":
+        return by_top_share(loaded.top_means, rule.top_share)
+    if rule.score == "maximum" or not features:
+        return by_maximum(features)
+    others = sheet.of_split("train", "validation")
+    receipts = {slide: read_receipt(folders.scores / f"{slide}.json", "scores") for slide in others}
+    common_model([*((s, one["model_sha256"]) for s, one in receipts.items()), *(s.model for s in loaded.slides)])
+    fitted_on = {slide: (one["features"], sheet[slide].label) for slide, one in receipts.items()}
+    return by_forest(features, fitted_on, trees=rule.trees, seed=options.seed)
+
+
+def _cohort(
+    sheet: Sheet, slides: Sequence[Scored], excluded: Sequence[str], missing: Sequence[str], options: EvaluateOptions
+) -> Figures:
+    return {
+        "name": options.cohort_name,
+        "synthetic": options.synthetic,
+        "complete": not missing,
+        "missing": list(missing),
+        "excluded": list(excluded),
+        "test_slides": [s.row.slide for s in slides],
+        "unread_positions": {s.row.slide: n for s in slides if (n := s.scores["unread_positions"])},
+        "slides": {split: len(sheet.of_split(split)) for split in ("train", "validation", "test")},
+    }
+
+
+def _write(output: Path, metrics: Figures, evaluation: Evaluation) -> None:
+    slides, histogram, synthetic = evaluation.slides, evaluation.histogram, metrics["cohort"]["synthetic"]
+    both = histogram.normals > 0 and histogram.tumors > 0
+    roc = thinned(roc_curve(histogram), _CURVE_POINTS) if both else None
+    pr = thinned(pr_curve(histogram), _CURVE_POINTS) if histogram.tumors else None
+    lesions = froc(evaluation.hits())
+    write_text(output / "roc.csv", _curve_csv(("threshold", "false_positive_rate", "true_positive_rate"), roc))
+    write_text(output / "pr.csv", _curve_csv(("threshold", "recall", "precision"), pr))
+    points = None if lesions is None else Curve(lesions.threshold, lesions.false_positives, lesions.sensitivity)
+    write_text(output / "froc.csv", _curve_csv(("threshold", "false_positives_per_slide", "sensitivity"), points))
+    write_text(output / "slides.csv", _slides_csv(evaluation))
+    write_text(output / "reliability.csv", _reliability_csv(evaluation))
+    patch, slide, lesion = metrics["patch"], metrics["slide"], metrics["lesion"]
+    n = f"{patch['n_tumor']:,} tumour and {patch['n_normal']:,} normal patches"
+    threshold = (metrics["operating_point"] or {}).get("threshold", float("nan"))
+    figures = {
+        "roc.png": roc_figure(roc, f"patch AUC {said(patch, 'auc')}\n{n}", synthetic),
+        "pr.png": pr_figure(pr, f"average precision {_number(patch['average_precision'])}\n{n}", synthetic),
+        "froc.png": froc_figure(
+            None if points is None else points.x,
+            None if points is None else points.y,
+            f"FROC {said(lesion, 'froc')}\n{lesion['n_lesions']} lesions, {lesion['n_slides']} slides",
+            synthetic,
+        ),
+        "reliability.png": reliability_figure(
+            evaluation.calibration.curve(),
+            evaluation.at_temperature.curve() if evaluation.at_temperature else [],
+            f"calibration error {said(metrics['calibration'], 'expected_calibration_error')}\n{n}",
+            synthetic,
+        ),
+        "confusion.png": confusion_chart(evaluation.counts, threshold, synthetic),
+    }
+    for name, figure in figures.items():
+        with publish(output / name) as partial:
+            figure.savefig(partial, format="png")
+    write_text(output / "metrics.json", canonical_json(metrics))
+    log.info(
+        "%d test slides: patch AUC %s, slide AUC %s, FROC %s",
+        len(slides), said(patch, "auc"), said(slide, "auc"), said(lesion, "froc"),
+    )  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "not computed" if value is None else f"{value:.4f}"
+
+
+def _curve_csv(header: tuple[str, str, str], curve: Curve | None) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    if curve is not None:
+        rows = zip(curve.threshold, curve.x, curve.y, strict=True)
+        writer.writerows([f"{value:.10g}" for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _reliability_csv(evaluation: Evaluation) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("from", "to", "patches", "mean_score", "share_of_tumor"))
+    for low, high, n, score, share in evaluation.calibration.curve():
+        writer.writerow((f"{low:.6g}", f"{high:.6g}", n, _cell(score), _cell(share)))
+    return text.getvalue()
+
+
+def _slides_csv(evaluation: Evaluation) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["slide", "label", "centre", "patient", "score", "tp", "fp", "fn", "tn", "auc", "detections", "lesions"]
+    writer.writerow([*head, "lesions_hit"])
+    for s, area in zip(evaluation.slides, evaluation.pooled.aucs.tolist(), strict=True):
+        counts, own = s.counts, None if math.isnan(area) else area
+        lesions = s.detections["lesions"]
+        writer.writerow(
+            [s.row.slide, s.row.label, s.row.centre, s.row.patient, _cell(evaluation.slide_scores.values[s.row.slide])]
+            + [counts.tp, counts.fp, counts.fn, counts.tn, _cell(own), s.detections["detections"]]
+            + ([None, None] if lesions is None else [len(lesions), sum(c > 0 for c in lesions)])
+        )
+    return text.getvalue()
+
+
+def _cell(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6f}"

@@ -1,0 +1,180 @@
+"""OME-Zarr 0.5 stores: metadata, image pyramids (c, y, x) and single-level images (y, x).
+
+Specification: https://ngff.openmicroscopy.org/0.5/. World coordinates are micrometres with the
+origin at the centre of the slide's first level-0 pixel, so an image whose pixels are `r` times larger
+is translated by (r - 1) / 2 level-0 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import publish
+from wsi_pipeline.shards import ChunkGrid
+
+Attributes = dict[str, Any]
+# What is not there is glass.
+BACKGROUND = 255
+_RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
+
+
+def open_group(path: Path) -> zarr.Group:
+    """Open a store for reading; `StoreError` where there is none."""
+    try:
+        return zarr.open_group(path, mode="r")
+    except (FileNotFoundError, OSError, ValueError) as error:
+        raise StoreError(f"{path}: not a Zarr store ({error})", remedy="Run the stage that makes it again") from error
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """The array `name` of a group."""
+    try:
+        return cast("zarr.Array[Any]", group[name])
+    except KeyError as error:
+        raise StoreError(
+            f"{group.store_path}: no array {name}", remedy="Run the stage that makes the store again"
+        ) from error
+
+
+def create_level(folder: Path, grid: ChunkGrid, codecs: Mapping[str, Any]) -> None:
+    """Write the metadata of one level of a pyramid, (c, y, x) uint8, white where it has no chunks."""
+    zarr.create_array(
+        folder,
+        shape=(3, grid.size.height, grid.size.width),
+        chunks=(3, grid.chunk.height, grid.chunk.width),
+        shards=(3, grid.shard.height, grid.shard.width),
+        dtype="uint8",
+        fill_value=BACKGROUND,
+        dimension_names=["c", "y", "x"],
+        **codecs,
+    )
+
+
+def pyramid_attributes(name: str, scales: Sequence[tuple[float, float]]) -> Attributes:
+    """Group attributes of an RGB pyramid; `scales` are (y, x) in um per pixel, level 0 first."""
+    datasets = [
+        _dataset(str(level), [1.0, *scale], [0.0, *((s - own) / 2 for s, own in zip(scale, scales[0], strict=True))])
+        for level, scale in enumerate(scales)
+    ]
+    channels = [
+        {"label": label, "color": color, "active": True, "window": {"min": 0, "max": 255, "start": 0, "end": 255}}
+        for label, color in _RGB
+    ]
+    return _ome(name, ["c", "y", "x"], datasets, {"omero": {"channels": channels, "rdefs": {"model": "color"}}})
+
+
+def _dataset(path: str, scale: list[float], translation: list[float]) -> Attributes:
+    return {
+        "path": path,
+        "coordinateTransformations": [
+            {"type": "scale", "scale": scale},
+            {"type": "translation", "translation": translation},
+        ],
+    }
+
+
+def _ome(name: str, axes: list[str], datasets: list[Attributes], more: Attributes) -> Attributes:
+    described = [
+        {"name": a, "type": "channel"} if a == "c" else {"name": a, "type": "space", "unit": "micrometer"} for a in axes
+    ]
+    multiscale = {"name": name, "axes": described, "datasets": datasets}
+    return {"ome": {"version": "0.5", "multiscales": [multiscale], **more}}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A single-level image (y, x) on a slide.
+
+    `data` covers the slide from its top left corner; a pixel is `mpp` um wide. The centre of pixel
+    (0, 0) lies `first_centre_um` from that corner in both directions.
+    """
+
+    data: NDArray[Any]
+    mpp: float
+    first_centre_um: float
+
+    @classmethod
+    def from_corner(cls, data: NDArray[Any], mpp: float) -> Image:
+        """An image whose first pixel begins at the slide's corner."""
+        return cls(data, mpp, mpp / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelValue:
+    """A value of a label image, its name and its colour (red, green, blue, opacity, 0 to 255)."""
+
+    value: int
+    name: str
+    rgba: tuple[int, int, int, int]
+
+
+def write_image(
+    path: Path, image: Image, *, name: str, slide_mpp: float, labels: Sequence[LabelValue] = (), fill: float = 0
+) -> None:
+    """Write an image atomically as OME-Zarr; with `labels` as a label image."""
+    more: Attributes = {}
+    if labels:
+        more["image-label"] = {
+            "version": "0.5",
+            "colors": [{"label-value": v.value, "rgba": list(v.rgba)} for v in labels],
+            "properties": [{"label-value": v.value, "name": v.name} for v in labels],
+        }
+    offset = image.first_centre_um - slide_mpp / 2
+    attributes = _ome(name, ["y", "x"], [_dataset("0", [image.mpp] * 2, [offset] * 2)], more)
+    with publish(path) as partial:
+        group = zarr.create_group(partial, attributes=attributes)
+        array = group.create_array(
+            "0",
+            shape=image.data.shape,
+            chunks=(512, 512),
+            shards=(4096, 4096),
+            dtype=image.data.dtype,
+            compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=image.data.itemsize),
+            fill_value=fill,
+            dimension_names=["y", "x"],
+            # So that what is lost is not taken for the fill value.
+            config={"write_empty_chunks": True},
+        )
+        array[...] = image.data
+
+
+def read_image(path: Path, slide_mpp: float) -> Image:
+    """Read what `write_image` wrote; `slide_mpp` is the slide's own scale. Raises `StoreError`."""
+    group = open_group(path)
+    scale, translation = transformations(group.attrs, path)[0]
+    array = array_of(group, "0")
+    try:
+        data = np.asarray(array[...])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StoreError(f"{path}: damaged ({error})", remedy="Run the stage that makes it again") from error
+    shards = zip(array.shape, array.shards or array.chunks, strict=True)
+    places = list(product(*(range(-(-edge // shard)) for edge, shard in shards)))
+    missing = [place for place in places if not path.joinpath("0", "c", *map(str, place)).is_file()]
+    if missing:
+        raise StoreError(
+            f"{path}: {len(missing)} of {len(places)} files of pixels are missing",
+            remedy="Run the stage that makes it again",
+        )
+    return Image(data, mpp=scale[-1], first_centre_um=translation[-1] + slide_mpp / 2)
+
+
+def transformations(attributes: Mapping[str, Any], path: Path) -> list[tuple[list[float], list[float]]]:
+    """Scale and translation of each level, in um."""
+    try:
+        ome = attributes["ome"]
+        return [
+            (d["coordinateTransformations"][0]["scale"], d["coordinateTransformations"][1]["translation"])
+            for d in ome["multiscales"][0]["datasets"]
+        ]
+    except (KeyError, IndexError, TypeError) as error:
+        raise StoreError(f"{path}: no OME-Zarr 0.5 metadata", remedy="Run the stage that makes it again") from error

@@ -1,0 +1,108 @@
+"""The main figures of an evaluation, for a terminal and for the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.errors import StoreError
+
+SYNTHETIC = "Synthetic slides, drawn by a program: not tissue"
+
+Figures = dict[str, Any]
+
+
+def read_metrics(path: Path) -> Figures:
+    """A `metrics.json`; `StoreError` where there is none."""
+    try:
+        metrics: Figures = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: no metrics ({error})", remedy="Run the stage evaluate first") from error
+    return metrics
+
+
+def said(figures: Figures, key: str) -> str:
+    """A figure with its interval, or why there is none."""
+    if figures[key] is None:
+        return f"not computed ({figures.get('reason') or 'nothing to divide by'})"
+    interval = figures.get(f"{key}_interval")
+    tail = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{figures[key]:.4f}{tail}"
+
+
+def headline(metrics: Figures) -> list[tuple[str, str, str]]:
+    """Name, value and n of each main figure."""
+    patch, slide, lesion, confusion = (metrics[k] for k in ("patch", "slide", "lesion", "confusion"))
+    calibration = metrics["calibration"]
+    patches = f"{patch['n_tumor']:,} tumour, {patch['n_normal']:,} normal patches of {patch['n_slides']} slides"
+    ratios = [
+        (label, said(confusion, key), f"patches {operating_point(metrics)}{_of_set(confusion)}")
+        for label, key in (
+            ("Sensitivity", "sensitivity"),
+            ("Specificity", "specificity"),
+            ("Precision", "precision"),
+            ("F1", "f1"),
+        )
+    ]
+    return [
+        ("Patch AUC", said(patch, "auc"), patches + _of_set(patch)),
+        (
+            "Slide AUC",
+            said(slide, "auc"),
+            f"{slide['n_tumor']} tumour, {slide['n_normal']} normal slides{_of_set(slide)}",
+        ),
+        (
+            "FROC score",
+            said(lesion, "froc"),
+            f"{lesion['n_lesions']} lesions on {lesion['n_slides']} slides{_of_set(lesion)}",
+        ),
+        *ratios,
+        (
+            "Calibration",
+            said(calibration, "expected_calibration_error"),
+            f"expected error, {calibration['n_patches']:,} patches{_of_set(calibration)}",
+        ),
+    ]
+
+
+def operating_point(metrics: Figures) -> str:
+    """The threshold and where it comes from."""
+    point = metrics["operating_point"]
+    if point is None:
+        return "without a threshold"
+    origin = point["chosen_on"]
+    if "n_slides" in point:
+        origin = f"{point['rule']} on {point['n_slides']} {origin}"
+    return f"at threshold {point['threshold']:.4g}, {origin}"
+
+
+def _of_set(figures: Figures) -> str:
+    """Which of the test slides the figure rests on, where that is not all of them or has a name."""
+    left_out = figures["left_out"]
+    if figures["slide_set"] not in (None, "all"):
+        return f" ({figures['slide_set']})"
+    if not left_out:
+        return ""
+    return f" (without {', '.join(left_out)})" if len(left_out) < 4 else f" (without {len(left_out)} test slides)"
+
+
+def unread_text(unread: dict[str, int]) -> str:
+    """Which slides have how many positions that could not be read."""
+    slides = ", ".join(f"{slide} ({count})" for slide, count in unread.items())
+    return f"positions on damaged chunks, which no figure counts: {slides}"
+
+
+def summary_text(metrics_path: Path, report: Path) -> str:
+    """A few lines: figures, warnings, where the report is."""
+    metrics = read_metrics(metrics_path)
+    cohort = metrics["cohort"]
+    lines = [f"{cohort['name']}: {len(cohort['test_slides'])} test slides"]
+    if cohort["synthetic"]:
+        lines.append(SYNTHETIC)
+    if cohort["missing"]:
+        lines.append(f"incomplete, without {', '.join(cohort['missing'])}")
+    if cohort["unread_positions"]:
+        lines.append(unread_text(cohort["unread_positions"]))
+    lines += [f"  {name:<12} {value:<28} {n}" for name, value, n in headline(metrics)]
+    return "\n".join([*lines, f"report: {report}"])

@@ -1,0 +1,200 @@
+"""Commands beside the stages: planning, judging predictions, what a cohort needs, generated files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer()
+
+# Inception-v3 at 299 px on two cores (docs/benchmarks.md).
+CPU_PATCHES_PER_SECOND = 16.0
+
+Json = Annotated[Path | None, typer.Option("--json", help="JSON file to write.")]
+Resamples = Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")]
+Seed = Annotated[int, typer.Option(help="Seed of the resamples.")]
+
+
+@app.command()
+def plan(
+    sheet: Annotated[Path, typer.Argument(help="The slide sheet.", readable=False)],
+    config: Annotated[Path | None, typer.Option(help="Config file (YAML); left out keys are defaults.")] = None,
+    rate: Annotated[
+        float, typer.Option(min=0.001, help="Patches a second that your GPU or CPU predicts, for the times.")
+    ] = CPU_PATCHES_PER_SECOND,
+    output: Json = None,
+    threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 4,
+) -> None:
+    """Say what a cohort will cost and what looks wrong with it, before anything runs; exit 2 on errors."""
+    from wsi_pipeline.files import canonical_json, write_text
+    from wsi_pipeline.options import load_config, read_yaml
+    from wsi_pipeline.plan import plan_cohort, plan_text
+    from wsi_pipeline.sheet import load_sheet
+
+    loaded = load_config({} if config is None else read_yaml(config))
+    found = plan_cohort(load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False), loaded, threads)
+    print(plan_text(found, rate))
+    if output is not None:
+        write_text(output, canonical_json(found.as_json()))
+    if found.has_errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def summary(
+    metrics: Annotated[Path, typer.Argument(help="metrics.json of an evaluation.")],
+    report: Annotated[Path, typer.Argument(help="Its report.html.")],
+) -> None:
+    """Print the main figures of an evaluation and where its report is."""
+    from wsi_pipeline.summary import summary_text
+
+    print(summary_text(metrics, report))
+
+
+@app.command()
+def view(
+    results: Annotated[Path, typer.Argument(help="A results folder that Snakemake filled, or is filling.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine, 0 for any that is free.")] = 8000,
+) -> None:
+    """Show slides at full resolution with truth, heatmaps and errors, in a browser on this machine."""
+    from wsi_pipeline.view.server import serve
+
+    serve(results, port)
+
+
+@app.command()
+def provenance(
+    results: Annotated[Path, typer.Argument(help="A results folder that Snakemake filled.")],
+    state: Annotated[
+        Path,
+        typer.Option("--snakemake", help="Snakemake's folder .snakemake, for the commands of the jobs."),
+    ] = Path(".snakemake"),
+    licence: Annotated[
+        str,
+        typer.Option("--license", help="Of the results: a URI, such as https://creativecommons.org/licenses/by/4.0/"),
+    ] = "All rights reserved",
+    author: Annotated[str | None, typer.Option(help="Who publishes the results.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Files that are read at once.")] = 4,
+) -> None:
+    """Describe results as a Workflow Run RO-Crate: inputs, config, versions, commands and outputs, with checksums."""
+    from wsi_pipeline.provenance import write_crate
+
+    path = write_crate(results, state, threads, licence, author)
+    logging.info("%s: zip the folder, or hand it in as it is", path)
+
+
+@app.command()
+def verify(
+    results: Annotated[Path, typer.Argument(help="A results folder with ro-crate-metadata.json.")],
+    sources: Annotated[bool, typer.Option(help="Look at the slides and annotations as well.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Files that are read at once.")] = 4,
+) -> None:
+    """Hash everything that `provenance` described again and say what changed; exit 1 where anything did."""
+    from wsi_pipeline.provenance import check_crate
+
+    differences = check_crate(results, threads, sources)
+    print(differences.text())
+    if differences:
+        raise typer.Exit(1)
+
+
+@app.command()
+def froc(
+    detections: Annotated[Path, typer.Argument(help="Folder with a CSV confidence,x,y for each slide.")],
+    masks: Annotated[Path, typer.Argument(help="Folder with a TIFF or PNG for each slide with tumour.")],
+    mpp: Annotated[float, typer.Option(min=0.01, help="Scale of level 0, um per pixel.")] = 0.243,
+    level: Annotated[int, typer.Option(min=0, max=16, help="Level of the masks; each is half the one before.")] = 5,
+    exclude: Annotated[list[str] | None, typer.Option(help="Slides to leave out.")] = None,
+    output: Json = None,
+    resamples: Resamples = 2000,
+    seed: Seed = 1,
+) -> None:
+    """Judge anyone's detections by Camelyon16's FROC."""
+    from wsi_pipeline.config import IntervalOptions, LesionLevelOptions
+    from wsi_pipeline.judge import froc_text, judge_detections
+
+    figures = judge_detections(
+        detections, masks, mpp=mpp, level=level, exclude=exclude or [], options=LesionLevelOptions(),
+        interval=IntervalOptions(resamples=resamples), seed=seed,
+    )  # fmt: skip
+    _tell(froc_text(figures), figures, output)
+
+
+@app.command()
+def roc(
+    scores: Annotated[Path, typer.Argument(help="CSV with the columns slide, score, label.")],
+    against: Annotated[Path | None, typer.Option(help="Another CSV of the same slides to compare with.")] = None,
+    output: Json = None,
+    resamples: Resamples = 2000,
+    permutations: Annotated[int, typer.Option(min=100, help="Permutations of the comparison.")] = 10_000,
+    seed: Seed = 1,
+) -> None:
+    """Judge anyone's slide scores by their ROC AUC, and compare two models."""
+    from wsi_pipeline.config import IntervalOptions
+    from wsi_pipeline.judge import judge_scores, roc_text
+
+    interval = IntervalOptions(resamples=resamples)
+    figures = judge_scores(scores, against, interval=interval, seed=seed, permutations=permutations)
+    _tell(roc_text(figures), figures, output)
+
+
+def _tell(text: str, figures: dict[str, Any], output: Path | None) -> None:
+    from wsi_pipeline.files import canonical_json, write_text
+
+    print(text)
+    if output is not None:
+        write_text(output, canonical_json(figures))
+
+
+@app.command("imagenet-weights")
+def imagenet_weights(
+    output: Annotated[Path, typer.Argument(help="Where to put inception_v3_google-0cc3c7bd.pth.")],
+    url: Annotated[str | None, typer.Option(help="Another place to get it from.")] = None,
+) -> None:
+    """Download torchvision's ImageNet weights and check their SHA-256."""
+    from wsi_pipeline.model.download import download_imagenet
+
+    download_imagenet(output, url)
+
+
+@app.command("demo-cohort")
+def demo_cohort(folder: Annotated[Path, typer.Argument(help="Folder to write into.")]) -> None:
+    """Draw a small cohort of synthetic slides."""
+    from wsi_pipeline.demo import write_cohort
+
+    sheet = write_cohort(folder)
+    logging.info("12 synthetic slides, sheet %s", sheet)
+
+
+@app.command("camelyon16-sheet")
+def camelyon16_sheet(
+    reference: Annotated[
+        Path, typer.Argument(help="The data set's table of labels (image, type, center).", readable=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Slide sheet to write.")],
+    folder: Annotated[
+        str, typer.Option(help="Folder or s3:// prefix with images/ and annotations/.")
+    ] = "s3://camelyon-dataset/CAMELYON16",
+    validation_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the training slides that validate.")
+    ] = 0.2,
+) -> None:
+    """Write the slide sheet of Camelyon16, for config/camelyon16.yaml."""
+    from wsi_pipeline.camelyon16 import write_sheet
+
+    count = write_sheet(reference, folder, output, validation_share)
+    logging.info("%d slides, sheet %s", count, output)
+
+
+@app.command("config")
+def config_files(
+    defaults: Annotated[Path, typer.Option(help="YAML file of all keys to write.")],
+    schema: Annotated[Path, typer.Option(help="JSON schema to write.")],
+) -> None:
+    """Write the files that are generated from the config's models."""
+    from wsi_pipeline.config_files import write_config_files
+
+    write_config_files(defaults, schema)

@@ -1,0 +1,173 @@
+"""Comparing a converted level with the slide's pixels as OpenSlide reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.codecs import ChunkCodec
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.geometry import Box
+from wsi_pipeline.levels import Level
+from wsi_pipeline.receipts import Facts
+from wsi_pipeline.seeds import generator
+from wsi_pipeline.slides import DAMAGED, SourceSlide
+from wsi_pipeline.store import BACKGROUND
+
+SAMPLE_TILES = 16
+# A slide with more damaged tiles than this is no slide with a damaged tile.
+_MOST_DAMAGED_TILES, _MOST_DAMAGED_SHARE = 16, 0.01
+_CENTRE_PX = 128
+# Where OpenSlide interpolates, it does so with weights of 7 bits on either axis and rounds.
+_INTERPOLATION_TOLERANCE = 3
+
+Tile = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeLevel:
+    """A level as it was written: its facts for the receipt, the digests of its files, which tiles are damaged.
+
+    `codec` encoded its chunks; None where they were copied.
+    """
+
+    facts: Facts
+    digests: dict[str, str]
+    codec: ChunkCodec | None
+    damaged: frozenset[Tile]
+
+
+class DamagedTiles:
+    """The tiles of a level that nobody can read, where the options allow for some."""
+
+    def __init__(self, source: SourceSlide, number: int, count: int, policy: str) -> None:
+        """`count` is how many tiles the level has, `policy` is `error` or `white`."""
+        self.tiles = set[Tile]()
+        self._source, self._number = source, number
+        self._most = 0 if policy == "error" else max(_MOST_DAMAGED_TILES, int(_MOST_DAMAGED_SHARE * count))
+
+    def add(self, tile: Tile, problem: str) -> None:
+        """Count a damaged tile; `SlideError`, naming it, where that is one too many."""
+        self.tiles.add(tile)
+        if len(self.tiles) > self._most:
+            where = f"damaged at level {self._number}, column {tile[0]}, row {tile[1]}"
+            more = f", as {self._most} other tiles" if self._most else ""
+            raise self._source.error(f"{where}{more} ({problem})", DAMAGED)
+
+
+@dataclass(slots=True)
+class _Difference:
+    largest: int = 0
+    total: int = 0
+    values: int = 0
+
+
+def check_level(
+    source: SourceSlide, level: Level, number: int, made: MadeLevel, *, everything: bool, threads: int
+) -> Facts:
+    """Compare tiles of a finished level with OpenSlide's pixels; returns how many, and how far encoded ones differ.
+
+    A copied tile must be identical. One that was encoded must be what the codec makes of OpenSlide's
+    pixels. Damaged ones are left out. Without `everything` a seeded sample is taken. Raises
+    `SlideError`, naming level, column and row.
+    """
+
+    def check(tile: Tile) -> tuple[int, int, int]:
+        box = level.grid.box(*tile)
+        inside = box.clipped(level.size)
+        try:
+            own = level.chunk(*tile)
+        except StoreError as error:
+            column, row = tile
+            raise source.error(f"damaged at level {number}, column {column}, row {row} ({error})", DAMAGED) from error
+        if made.codec is None:
+            whole = everything or number == 0
+            if not agrees(source, own, inside if whole else centre(inside), box, number):
+                raise _differs(source, number, tile)
+            return 0, 0, 0
+        pixels = padded(source.read(inside, number), box)
+        if not np.array_equal(own, made.codec.decode(made.codec.encode(pixels))):
+            raise _differs(source, number, tile)
+        difference = np.abs(own.astype(np.int16) - pixels)[: inside.height, : inside.width]
+        return int(difference.max()), int(difference.sum()), difference.size
+
+    tiles = list(_all_tiles(level) if everything else _sample(source.slide, level, number))
+    tiles = [tile for tile in tiles if tile not in made.damaged]
+    sums = _Difference()
+    with ThreadPoolExecutor(threads) as pool:
+        for largest, total, values in pool.map(check, tiles):
+            sums.largest = max(sums.largest, largest)
+            sums.total += total
+            sums.values += values
+    facts: Facts = {"compared_tiles": len(tiles)}
+    if sums.values:
+        facts |= {"largest_difference": sums.largest, "mean_difference": round(sums.total / sums.values, 4)}
+    return facts
+
+
+def agrees(source: SourceSlide, own: NDArray[np.uint8], part: Box, box: Box, level: int) -> bool:
+    """Whether `own`, the pixels of `box`, are in `part` of it those that OpenSlide reads there.
+
+    Where OpenSlide interpolates between the level's pixels, ours are interpolated in the same way.
+    """
+    left, top = part.x - box.x, part.y - box.y
+    own = own[top : top + part.height, left : left + part.width]
+    if source.offset(part, level) == (0, 0):
+        return np.array_equal(own, source.read(part, level))
+    inner = Box(part.x + 1, part.y + 1, part.width - 2, part.height - 2)
+    if inner.width < 1 or inner.height < 1:
+        return True
+    right, below = source.offset(inner, level)
+    shifted = _shifted(_shifted(own.astype(np.float32), below, 0), right, 1)
+    return bool(np.abs(shifted - source.read(inner, level)).max() <= _INTERPOLATION_TOLERANCE)
+
+
+def centre(box: Box) -> Box:
+    """The middle of a tile, where comparing all of it would cost more than it tells."""
+    width, height = min(box.width, _CENTRE_PX), min(box.height, _CENTRE_PX)
+    return Box(box.x + (box.width - width) // 2, box.y + (box.height - height) // 2, width, height)
+
+
+def _shifted(pixels: NDArray[np.float32], by: float, axis: int) -> NDArray[np.float32]:
+    """The values `by` (-1 to 1) pixels further along an axis, without the first and the last pixel."""
+    steps = (1, 2 if by > 0 else 0)
+    own, other = (pixels.take(range(k, pixels.shape[axis] - 2 + k), axis) for k in steps)
+    return own + np.float32(abs(by)) * (other - own)
+
+
+def padded(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """`pixels` filled up with background to the size of `box`."""
+    if pixels.shape[:2] == (box.height, box.width):
+        return pixels
+    out = np.full((box.height, box.width, 3), BACKGROUND, np.uint8)
+    out[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return out
+
+
+def _all_tiles(level: Level) -> Iterator[Tile]:
+    return ((column, row) for row in range(level.grid.rows) for column in range(level.grid.columns))
+
+
+def _sample(slide: str, level: Level, number: int) -> list[Tile]:
+    """Up to 16 tiles that are there and as many that are not, of those met first in a seeded order."""
+    order = generator(0, "compare", slide, number).permutation(level.grid.count)
+    there, absent = list[Tile](), list[Tile]()
+    for index in order.tolist():
+        row, column = divmod(index, level.grid.columns)
+        kind = absent if level.stream(column, row) is None else there
+        if len(kind) < SAMPLE_TILES:
+            kind.append((column, row))
+        if len(there) == SAMPLE_TILES:
+            break
+    return sorted(there + absent)
+
+
+def _differs(source: SourceSlide, number: int, tile: Tile) -> Exception:
+    return source.error(
+        f"the tile at level {number}, column {tile[0]}, row {tile[1]} of the store is not what OpenSlide reads there",
+        "Set pyramid.passthrough to false in the config, and report the slide's format",
+    )

@@ -1,0 +1,1 @@
+"""`wsi-pipeline view`: results at full resolution in a browser."""

@@ -1,0 +1,309 @@
+"""The report and the viewer in a real browser: Debian's Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import served
+from playwright.sync_api import Browser, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.workflow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+]
+# Kept by CI: what the pages looked like.
+PICTURES = os.environ.get("WSI_PIPELINE_TEST_PICTURES")
+MODEL = "inception_v3"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield started
+        started.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, picture: str) -> Iterator[Page]:
+    """A page, which must not complain, nor ask for anything elsewhere."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(url)
+    settle(page)
+    yield page
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(PICTURES) / f"{picture}.png"), full_page=True)
+    page.close()
+    assert complaints == []
+    elsewhere = [one for one in asked if not one.startswith((url.partition("#")[0], "data:", "blob:"))]
+    assert elsewhere == []
+
+
+def until(page: Page, condition: str) -> None:
+    """Wait for an expression. Playwright's own way needs `eval`, which the viewer's page rightly forbids."""
+    end = time.monotonic() + 20
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)
+
+
+def settle(page: Page) -> None:
+    until(page, "Boolean(window.viewer && viewer.slide && viewer.settled)")
+
+
+def until_shown(page: Page, slide: str) -> None:
+    until(page, f"viewer.slide !== null && viewer.slide.name === {json.dumps(slide)}")
+
+
+def matrix(page: Page, root: str) -> dict[str, int]:
+    cells = page.locator(f"{root} td")
+    return {cell.get_attribute("data-kind") or "": int(cell.inner_text().replace(",", "")) for cell in cells.all()}
+
+
+def set_threshold(page: Page, value: float) -> None:
+    page.fill('[data-control="threshold"]', repr(value))
+    settle(page)
+
+
+def pixels(page: Page, panel: int) -> list[int]:
+    """Red, green and blue of all pixels of a panel, summed."""
+    script = """panel => {
+        const { width, height } = panel.canvas, copy = new OffscreenCanvas(width, height);
+        const context = copy.getContext("2d", { willReadFrequently: true });
+        context.drawImage(panel.canvas, 0, 0);
+        const { data } = context.getImageData(0, 0, width, height);
+        const found = [0, 0, 0];
+        for (let k = 0; k < data.length; k += 4) for (let c = 0; c < 3; c += 1) found[c] += data[k + c];
+        return found;
+    }"""
+    return list(page.evaluate(f"({script})(viewer.panels[{panel}])"))
+
+
+def view(page: Page) -> dict[str, float]:
+    return dict(page.evaluate("viewer.view"))
+
+
+@pytest.fixture(scope="module")
+def results(finished: Path) -> Path:
+    return finished / "results"
+
+
+@pytest.fixture(scope="module")
+def metrics(results: Path) -> dict[str, Any]:
+    return dict(json.loads((results / "evaluation" / MODEL / "metrics.json").read_text()))
+
+
+def counts_of(results: Path, slides: list[str]) -> dict[str, int]:
+    receipts = [json.loads((results / "confusion" / MODEL / f"{slide}.json").read_text()) for slide in slides]
+    return {kind: sum(one["counts"][kind] for one in receipts) for kind in ("tn", "fp", "fn", "tp")}
+
+
+def test_the_reports_slider_gives_the_figures_of_the_metrics(
+    browser: Browser, results: Path, metrics: dict[str, Any]
+) -> None:
+    point, test = metrics["operating_point"]["threshold"], metrics["cohort"]["test_slides"]
+    with opened(browser, (results / "report.html").as_uri(), "report") as page:
+        assert matrix(page, "#cohort-matrix") == metrics["confusion"]["counts"] == counts_of(results, test)
+        for slide in test:
+            page.select_option("#slide", slide)
+            until_shown(page, slide)
+            assert matrix(page, "#slide-matrix") == counts_of(results, [slide])
+        set_threshold(page, 0.0)
+        everything = matrix(page, "#cohort-matrix")
+        assert everything["tn"] == everything["fn"] == 0
+        assert everything["tp"] == metrics["patch"]["n_tumor"]
+        assert everything["fp"] == metrics["patch"]["n_normal"]
+        # The slider itself, in the middle.
+        page.locator('[data-control="threshold-slider"]').focus()
+        page.keyboard.press("End")
+        ends = matrix(page, "#cohort-matrix")
+        assert ends["tp"] + ends["fp"] <= everything["tp"]
+        page.click('[data-control="operating-point"]')
+        assert matrix(page, "#cohort-matrix") == metrics["confusion"]["counts"]
+        assert float(page.input_value('[data-control="threshold"]')) == point
+
+
+def test_the_matrices_agree_at_any_threshold(browser: Browser, results: Path, metrics: dict[str, Any]) -> None:
+    """One is counted from sums over all slides, the other from each slide's map."""
+    with opened(browser, (results / "report.html").as_uri(), "report-thresholds") as page:
+        steps = page.evaluate("[...new Set(viewer.slide.heat.steps)].sort((a, b) => a - b)")
+        # Scores themselves: a patch with just this score is called tumour.
+        for threshold in (0.001, 0.5, steps[len(steps) // 2] / 65535, steps[-1] / 65535, 1.0):
+            set_threshold(page, threshold)
+            whole = matrix(page, "#cohort-matrix")
+            parts = []
+            for slide in metrics["cohort"]["test_slides"]:
+                page.select_option("#slide", slide)
+                until_shown(page, slide)
+                parts.append(matrix(page, "#slide-matrix"))
+            assert whole == {kind: sum(part[kind] for part in parts) for kind in whole}
+
+
+def test_the_overlay_follows_the_slider(browser: Browser, results: Path) -> None:
+    with opened(browser, (results / "report.html").as_uri(), "report-slider") as page:
+        page.select_option("#slide", "tumor-3")
+        settle(page)
+        set_threshold(page, 1.0)
+        page.uncheck('.wsi-panel >> nth=1 >> [data-layer="errors"]')
+        settle(page)
+        plain = pixels(page, 1)
+        page.check('.wsi-panel >> nth=1 >> [data-layer="errors"]')
+        settle(page)
+        missed = pixels(page, 1)
+        # Yellow (missed) takes blue away, red (found) takes green and blue away, cyan (false alarm) takes red away.
+        assert missed[2] < plain[2]
+        assert missed[0] >= plain[0]
+        set_threshold(page, 0.0)
+        found = pixels(page, 1)
+        assert found[0] < plain[0]
+        assert found[1] < missed[1] or found[0] < missed[0]
+
+
+def test_the_table_sorts_and_opens_slides(browser: Browser, results: Path, metrics: dict[str, Any]) -> None:
+    with opened(browser, (results / "report.html").as_uri(), "report-table") as page:
+        heads = page.locator("#slides thead th").all_inner_texts()
+        column = heads.index("tn")
+
+        def cells() -> list[int]:
+            return [int(text) for text in page.locator(f"#slides tbody td:nth-child({column + 1})").all_inner_texts()]
+
+        page.click(f"#slides thead th:nth-child({column + 1})")
+        assert cells() == sorted(cells())
+        page.click(f"#slides thead th:nth-child({column + 1})")
+        assert cells() == sorted(cells(), reverse=True)
+        assert page.locator("#slides tbody img").count() == len(metrics["cohort"]["test_slides"])
+        page.click('#slides tr[data-slide="normal-3"]')
+        until_shown(page, "normal-3")
+
+
+def test_panels_move_together_and_layers_switch(browser: Browser, results: Path, tmp_path: Path) -> None:
+    # So short a training detects nothing.
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    (copy / "detections" / MODEL / "tumor-3.csv").write_text("0.900000,700.0,500.0\n")
+    with served(copy) as url, opened(browser, f"{url}#tumor-3", "view") as page:
+        whole = view(page)
+        box = page.locator(".wsi-canvas >> nth=0").bounding_box()
+        assert box is not None
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        before = pixels(page, 1)
+        page.mouse.move(*middle)
+        page.mouse.down()
+        page.mouse.move(middle[0] - 60, middle[1] - 40, steps=4)
+        page.mouse.up()
+        settle(page)
+        moved = view(page)
+        assert moved["x"] - whole["x"] == pytest.approx(60 / whole["scale"], rel=0.02)
+        assert moved["y"] - whole["y"] == pytest.approx(40 / whole["scale"], rel=0.02)
+        assert pixels(page, 1) != before  # The other panel went with it.
+        page.mouse.wheel(0, -600)
+        settle(page)
+        assert view(page)["scale"] > 2 * whole["scale"]
+        for layer in ("tissue", "truth", "heatmap", "errors", "detections"):
+            for panel in (0, 1):
+                switch = page.locator(f'.wsi-panel >> nth={panel} >> [data-layer="{layer}"]')
+                page.keyboard.press("0")
+                settle(page)
+                was, other = pixels(page, panel), pixels(page, 1 - panel)
+                switch.click()
+                settle(page)
+                assert pixels(page, panel) != was, (layer, panel)
+                assert pixels(page, 1 - panel) == other, (layer, panel)
+
+
+def test_keys_go_to_slides_and_errors(browser: Browser, results: Path) -> None:
+    with served(results) as url, opened(browser, f"{url}#tumor-3", "view-error") as page:
+        names = page.evaluate("[...document.querySelectorAll('nav button')].map(one => one.dataset.slide)")
+        assert names == ["normal-1", "tumor-1", "tumor-2", "normal-3", "tumor-3"]
+        page.keyboard.press("p")
+        until_shown(page, "normal-3")
+        page.keyboard.press("n")
+        until_shown(page, "tumor-3")
+        for threshold, key, kind in ((0.0, "f", "fp"), (1.0, "m", "fn")):
+            set_threshold(page, threshold)
+            page.locator(".wsi-canvas >> nth=0").focus()
+            page.keyboard.press(key)
+            settle(page)
+            assert page.evaluate(
+                "kind => { const { heat } = viewer.slide, { x, y } = viewer.view;"
+                " return heat.kind(heat.cellAt(x, y), wsi.cutAt(heat.threshold)) === kind; }",
+                kind,
+            )
+            assert re.match(r"(false positive|missed tumour) 1 of \d+", page.inner_text("#jumped"))
+        # What the pointer is on.
+        box = page.locator(".wsi-canvas >> nth=1").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert re.search(r"tumour probability [01]\.\d{4} · truth tumour", page.inner_text("#pointed"))
+        # The address leads back to it.
+        address, shown = page.url, view(page)
+        page.goto("about:blank")
+        page.goto(address)
+        settle(page)
+        assert view(page)["x"] == pytest.approx(shown["x"], abs=1)
+
+
+def test_a_run_half_way_is_shown_as_far_as_it_is(browser: Browser, results: Path, tmp_path: Path) -> None:
+    half = tmp_path / "results"
+    shutil.copytree(
+        results, half, ignore=shutil.ignore_patterns("report.html", "evaluation", "confusion", "detections")
+    )
+    shutil.rmtree(half / "slides" / "normal-1")
+    (half / "heatmaps" / MODEL / "normal-3.json").unlink()
+    (half / "slides" / "tumor-2" / "truth.json").unlink()
+    with served(half) as url, opened(browser, f"{url}#tumor-3", "view-half") as page:
+        assert page.inner_text("#missing") == "tumor-3 has no confusion, detect yet."
+        rows = dict(zip(page.locator("nav button").all_inner_texts(), range(5), strict=True))
+        assert any("normal-1" in text and "without convert, tissue, truth" in text for text in rows)
+        page.click('[data-slide="normal-3"]')
+        until_shown(page, "normal-3")
+        assert page.evaluate("viewer.slide.heat") is None
+        page.click('[data-slide="normal-1"]')
+        until(page, "viewer.slide === null")
+        assert "normal-1 has no convert" in page.inner_text("#missing")
+        page.click('[data-slide="tumor-2"]')
+        until_shown(page, "tumor-2")
+        settle(page)
+
+
+def test_names_are_text(browser: Browser, results: Path, tmp_path: Path) -> None:
+    """Titles and cohorts hold anything; slides have plain names, which the sheet sees to."""
+    hit = "document.body.dataset.hit=1"
+    evil = f"</script><script>{hit}</script><img src=x onerror={hit}> \"quoted\" 'name'"
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    (record,) = (copy / "logs" / "runs").glob("*.json")
+    content = json.loads(record.read_text())
+    content["config"]["report"]["title"] = content["config"]["cohort"]["name"] = evil
+    content["sheet"]["text"] = content["sheet"]["text"].replace("\ttumor\t", f"\t{evil}\t")
+    record.write_text(json.dumps(content))
+    with served(copy) as url, opened(browser, f"{url}#tumor-3", "view-names") as page:
+        assert page.inner_text("#title") == evil
+        assert page.evaluate("document.body.dataset.hit") is None
+    from wsi_pipeline.config import ReportRun
+    from wsi_pipeline.sheet import Sheet
+    from wsi_pipeline.stages import report
+
+    slides = copy / "evaluation" / MODEL / "slides.csv"
+    slides.write_text(slides.read_text().replace(",tumor,", f',"{evil.replace(chr(34), chr(34) * 2)}",'))
+    report.run(copy, MODEL, tmp_path / "report.html", ReportRun(title=evil), Sheet())
+    with opened(browser, (tmp_path / "report.html").as_uri(), "report-names") as page:
+        assert page.inner_text("h1") == evil
+        assert page.evaluate("document.body.dataset.hit") is None

@@ -1,0 +1,243 @@
+"""A web server on the loopback interface that shows one results folder.
+
+Nothing in a URL becomes part of a path but names of slides and models that the folder has. Requests that name another
+host are refused, so that no page from elsewhere can read through a name that it points here (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, HTTPError, RequestHandler
+
+from wsi_pipeline.errors import ConfigError, StoreError
+from wsi_pipeline.layout import SlideLayout
+from wsi_pipeline.pictures import heat_palette
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.view.results import Results, detections_of, heat_of
+from wsi_pipeline.view.tiles import Tiles
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+_HOST_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_STATIC = {
+    "": ("view.html", "text/html; charset=utf-8"),
+    "view.js": ("view.js", "text/javascript; charset=utf-8"),
+    "panels.js": ("panels.js", "text/javascript; charset=utf-8"),
+    "panels.css": ("panels.css", "text/css; charset=utf-8"),
+    "view.css": ("view.css", "text/css; charset=utf-8"),
+}
+_POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+# The address of a tile names the version of what it shows.
+_FOR_EVER = "private, max-age=31536000, immutable"
+# Stages whose outputs are shown as tiles.
+_TILED = ("convert", "tissue", "truth")
+_TILE = r"/([^/]+)/(\d{1,2})/(\d{1,6})/(\d{1,6})"
+
+T = TypeVar("T")
+
+
+class _Handler(RequestHandler):
+    """What all answers share: who may ask, headers, and where the work is done."""
+
+    # Tornado sets these up in `initialize`, not in the constructor.
+    results: Results
+    tiles: Tiles
+    pool: ThreadPoolExecutor
+
+    def initialize(self, results: Results, tiles: Tiles, pool: ThreadPoolExecutor) -> None:
+        self.results, self.tiles, self.pool = results, tiles, pool
+
+    def prepare(self) -> None:
+        host = self.request.host.lower()
+        if host.rpartition(":")[0] not in _HOST_NAMES and host not in _HOST_NAMES:
+            raise HTTPError(403, reason="Not a name of this machine")
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Security-Policy", _POLICY)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.set_header("Cache-Control", "no-store")
+
+    def compute_etag(self) -> None:
+        return None
+
+    async def working(self, work: Callable[[], T]) -> T:
+        """`work` in a thread; what a folder lacks is 404, what is damaged 500 with the reason."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        except (KeyError, IndexError) as error:
+            raise HTTPError(404) from error
+        except StoreError as error:
+            log.warning("%s", error)
+            self.set_status(500)
+            self.finish({"error": str(error)})
+            raise _AnsweredError from error
+
+    def send(self, content: Any) -> None:
+        """Answer with JSON."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(content, allow_nan=False))
+
+    def write_error(self, status_code: int, **_: Any) -> None:
+        self.finish(f"{status_code} {self._reason}\n")
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, _AnsweredError):
+            super().log_exception(typ, value, tb)
+
+
+class _Missing(_Handler):
+    def prepare(self) -> None:
+        super().prepare()
+        raise HTTPError(404)
+
+
+class _AnsweredError(Exception):
+    """The answer is already given."""
+
+
+class _Static(_Handler):
+    def get(self, name: str) -> None:
+        file, kind = _STATIC[name]
+        self.set_header("Content-Type", kind)
+        self.finish(files("wsi_pipeline.view").joinpath("static", file).read_bytes())
+
+
+class _Overview(_Handler):
+    async def get(self) -> None:
+        model = self.get_query_argument("model", None)
+        overview = await self.working(lambda: self.results.overview(model))
+        self.send({**overview, "palette": heat_palette().tolist()})
+
+
+class _Slide(_Handler):
+    async def get(self, slide: str) -> None:
+        model = self.get_query_argument("model", None)
+        self.send(await self.working(lambda: self._described(self.results.places(slide, model))))
+
+    def _described(self, places: SlideLayout) -> dict[str, Any]:
+        done = places.done()
+        if not done["convert"]:
+            return {"name": places.slide, "done": done, "levels": []}
+        pyramid = self.tiles.pyramid(places.of_slide("pyramid.ome.zarr"), places.version("convert"))
+        heat = heat_of(places)
+        return {
+            "name": places.slide,
+            "versions": {stage: places.version(stage) for stage in _TILED if done[stage]},
+            "done": done,
+            "mpp": pyramid.mpp,
+            "width": pyramid.size.width,
+            "height": pyramid.size.height,
+            "levels": [
+                {
+                    "width": level.size.width, "height": level.size.height,
+                    "tileWidth": level.grid.chunk.width, "tileHeight": level.grid.chunk.height,
+                    "scale": mpp / pyramid.mpp,
+                }
+                for level, mpp in zip(pyramid.levels, pyramid.mpps, strict=True)
+            ],
+            "heat": None if heat is None else heat.geometry(),
+            "detections": detections_of(places),
+        }  # fmt: skip
+
+
+class _Heat(_Handler):
+    async def get(self, slide: str) -> None:
+        model = self.get_query_argument("model", None)
+
+        def packed() -> bytes:
+            grid = heat_of(self.results.places(slide, model))
+            if grid is None:
+                raise KeyError(slide)
+            return grid.packed()
+
+        self.set_header("Content-Type", "application/octet-stream")
+        self.finish(await self.working(packed))
+
+
+class _Tile(_Handler):
+    async def get(self, slide: str, level: str, column: str, row: str) -> None:
+        where = int(level), int(column), int(row)
+        found = await self.working(lambda: self.found(self.results.places(slide, None), *where))
+        self.set_header("Cache-Control", _FOR_EVER)
+        if found is None:
+            self.set_status(204)
+            self.finish()
+            return
+        kind, content = found
+        self.set_header("Content-Type", kind)
+        self.finish(content)
+
+    def found(self, places: SlideLayout, level: int, column: int, row: int) -> tuple[str, bytes] | None:
+        """Media type and bytes; None where there is nothing to show."""
+        return self.tiles.tile(self.pyramid(places), level, column, row)
+
+    def pyramid(self, places: SlideLayout) -> Pyramid:
+        return self.tiles.pyramid(places.of_slide("pyramid.ome.zarr"), places.version("convert"))
+
+
+class _TissueTile(_Tile):
+    stage = "tissue"
+
+    def found(self, places: SlideLayout, level: int, column: int, row: int) -> tuple[str, bytes] | None:
+        store, version = places.of_slide(f"{self.stage}.ome.zarr"), places.version(self.stage)
+        content = self.tiles.mask_tile(self.pyramid(places), store, version, level, column, row)
+        return None if content is None else ("image/png", content)
+
+
+class _TruthTile(_TissueTile):
+    stage = "truth"
+
+
+def application(results: Results, pool: ThreadPoolExecutor) -> Application:
+    """The pages and what they ask for."""
+    shared = {"results": results, "tiles": Tiles(), "pool": pool}
+    return Application(
+        [
+            (r"/(|view\.js|panels\.js|panels\.css|view\.css)", _Static, shared),
+            (r"/results", _Overview, shared),
+            (r"/slides/([^/]+)", _Slide, shared),
+            (r"/heat/([^/]+)", _Heat, shared),
+            (rf"/tiles{_TILE}", _Tile, shared),
+            (rf"/tissue{_TILE}", _TissueTile, shared),
+            (rf"/truth{_TILE}", _TruthTile, shared),
+        ],
+        default_handler_class=_Missing,
+        default_handler_args=shared,
+        log_function=lambda _: None,
+    )
+
+
+def serve(folder: Path, port: int, threads: int = 4) -> None:
+    """Show a results folder until Ctrl-C; `port` 0 is any that is free. Raises `StoreError`, `ConfigError`."""
+    results = Results(folder)
+    try:
+        sockets = bind_sockets(port, HOST)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise ConfigError(f"port {port} is in use", remedy="Name another one with --port, or 0 for any") from error
+
+    async def until_stopped() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            server = HTTPServer(application(results, pool))
+            server.add_sockets(sockets)
+            url = f"http://{HOST}:{sockets[0].getsockname()[1]}/"
+            print(f"{folder} at {url} (Ctrl-C to stop)", flush=True)
+            await asyncio.Event().wait()
+
+    with suppress(KeyboardInterrupt):
+        asyncio.run(until_stopped())
