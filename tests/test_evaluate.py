@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 from scipy import ndimage
 from sklearn import metrics as sk
 
@@ -27,6 +28,7 @@ from wsi_pipeline.stages import calibrate, confusion, detect, evaluate, scores
 from wsi_pipeline.store import Image, read_image, write_image
 
 STRIDE = 100.0
+KINDS = ("png", "pdf")
 MODEL = "a" * 64
 
 
@@ -71,7 +73,7 @@ def write_slide(
     folder = root / "confusion"
     confusion.run(
         slide, pyramid, *inputs, calibration, folder / f"{slide}.ome.zarr", folder / f"{slide}.json",
-        folder / f"{slide}.png", PatchLevelOptions(),
+        folder / f"{slide}.png", folder / f"{slide}.geojson", PatchLevelOptions(),
     )  # fmt: skip
     found = root / "detections"
     detect.run(
@@ -260,6 +262,55 @@ def test_macro_centres_and_calibration(scored: Path, tmp_path: Path) -> None:
     assert len(rows) == 16
     assert sum(int(row.split(",")[2]) for row in rows[1:]) == len(scores)
     assert (tmp_path / "reliability.png").stat().st_size > 3000
+
+
+def test_error_regions_are_where_the_errors_are(scored: Path) -> None:
+    for slide in SLIDES:
+        codes = read_image(scored / "confusion" / f"{slide}.ome.zarr", 0.5).data
+        found = json.loads((scored / "confusion" / f"{slide}.geojson").read_text())["features"]
+        painted = np.zeros_like(codes)
+        stride = STRIDE / 0.5
+        rows, columns = np.indices(codes.shape)
+        centres = shapely.points((columns + 0.5) * stride, (rows + 0.5) * stride)
+        for one in found:
+            code = ["", "False positive", "False negative", "True positive"].index(
+                one["properties"]["classification"]["name"]
+            )
+            area = shapely.from_geojson(json.dumps(one["geometry"]))
+            inside = shapely.contains(area, centres)
+            assert one["properties"]["measurements"]["patches"] == inside.sum() == round(area.area / stride**2)
+            painted[inside] = code
+        assert np.array_equal(painted, np.where(codes == confusion.NOT_SCORED, 0, codes)), slide
+
+
+def test_figures_are_there_twice_with_the_same_bytes(scored: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        run(scored, tmp_path / folder)
+    names = [f"{name}.{kind}" for name in ("roc", "pr", "froc", "reliability", "confusion", "cohort") for kind in KINDS]
+    for name in names:
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        assert one == two, name
+        assert one.startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[name[-3:]])
+    # TrueType fonts are embedded, so text can be searched and edited.
+    assert b"/FontFile2" in (tmp_path / "one" / "roc.pdf").read_bytes()
+
+
+def test_the_band_of_the_roc_holds_the_curve(scored: Path, tmp_path: Path) -> None:
+    run(scored, tmp_path)
+    with (tmp_path / "roc_band.csv").open() as file:
+        rate, low, high = np.array([[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]).T
+    assert np.array_equal(rate, np.linspace(0, 1, 201).round(6))
+    assert (low <= high).all()
+    assert (np.diff(low) >= 0).all()
+    assert (np.diff(high) >= 0).all()
+    assert high[-1] == low[-1] == 1
+    scores, truth = pooled()
+    fpr, tpr, _ = sk.roc_curve(truth, scores, drop_intermediate=False)
+    inside = np.interp(rate, fpr, tpr)
+    # Bins are narrow, so the curve of all slides may leave the band by no more than theirs.
+    assert (low - 0.01 <= inside).all()
+    assert (inside <= high + 0.01).all()
+    assert (high - low).max() > 0.01
 
 
 def test_the_slide_auc_has_delongs_interval_too(scored: Path, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     xml = write_asap(out / "a.xml", [("_0", square(200, 200, 500))])
     tissue.run("s1", store, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
     truth.run(
-        "s1", store, out / "truth.ome.zarr", out / "truth.json", out / "u.png", TruthOptions(), annotation=xml,
+        "s1", store, out / "truth.ome.zarr", out / "truth.json", out / "u.png",
+        out / "u.geojson", TruthOptions(), annotation=xml,
         label="tumor",
     )  # fmt: skip
     pyramid = Pyramid(store)

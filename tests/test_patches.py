@@ -29,7 +29,8 @@ def prepared(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     tissue.run("s1", pyramid, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
     options = TruthOptions(ignore_groups=("Ignore",))
     truth.run(
-        "s1", pyramid, out / "truth.ome.zarr", out / "truth.json", out / "u.png", options, annotation=xml, label="tumor"
+        "s1", pyramid, out / "truth.ome.zarr", out / "truth.json", out / "u.png",
+        out / "u.geojson", options, annotation=xml, label="tumor"
     )  # fmt: skip
     return out
 

@@ -30,6 +30,7 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         xml = write_asap(folder / "a.xml", [("_0", square(200, 200, 400))]) if label == "tumor" else None
         truth.run(
             slide, folder / "pyramid.ome.zarr", folder / "truth.ome.zarr", folder / "truth.json", folder / "truth.png",
+            folder / "truth.geojson",
             TruthOptions(), annotation=xml, label=label,
         )  # fmt: skip
         found = [folder / f"tissue.{kind}" for kind in ("ome.zarr", "json", "png")]

@@ -73,7 +73,8 @@ def stained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pyramid = out / "pyramid.ome.zarr"
     tissue.run("s1", pyramid, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
     truth.run(
-        "s1", pyramid, out / "truth.ome.zarr", out / "truth.json", out / "u.png", TruthOptions(), label="normal"
+        "s1", pyramid, out / "truth.ome.zarr", out / "truth.json", out / "u.png",
+        out / "u.geojson", TruthOptions(), label="normal"
     )  # fmt: skip
     return out
 

@@ -170,6 +170,7 @@ def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, na
     mask = run(folder, tmp_path, mpp=8)
     truth.run(
         name, pyramid.path, tmp_path / "truth.ome.zarr", tmp_path / "truth.json", tmp_path / "truth.png",
+        tmp_path / "truth.geojson",
         TruthOptions(), annotation=xml, label="tumor",
     )  # fmt: skip
     tumor = read_image(tmp_path / "truth.ome.zarr", pyramid.mpp).data == TUMOR

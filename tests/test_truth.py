@@ -28,6 +28,11 @@ def regions_of(tmp_path: Path, rings: list[tuple[str, list[tuple[float, float]]]
     return read_annotation("s1", write_asap(tmp_path / "a.xml", rings), TruthOptions(), SIZE)
 
 
+def outputs(folder: Path) -> list[Path]:
+    """Store, receipt, picture and GeoJSON of the stage."""
+    return [folder / f"t.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")]
+
+
 def painted(area: shapely.Geometry, pixel: float, size: Size, band: int) -> np.ndarray:
     crossings, out = Crossings(area, pixel, size), np.zeros((size.height, size.width), np.uint8)
     for row in range(0, size.height, band):
@@ -128,15 +133,15 @@ def test_three_states(
     tissue_slide: Path, tmp_path: Path, label: str | None, annotated: bool, exhaustive: bool, outside: int
 ) -> None:
     xml = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 300))]) if annotated else None
-    store = tmp_path / "truth.ome.zarr"
+    store = tmp_path / "t.ome.zarr"
     truth.run(
-        "s1", tissue_slide / "pyramid.ome.zarr", store, tmp_path / "truth.json", tmp_path / "truth.png",
+        "s1", tissue_slide / "pyramid.ome.zarr", *outputs(tmp_path),
         TruthOptions(), annotation=xml, label=label, exhaustive=exhaustive,
     )  # fmt: skip
     image = read_image(store, Pyramid(tissue_slide / "pyramid.ome.zarr").mpp).data
     assert image[0, 0] == outside
     assert (image == TUMOR).any() == annotated
-    facts = json.loads((tmp_path / "truth.json").read_text())
+    facts = json.loads((tmp_path / "t.json").read_text())
     assert facts["tumor_mm2"] == pytest.approx(0.0225 if annotated else 0)
 
 
@@ -182,7 +187,7 @@ def test_label_and_annotation_have_to_agree(tissue_slide: Path, tmp_path: Path, 
     xml = write_asap(tmp_path / "a.xml", [(group, square(400, 400, 300))])
     with pytest.raises(AnnotationError, match=f"the sheet's label is {label}"):
         truth.run(
-            "s1", tissue_slide / "pyramid.ome.zarr", tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png",
+            "s1", tissue_slide / "pyramid.ome.zarr", *outputs(tmp_path),
             TruthOptions(), annotation=xml, label=label,
         )  # fmt: skip
 
@@ -210,7 +215,7 @@ def test_a_band_along_the_borders_is_ignored(tumor_first: bool) -> None:
 def test_the_band_is_wanted_by_the_config(tissue_slide: Path, tmp_path: Path) -> None:
     xml = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 400))])
     truth.run(
-        "s1", tissue_slide / "pyramid.ome.zarr", tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png",
+        "s1", tissue_slide / "pyramid.ome.zarr", *outputs(tmp_path),
         TruthOptions(mpp=4, ignore_margin_um=20), annotation=xml, label="tumor",
     )  # fmt: skip
     pixels = json.loads((tmp_path / "t.json").read_text())["pixels"]
@@ -224,7 +229,7 @@ def test_micrometres_taken_for_pixels_are_noticed(tissue_slide: Path, tmp_path: 
 
     def run(ring: list[tuple[float, float]]) -> None:
         truth.run(
-            "s1", tissue_slide / "pyramid.ome.zarr", tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png",
+            "s1", tissue_slide / "pyramid.ome.zarr", *outputs(tmp_path),
             TruthOptions(), annotation=write_asap(tmp_path / "a.xml", [("_0", ring)]), label="tumor",
         )  # fmt: skip
 
@@ -251,3 +256,23 @@ def test_truth_is_the_same_for_any_bands_and_workers(
         whole = draw(regions, size, 1.0, IGNORE, 1)
         patch.setattr(truth, "_BAND_PX", band)
         np.testing.assert_array_equal(draw(regions, size, 1.0, IGNORE, threads), whole)
+
+
+def test_the_geojson_is_the_same_truth(tissue_slide: Path, tmp_path: Path) -> None:
+    """What QuPath is given, read as an annotation again, says what the first one said."""
+    pyramid = tissue_slide / "pyramid.ome.zarr"
+    rings = [("_0", square(300, 300, 400)), ("_2", square(400, 400, 100)), ("Ignore*", square(900, 300, 200))]
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, annotation in (
+        (first, write_asap(tmp_path / "a.xml", [*rings, ("_1", square(1200, 800, 50))])),
+        (second, first / "t.geojson"),
+    ):
+        truth.run("s1", pyramid, *outputs(folder), TruthOptions(), annotation=annotation, label="tumor")
+    collection = json.loads((first / "t.geojson").read_text())
+    names = [one["properties"]["classification"]["name"] for one in collection["features"]]
+    assert names == ["Tumor", "Tumor", "Ignore*"]
+    holes = [len(one["geometry"]["coordinates"]) - 1 for one in collection["features"]]
+    assert sorted(holes) == [0, 0, 1]
+    found = [read_image(folder / "t.ome.zarr", 0.5).data for folder in (first, second)]
+    assert set(np.unique(found[0])) == {NORMAL, TUMOR, IGNORE}
+    assert np.array_equal(*found)

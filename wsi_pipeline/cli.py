@@ -17,6 +17,7 @@ from wsi_pipeline import cli_evaluation, tools
 from wsi_pipeline.cli_options import (
     AllowUpsampling,
     Exclude,
+    Geojson,
     HeatmapArg,
     HeatmapReceipt,
     ModelArg,
@@ -132,6 +133,7 @@ def truth(
     store: Store,
     receipt: Receipt,
     picture: Picture,
+    geojson: Geojson,
     annotation: Annotated[
         Path | None, typer.Option(help="ASAP XML, ImageScope XML or QuPath GeoJSON.", readable=False)
     ] = None,
@@ -146,7 +148,7 @@ def truth(
     from wsi_pipeline.stages import truth as stage
 
     stage.run(
-        slide, pyramid, store, receipt, picture, parse_options("truth", TruthOptions, options),
+        slide, pyramid, store, receipt, picture, geojson, parse_options("truth", TruthOptions, options),
         annotation=annotation, label=label, exhaustive=exhaustive, threads=threads,
     )  # fmt: skip
 

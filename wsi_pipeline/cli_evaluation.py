@@ -11,10 +11,11 @@ from wsi_pipeline.cli_options import (
     Calibration,
     DetectionsFolder,
     Exclude,
+    FigureArg,
+    Geojson,
     HeatmapArg,
     HeatmapReceipt,
     Options,
-    Picture,
     PyramidArg,
     Receipt,
     Rows,
@@ -56,7 +57,7 @@ def detect(
     heatmap_receipt: HeatmapReceipt,
     slide: Slide,
     detections: Annotated[Path, typer.Option(help="CSV of confidence,x,y to write.")],
-    geojson: Annotated[Path, typer.Option(help="QuPath GeoJSON to write.")],
+    geojson: Geojson,
     receipt: Receipt,
     options: Options = "{}",
 ) -> None:
@@ -100,7 +101,8 @@ def confusion(
     slide: Slide,
     store: Store,
     receipt: Receipt,
-    picture: Picture,
+    picture: FigureArg,
+    geojson: Geojson,
     options: Options = "{}",
     synthetic: Synthetic = False,
 ) -> None:
@@ -111,7 +113,7 @@ def confusion(
 
     parsed = parse_options("confusion", PatchLevelOptions, options)
     stage.run(
-        slide, pyramid, truth, heatmap, heatmap_receipt, calibration, store, receipt, picture, parsed,
+        slide, pyramid, truth, heatmap, heatmap_receipt, calibration, store, receipt, picture, geojson, parsed,
         synthetic=synthetic,
     )  # fmt: skip
 

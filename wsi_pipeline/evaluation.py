@@ -11,7 +11,7 @@ from wsi_pipeline.config import EvaluateOptions, IntervalOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.files import digest_json
 from wsi_pipeline.metrics.calibration import RELIABILITY_BINS, PooledCalibration
-from wsi_pipeline.metrics.curves import Counts, Histogram, auc, average_precision, counts_at
+from wsi_pipeline.metrics.curves import Band, Counts, Histogram, auc, average_precision, counts_at
 from wsi_pipeline.metrics.delong import Labels, Scores, delong_interval
 from wsi_pipeline.metrics.intervals import Weights, percentiles, slide_weights
 from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, PooledHits, SlideHits
@@ -29,6 +29,7 @@ from wsi_pipeline.summary import Figures
 
 # The part of the slides that is all of them.
 _ALL = "slides"
+_BAND_POINTS = 201
 MATLAB_THRESHOLDS = (1.0, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0)
 
 
@@ -77,6 +78,7 @@ class Evaluation:
         self.at_temperature = at_temperature if chosen["temperature"] else None
         self._drawn: tuple[str, Weights] = ("", np.zeros((0, 0), np.int64))
         self._judged = _common_rule(slides)
+        self.roc_band: Band | None = None
         self.counts = sum((s.counts for s in slides), Counts(0, 0, 0, 0))
 
     def metrics(self) -> Figures:
@@ -107,9 +109,18 @@ class Evaluation:
     def _method(self) -> Figures:
         return interval_method(self._options.interval)
 
+    def _roc_band(self) -> Band | None:
+        rates, level = np.linspace(0, 1, _BAND_POINTS), self._options.interval.level
+        drawn = self.pooled.rocs(rates, self._weights(_ALL, len(self.slides)))
+        if len(drawn) < self._options.interval.resamples / 2:
+            return None
+        low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=0)
+        return Band(rates, low, high, level)
+
     def _patch(self) -> Figures:
         pooled, histogram, slides = self.pooled, self.histogram, len(self.slides)
         area, precision = auc(histogram), average_precision(histogram)
+        self.roc_band = self._roc_band() if area is not None and slides > 1 else None
         return {
             "auc": area,
             "auc_interval": None

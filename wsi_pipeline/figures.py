@@ -1,27 +1,41 @@
 """Figures (matplotlib): sizes in mm, colours of Okabe and Ito that colour-blind readers tell apart.
 
-Each function returns a `Figure` to save; none touches the disk.
+Each function returns a `Figure`; `save_figure` writes it. How they look stands in `figures.mplstyle`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from wsi_pipeline.files import publish
 from wsi_pipeline.metrics.calibration import Bin
-from wsi_pipeline.metrics.curves import Counts, Curve
-from wsi_pipeline.pictures import HEAT_COLORS, Picture, blend, color_heat, on_picture, paint_labels, truth_outline
+from wsi_pipeline.metrics.curves import Band, Counts, Curve
+from wsi_pipeline.overlays import outlined, truth_overlay
+from wsi_pipeline.pictures import (
+    HEAT_COLORS,
+    Picture,
+    bar_length,
+    blend,
+    color_heat,
+    length_text,
+    on_picture,
+    paint_labels,
+)
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.store import Image
 from wsi_pipeline.summary import SYNTHETIC
 
-mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})
+matplotlib.style.use(str(files("wsi_pipeline").joinpath("figures.mplstyle")))
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PANEL_PX = 900
@@ -33,6 +47,13 @@ def _figure(width_mm: float, height_mm: float, synthetic: bool = False) -> Figur
     if synthetic:
         figure.supxlabel(SYNTHETIC, fontsize=7, color=ORANGE)
     return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as the PNG `path` and as a PDF beside it, with the same bytes for the same figure."""
+    for target, more in ((path.with_suffix(".pdf"), {"CreationDate": None}), (path, {})):
+        with publish(target) as partial:
+            figure.savefig(partial, metadata=more)
 
 
 def training_curves(history: Sequence[dict[str, Any]], synthetic: bool) -> Figure:
@@ -75,11 +96,10 @@ def slide_panels(
 ) -> Figure:
     """Truth, heatmap and errors of one slide, side by side."""
     picture, mpp = pyramid.thumbnail(PANEL_PX)
-    outlined = truth_outline(pyramid, truth.data, truth.mpp, PANEL_PX)
     heat_there = layer_on_picture(heat, picture, mpp)
     codes = layer_on_picture(confusion, picture, mpp)
     panels = (
-        (outlined, "truth: tumour red, normal inside green"),
+        (outlined(pyramid, truth_overlay(truth), PANEL_PX)[0], "truth: tumour red, normal inside green"),
         (blend(picture, *color_heat(heat_there)), "tumour probability"),
         (blend(picture, *paint_labels(codes)), f"threshold {threshold:.4g}: TP red, FP cyan, FN yellow"),
     )
@@ -106,20 +126,21 @@ def layer_on_picture(image: Image, picture: Picture, mpp: float) -> NDArray[Any]
 
 def scale_bar(axes: Axes, width_px: int, height_px: int, mpp: float) -> None:
     """A bar of a round length, about a fifth of the picture."""
-    target = width_px * mpp / 5
-    power = 10.0 ** np.floor(np.log10(target))
-    length = max(step * power for step in (1, 2, 5) if step * power <= target)
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
+    length = bar_length(width_px * mpp / 5)
     x, y = width_px * 0.03, height_px * 0.96
     axes.plot([x, x + length / mpp], [y, y], color="black", linewidth=2, solid_capstyle="butt")
-    axes.text(x, y - height_px * 0.015, label, fontsize=6, va="bottom")
+    axes.text(x, y - height_px * 0.015, length_text(length), fontsize=6, va="bottom")
 
 
-def roc_figure(curve: Curve | None, title: str, synthetic: bool) -> Figure:
-    """ROC of all scored patches."""
+def roc_figure(curve: Curve | None, band: Band | None, title: str, synthetic: bool) -> Figure:
+    """ROC of all scored patches, with the interval of the true positive rate at each false positive rate."""
     figure = _figure(85, 85, synthetic)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
+    if band is not None:
+        label = f"{100 * band.level:.0f} % interval"
+        axes.fill_between(band.x, band.low, band.high, color=BLUE, alpha=0.2, linewidth=0, label=label)
+        axes.legend(frameon=False, loc="lower right")
     _plot_curve(axes, curve, BLUE)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_title(title, fontsize=8)
@@ -182,17 +203,36 @@ def reliability_figure(bins: Sequence[Bin], scaled: Sequence[Bin], title: str, s
 
 
 def confusion_chart(counts: Counts, threshold: float, synthetic: bool) -> Figure:
-    """Confusion matrix of all scored patches, each cell as a share of the total and as a count."""
-    figure = _figure(85, 80, synthetic)
-    axes = figure.subplots()
+    """Confusion matrix of all scored patches: shares of the total, and of the patches of each true class."""
+    figure = _figure(170, 84, synthetic)
     cells = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
-    shares = cells / max(counts.total, 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares):
-        color = "white" if share > 0.5 else "black"
-        text = f"{share:.4f}\n({cells[row, column]:,})"
-        axes.text(column, row, text, ha="center", va="center", color=color)
-    names = ["normal", "tumour"]
-    axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names, xlabel="predicted", ylabel="true")
-    axes.set_title(f"{counts.total:,} patches, normalised by the total, threshold {threshold:.4g}", fontsize=7)
+    of_rows = cells.sum(axis=1, keepdims=True)
+    titles = ("share of all patches", "share of the patches of a true class")
+    for axes, whole, title in zip(figure.subplots(1, 2), (cells.sum(), of_rows), titles, strict=True):
+        shares = cells / np.maximum(whole, 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(shares):
+            text = f"{share:.4f}\n({cells[row, column]:,})"
+            axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
+        names = ["normal", "tumour"]
+        axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names, xlabel="called", ylabel="true")
+        axes.set_title(title)
+    figure.suptitle(f"{counts.total:,} patches, threshold {threshold:.4g}")
+    return figure
+
+
+def cohort_table(rows: Sequence[Sequence[str]], title: str, synthetic: bool) -> Figure:
+    """A table of text, its first row the heads of the columns."""
+    figure = _figure(170, 14 + 7 * len(rows), synthetic)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_title(title)
+    table = axes.table([list(row) for row in rows], loc="center", cellLoc="right", edges="horizontal")
+    table.auto_set_font_size(False)
+    table.scale(1, 1.4)
+    for (row, column), cell in table.get_celld().items():
+        if row == 0 or column == 0:
+            cell.set_text_props(weight="bold")
+        if column == 0:
+            cell.set_text_props(ha="left")
     return figure

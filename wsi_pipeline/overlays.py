@@ -1,4 +1,4 @@
-"""Outlines of tissue and truth as pictures to lay over a slide, at any scale."""
+"""Outlines of tissue and truth on a slide, or as pictures to lay over it, at any scale."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from scipy import ndimage
 
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
-from wsi_pipeline.pictures import NORMAL_INSIDE_COLOR, TISSUE_COLOR, TUMOR_COLOR
+from wsi_pipeline.pictures import (
+    IGNORED_COLOR,
+    NORMAL_INSIDE_COLOR,
+    TISSUE_COLOR,
+    TUMOR_COLOR,
+    Picture,
+    blend,
+)
+from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.store import Image
 
+QC_PX = 1024
 _OUTLINE_PX = 1
 # Values of an overlay, and their colours (red, green, blue, opacity).
 _CLEAR, _TISSUE, _TUMOR, _INSIDE, _IGNORED = range(5)
-_PALETTE = [(0, 0, 0, 0), (*TISSUE_COLOR, 255), (*TUMOR_COLOR, 255), (*NORMAL_INSIDE_COLOR, 255), (128, 128, 128, 140)]
+_PALETTE = [(0, 0, 0, 0), (*TISSUE_COLOR, 255), (*TUMOR_COLOR, 255), (*NORMAL_INSIDE_COLOR, 255), (*IGNORED_COLOR, 140)]
 
 Codes = NDArray[np.uint8]
 
@@ -46,10 +55,19 @@ def _enclosed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def outlines(overlay: Image, box: Box, mpp: float) -> bytes | None:
     """PNG of the outlines in `box`, in pixels of a virtual image at `mpp`; None where there are none."""
-    edge = _OUTLINE_PX + 1
-    wider = Box(box.x - edge, box.y - edge, box.width + 2 * edge, box.height + 2 * edge)
-    painted = _painted(_at(overlay, wider, mpp))[edge:-edge, edge:-edge]
+    painted = _painted(overlay, box, mpp)
     return _png(painted) if painted.any() else None
+
+
+def outlined(pyramid: Pyramid, overlay: Image, longest_px: int = QC_PX) -> tuple[Picture, float]:
+    """The slide with its outlines, and the picture's scale in um per pixel.
+
+    Tissue is blue; or tumour red, normal tissue inside it green, and what is ignored greyed.
+    """
+    picture, mpp = pyramid.thumbnail(longest_px)
+    painted = _painted(overlay, Box(0, 0, picture.shape[1], picture.shape[0]), mpp)
+    colors = np.array(_PALETTE, np.uint8)[painted]
+    return blend(picture, colors[..., :3], (colors[..., 3] / np.float32(255)).astype(np.float32)), mpp
 
 
 def _at(mask: Image, box: Box, mpp: float) -> Codes:
@@ -87,14 +105,17 @@ def _any(values: NDArray[np.bool_], edges: NDArray[np.int64], axis: int) -> NDAr
     return found
 
 
-def _painted(codes: Codes) -> Codes:
+def _painted(overlay: Image, box: Box, mpp: float) -> Codes:
+    # As far beyond the box as a line reaches into it.
+    edge = _OUTLINE_PX + 1
+    codes = _at(overlay, Box(box.x - edge, box.y - edge, box.width + 2 * edge, box.height + 2 * edge), mpp)
     painted = np.where(codes == _IGNORED, _IGNORED, _CLEAR).astype(np.uint8)
     for code in (_TISSUE, _TUMOR, _INSIDE):
         mask = codes == code
         if mask.any():
             border = mask & ~ndimage.binary_erosion(mask, border_value=1)
             painted[ndimage.binary_dilation(border, iterations=_OUTLINE_PX)] = code
-    return painted
+    return painted[edge:-edge, edge:-edge]
 
 
 def _png(painted: Codes) -> bytes:

@@ -1,4 +1,4 @@
-"""Pictures of slides with outlines and overlays, as (h, w, 3) uint8 arrays."""
+"""Pictures of slides and what is laid over them, as (h, w, 3) uint8 arrays."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from scipy import ndimage
+from PIL import ImageDraw, ImageFont
 
 from wsi_pipeline.files import publish
-from wsi_pipeline.masks import NORMAL, TUMOR
-from wsi_pipeline.pyramid import Pyramid
 
 Picture = NDArray[np.uint8]
 Alpha = NDArray[np.float32]
 T = TypeVar("T", bound=np.generic)
 
-QC_PX = 1024
+_FONT_PX = 15
 TISSUE_COLOR = (0, 114, 178)
 TUMOR_COLOR = (230, 25, 25)
 NORMAL_INSIDE_COLOR = (0, 158, 60)
+IGNORED_COLOR = (128, 128, 128)
 HEAT_COLORS = "viridis"
 # The example's colours of false positives, false negatives and true positives.
 CONFUSION_COLORS = {1: (0, 255, 255), 2: (255, 255, 0), 3: (255, 0, 0)}
 
 
-def save_picture(path: Path, picture: Picture) -> None:
-    """Write a PNG atomically."""
+def save_picture(path: Path, picture: Picture, mpp: float) -> None:
+    """Write a picture of a slide as PNG, with a scale bar, atomically."""
     with publish(path) as partial:
-        Pillow.fromarray(picture).save(partial, format="PNG", compress_level=3)
+        Pillow.fromarray(_with_scale_bar(picture, mpp)).save(partial, format="PNG", compress_level=3)
 
 
 def on_picture(mask: NDArray[T], mask_mpp: float, picture: Picture, mpp: float) -> NDArray[T]:
@@ -42,34 +41,30 @@ def on_picture(mask: NDArray[T], mask_mpp: float, picture: Picture, mpp: float) 
     return picked
 
 
-def draw_outline(picture: Picture, mask: NDArray[np.bool_], color: tuple[int, int, int], width_px: int = 3) -> None:
-    """Draw the border of `mask` (of the picture's size) into the picture."""
-    if not mask.any():
-        return
-    padded = np.pad(mask, 1)
-    inside = ndimage.binary_erosion(padded)[1:-1, 1:-1]
-    border = mask & ~inside
-    picture[ndimage.binary_dilation(border, iterations=width_px // 2)] = color
+def bar_length(most_um: float) -> float:
+    """The longest round length (1, 2 or 5 times a power of ten) that is not longer, um."""
+    power = 10.0 ** np.floor(np.log10(most_um))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= most_um))
 
 
-def mask_outline(pyramid: Pyramid, mask: NDArray[np.bool_], mask_mpp: float) -> Picture:
-    """The slide with the outline of its tissue."""
-    picture, mpp = pyramid.thumbnail(QC_PX)
-    draw_outline(picture, on_picture(mask, mask_mpp, picture, mpp).astype(bool), TISSUE_COLOR)
-    return picture
+def length_text(um: float) -> str:
+    """A round length in um or mm."""
+    return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
 
 
-def truth_outline(pyramid: Pyramid, truth: NDArray[np.uint8], truth_mpp: float, longest_px: int = QC_PX) -> Picture:
-    """The slide with tumour outlined in red, normal tissue inside tumour in green and ignored parts greyed."""
-    picture, mpp = pyramid.thumbnail(longest_px)
-    here = on_picture(truth, truth_mpp, picture, mpp)
-    ignored = here > TUMOR
-    picture[ignored] = (picture[ignored].astype(np.uint16) + 128) // 2
-    tumor = here == TUMOR
-    draw_outline(picture, tumor, TUMOR_COLOR)
-    inside = (here == NORMAL) & ndimage.binary_fill_holes(tumor)
-    draw_outline(picture, inside, NORMAL_INSIDE_COLOR)
-    return picture
+def _with_scale_bar(picture: Picture, mpp: float) -> Picture:
+    """The picture with a bar of a round length, about a fifth of its width, in a corner."""
+    image = Pillow.fromarray(picture)
+    draw = ImageDraw.Draw(image, "RGBA")
+    length = bar_length(image.width * mpp / 5)
+    font = ImageFont.load_default(_FONT_PX)
+    text, width = length_text(length), round(length / mpp)
+    x, y = 12, image.height - 16
+    room = max(width, int(draw.textlength(text, font=font)))
+    draw.rectangle((x - 6, y - _FONT_PX - 8, x + room + 6, y + 8), fill=(255, 255, 255, 200))
+    draw.rectangle((x, y, x + width - 1, y + 3), fill=(0, 0, 0, 255))
+    draw.text((x, y - 4), text, fill=(0, 0, 0, 255), font=font, anchor="ls")
+    return np.asarray(image)
 
 
 def blend(picture: Picture, color: Picture, alpha: Alpha) -> Picture:

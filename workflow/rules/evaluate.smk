@@ -1,5 +1,7 @@
 # What is chosen on the validation slides, figures over all test slides, and the report.
 
+EVALUATION_FIGURES = ("roc", "pr", "froc", "reliability", "confusion", "cohort")
+
 
 rule calibrate:
     input:
@@ -42,17 +44,17 @@ rule evaluate:
         detections=of_test_slides("<results>/detections/{model}/{slide}.json"),
     output:
         multiext(
-            "<results>/evaluation/{model}/", "roc.csv", "pr.csv", "froc.csv", "reliability.csv", "slides.csv"
+            "<results>/evaluation/{model}/",
+            "roc.csv",
+            "roc_band.csv",
+            "pr.csv",
+            "froc.csv",
+            "reliability.csv",
+            "slides.csv",
+            *(f"{figure}.pdf" for figure in EVALUATION_FIGURES),
         ),
         report(
-            multiext(
-                "<results>/evaluation/{model}/",
-                "roc.png",
-                "pr.png",
-                "froc.png",
-                "reliability.png",
-                "confusion.png",
-            ),
+            multiext("<results>/evaluation/{model}/", *(f"{figure}.png" for figure in EVALUATION_FIGURES)),
             category="Evaluation",
             labels=lambda wildcards: {"model": wildcards.model},
         ),
@@ -121,7 +123,7 @@ rule report:
         options=options("report"),
         sheet=CONFIG.cohort.slides,
         exclude=EXCLUDE,
-        results=RESULTS,
+        results=lambda wildcards, output: folder_of(output),
         model=MODEL,
     shell:
         "wsi-pipeline report --sheet {params.sheet:q} {params.exclude:q} --results {params.results:q}"

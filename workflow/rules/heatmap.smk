@@ -96,6 +96,7 @@ rule confusion:
         pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
         truth=ancient("<results>/slides/{slide}/truth.ome.zarr"),
     output:
+        "<results>/confusion/{model}/{slide}.pdf",
         store=directory("<results>/confusion/{model}/{slide}.ome.zarr"),
         receipt="<results>/confusion/{model}/{slide}.json",
         picture=report(
@@ -104,6 +105,7 @@ rule confusion:
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "truth, heatmap and errors"},
         ),
+        geojson="<results>/confusion/{model}/{slide}.geojson",
     log:
         "<logs>/confusion/{model}/{slide}.log",
     benchmark:
@@ -119,7 +121,8 @@ rule confusion:
         "wsi-pipeline confusion --pyramid {input.pyramid:q} --truth {input.truth:q} --heatmap {input.heatmap:q}"
         " --heatmap-receipt {input.heatmap_receipt:q} --calibration {input.calibration:q}"
         " --slide {wildcards.slide:q} --store {output.store:q} --receipt {output.receipt:q}"
-        " --picture {output.picture:q} --options {params.options:q} {params.synthetic} > {log:q} 2>&1"
+        " --picture {output.picture:q} --geojson {output.geojson:q} --options {params.options:q}"
+        " {params.synthetic} > {log:q} 2>&1"
 
 
 rule scores:

@@ -66,6 +66,7 @@ rule truth:
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "truth"},
         ),
+        geojson="<results>/slides/{slide}/truth.geojson",
     log:
         "<logs>/truth/{slide}.log",
     benchmark:
@@ -80,4 +81,4 @@ rule truth:
     shell:
         "wsi-pipeline truth --pyramid {input.pyramid:q} --slide {wildcards.slide:q} {params.row:q}"
         " --store {output.store:q} --receipt {output.receipt:q} --picture {output.picture:q}"
-        " --options {params.options:q} --threads {threads} > {log:q} 2>&1"
+        " --geojson {output.geojson:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"

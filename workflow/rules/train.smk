@@ -50,6 +50,8 @@ else:
                 category="Training",
                 labels={"model": "{model}", "figure": "curves"},
             ),
+            curves_pdf="<results>/model/{model}/curves.pdf",
+            augmented_pdf="<results>/model/{model}/augmented.pdf",
             augmented=report(
                 "<results>/model/{model}/augmented.png",
                 category="Training",

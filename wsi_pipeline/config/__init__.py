@@ -78,8 +78,8 @@ __all__ = [
 # Raised by one where a stage's results change: everything that it made is then made again.
 STEP_VERSIONS = {
     "convert": 3,
-    "tissue": 3,
-    "truth": 3,
+    "tissue": 4,
+    "truth": 4,
     "patches": 3,
     "train": 3,
     "negatives": 1,
@@ -89,7 +89,7 @@ STEP_VERSIONS = {
     "detect": 1,
     "calibrate": 1,
     "confusion": 4,
-    "evaluate": 5,
+    "evaluate": 6,
     "report": 4,
 }
 

@@ -90,6 +90,16 @@ class Curve:
     y: NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """An interval of a curve's height, `low` to `high`, at each `x`."""
+
+    x: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    level: float
+
+
 def roc_curve(histogram: Histogram) -> Curve:
     """False positive rate and true positive rate; starts at (0, 0) with an infinite threshold."""
     tpr = np.concatenate([[0.0], np.cumsum(histogram.tumor[::-1]) / max(histogram.tumors, 1)])

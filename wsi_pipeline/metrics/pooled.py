@@ -97,6 +97,12 @@ class PooledScores:
         moved: Floats = np.clip(found + (exact - of_bins[0]), 0.0, 1.0)
         return moved
 
+    def rocs(self, rates: Floats, weights: Weights) -> Floats:
+        """True positive rate of each resample at false positive rates, (resamples, rates); those with both classes."""
+        normal = np.array([sketch.normal for sketch in self._sketches], np.float64)
+        tumor = np.array([sketch.tumor for sketch in self._sketches], np.float64)
+        return np.concatenate([_rocs_of(w @ normal, w @ tumor, rates) for w in _parts(weights)])
+
     @property
     def calibration(self) -> PooledCalibration:
         """Sums for calibration."""
@@ -122,6 +128,15 @@ def resampled_aucs(scores: Floats, is_tumor: NDArray[np.bool_], weights: Weights
         normal_counts = np.add.reduceat(np.where(tumor, 0, drawn), starts, axis=1)
         found.append(aucs_of(normal_counts, np.add.reduceat(np.where(tumor, drawn, 0), starts, axis=1)))
     return np.concatenate(found)
+
+
+def _rocs_of(normal: Floats, tumor: Floats, rates: Floats) -> Floats:
+    found = []
+    for negatives, positives in zip(normal, tumor, strict=True):
+        if negatives.any() and positives.any():
+            x, y = (np.concatenate(([0.0], np.cumsum(part[::-1]) / part.sum())) for part in (negatives, positives))
+            found.append(np.interp(rates, x, y))
+    return np.array(found, np.float64).reshape(len(found), len(rates))
 
 
 def average_precisions_of(normal: Floats, tumor: Floats) -> Floats:

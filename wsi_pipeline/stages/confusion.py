@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import PatchLevelOptions
 from wsi_pipeline.evaluation import check_chosen_for, ratios_of, shares_of
-from wsi_pipeline.figures import slide_panels
-from wsi_pipeline.files import publish
-from wsi_pipeline.heatmaps import JudgedHeatmap
+from wsi_pipeline.figures import save_figure, slide_panels
+from wsi_pipeline.geojson import Feature, cells_area, feature, polygons, write_features
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.heatmaps import JudgedHeatmap, grid_of
 from wsi_pipeline.masks import IGNORE, TUMOR
 from wsi_pipeline.metrics.curves import Counts
+from wsi_pipeline.pictures import CONFUSION_COLORS
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import read_receipt, write_receipt
 from wsi_pipeline.store import Image, LabelValue, write_image
@@ -42,6 +45,7 @@ def run(
     store: Path,
     receipt: Path,
     picture: Path,
+    geojson: Path,
     options: PatchLevelOptions,
     *,
     synthetic: bool = False,
@@ -58,9 +62,9 @@ def run(
     counts = Counts(tp=tp, fp=fp, fn=fn, tn=tn)
     image = Image(codes, heat.mpp, heat.first_centre_um)
     write_image(store, image, name="confusion", slide_mpp=pyramid.mpp, labels=LABELS, fill=NOT_SCORED)
-    with publish(picture) as partial:
-        figure = slide_panels(slide, pyramid, judged.truth, heat, image, threshold=threshold, synthetic=synthetic)
-        figure.savefig(partial, format="png")
+    figure = slide_panels(slide, pyramid, judged.truth, heat, image, threshold=threshold, synthetic=synthetic)
+    save_figure(figure, picture)
+    write_features(geojson, _features(codes, grid_of(judged.facts)))
     content = {
         "slide": slide,
         "model_sha256": model,
@@ -75,6 +79,15 @@ def run(
         "%s: %d patches scored, %d true positive, %d false positive, %d false negative",
         slide, counts.total, counts.tp, counts.fp, counts.fn,
     )  # fmt: skip
+
+
+def _features(codes: NDArray[np.uint8], grid: Grid) -> Iterator[Feature]:
+    """Connected areas of errors and of what was found, with how many patches they have."""
+    first = (grid.patch_px - grid.stride_px) / 2
+    for code, name in ((FP, "False positive"), (FN, "False negative"), (TP, "True positive")):
+        for area in polygons(cells_area(codes == code, grid.stride_px, first)):
+            patches = round(area.area / grid.stride_px**2)
+            yield feature(area, name, CONFUSION_COLORS[code], measurements={"patches": patches})
 
 
 def classify(heat: NDArray[np.float32], labels: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
+import shapely
 
 from wsi_pipeline.config import LesionLevelOptions
 from wsi_pipeline.files import digest_file, write_text
+from wsi_pipeline.geojson import Feature, feature, write_features
 from wsi_pipeline.heatmaps import grid_of
 from wsi_pipeline.masks import IGNORE, TUMOR
 from wsi_pipeline.metrics.lesions import Detection, components, find_lesions, match, suppress
+from wsi_pipeline.pictures import TUMOR_COLOR
 from wsi_pipeline.receipts import read_receipt, write_receipt
 from wsi_pipeline.store import read_image
 
@@ -41,7 +43,7 @@ def run(
         peaks = suppress(heat.data, options.radius_um / heat.mpp, options.min_score)
     found = [Detection(score, float(x[column]), float(y[row])) for score, column, row in peaks]
     write_text(detections, "".join(f"{d.confidence:.6f},{d.x:.1f},{d.y:.1f}\n" for d in found))
-    write_text(geojson, _geojson(found))
+    write_features(geojson, map(_feature, found))
     content = {
         "slide": slide,
         "model_sha256": facts["model_sha256"],
@@ -76,18 +78,8 @@ def _said(content: dict[str, object]) -> str:
     return f"{sum(c > 0 for c in lesions)} of {len(lesions)} lesions hit, {len(misses)} false positives"
 
 
-def _geojson(found: list[Detection]) -> str:
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Point", "coordinates": [d.x, d.y]},
-            "properties": {
-                "objectType": "annotation",
-                "name": f"tumour {d.confidence:.3f}",
-                "classification": {"name": "Tumor detection", "color": [230, 25, 25]},
-                "measurements": {"confidence": d.confidence},
-            },
-        }
-        for d in found
-    ]
-    return json.dumps({"type": "FeatureCollection", "features": features}, indent=1) + "\n"
+def _feature(found: Detection) -> Feature:
+    return feature(
+        shapely.Point(found.x, found.y), "Tumor detection", TUMOR_COLOR,
+        name=f"tumour {found.confidence:.3f}", measurements={"confidence": found.confidence},
+    )  # fmt: skip

@@ -19,16 +19,24 @@ from wsi_pipeline import __version__
 from wsi_pipeline.config import STEP_VERSIONS, EvaluateOptions
 from wsi_pipeline.errors import IncompleteError, StoreError
 from wsi_pipeline.evaluation import Evaluation, Scored, check_chosen_for, common_model
-from wsi_pipeline.figures import confusion_chart, froc_figure, pr_figure, reliability_figure, roc_figure
-from wsi_pipeline.files import canonical_json, digest_json, publish, write_text
+from wsi_pipeline.figures import (
+    cohort_table,
+    confusion_chart,
+    froc_figure,
+    pr_figure,
+    reliability_figure,
+    roc_figure,
+    save_figure,
+)
+from wsi_pipeline.files import canonical_json, digest_json, write_text
 from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration, at_temperature
-from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thinned
+from wsi_pipeline.metrics.curves import Band, Curve, pr_curve, roc_curve, thinned
 from wsi_pipeline.metrics.lesions import froc
 from wsi_pipeline.metrics.pooled import PooledScores, Sketch
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.receipts import Facts, read_receipt
 from wsi_pipeline.score_counts import ScoreCounts
-from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.sheet import SPLITS, Sheet, SlideRow
 from wsi_pipeline.slide_scores import SlideScores, by_forest, by_maximum, by_top_share
 from wsi_pipeline.summary import Figures, said
 
@@ -77,7 +85,7 @@ def run(
         "seed": options.seed,
     }
     metrics["schema_version"] = SCHEMA_VERSION
-    _write(output, metrics, evaluation)
+    _write(output, metrics, evaluation, sheet)
     if missing and not allow_missing:
         raise IncompleteError(
             f"{len(missing)} of {len(wanted)} test slides have no results: {', '.join(missing[:20])}",
@@ -186,7 +194,7 @@ def _cohort(
     }
 
 
-def _write(output: Path, metrics: Figures, evaluation: Evaluation) -> None:
+def _write(output: Path, metrics: Figures, evaluation: Evaluation, sheet: Sheet) -> None:
     slides, histogram, synthetic = evaluation.slides, evaluation.histogram, metrics["cohort"]["synthetic"]
     both = histogram.normals > 0 and histogram.tumors > 0
     roc = thinned(roc_curve(histogram), _CURVE_POINTS) if both else None
@@ -201,31 +209,44 @@ def _write(output: Path, metrics: Figures, evaluation: Evaluation) -> None:
     patch, slide, lesion = metrics["patch"], metrics["slide"], metrics["lesion"]
     n = f"{patch['n_tumor']:,} tumour and {patch['n_normal']:,} normal patches"
     threshold = (metrics["operating_point"] or {}).get("threshold", float("nan"))
+    band = evaluation.roc_band
+    write_text(output / "roc_band.csv", _band_csv(band))
     figures = {
-        "roc.png": roc_figure(roc, f"patch AUC {said(patch, 'auc')}\n{n}", synthetic),
-        "pr.png": pr_figure(pr, f"average precision {_number(patch['average_precision'])}\n{n}", synthetic),
-        "froc.png": froc_figure(
+        "roc": roc_figure(roc, band, f"patch AUC {said(patch, 'auc')}\n{n}", synthetic),
+        "pr": pr_figure(pr, f"average precision {_number(patch['average_precision'])}\n{n}", synthetic),
+        "froc": froc_figure(
             None if points is None else points.x,
             None if points is None else points.y,
             f"FROC {said(lesion, 'froc')}\n{lesion['n_lesions']} lesions, {lesion['n_slides']} slides",
             synthetic,
         ),
-        "reliability.png": reliability_figure(
+        "reliability": reliability_figure(
             evaluation.calibration.curve(),
             evaluation.at_temperature.curve() if evaluation.at_temperature else [],
             f"calibration error {said(metrics['calibration'], 'expected_calibration_error')}\n{n}",
             synthetic,
         ),
-        "confusion.png": confusion_chart(evaluation.counts, threshold, synthetic),
+        "confusion": confusion_chart(evaluation.counts, threshold, synthetic),
+        "cohort": cohort_table(_cohort_rows(sheet), f"Cohort {metrics['cohort']['name']}", synthetic),
     }
     for name, figure in figures.items():
-        with publish(output / name) as partial:
-            figure.savefig(partial, format="png")
+        save_figure(figure, output / f"{name}.png")
     write_text(output / "metrics.json", canonical_json(metrics))
     log.info(
         "%d test slides: patch AUC %s, slide AUC %s, FROC %s",
         len(slides), said(patch, "auc"), said(slide, "auc"), said(lesion, "froc"),
     )  # fmt: skip
+
+
+def _cohort_rows(sheet: Sheet) -> list[tuple[str, ...]]:
+    """How many slides each split has, of which kinds and from where."""
+    rows: list[tuple[str, ...]] = [("", "slides", "tumour", "normal", "not labelled", "patients", "centres")]
+    for split in SPLITS:
+        slides = [sheet[name] for name in sheet.of_split(split)]
+        labels = [sum(row.label == label for row in slides) for label in ("tumor", "normal", None)]
+        places = [len({value for row in slides if (value := getattr(row, key))}) for key in ("patient", "centre")]
+        rows.append((split, *(f"{n:,}" for n in (len(slides), *labels)), *(f"{n:,}" if n else "–" for n in places)))
+    return rows
 
 
 def _number(value: float | None) -> str:
@@ -239,6 +260,16 @@ def _curve_csv(header: tuple[str, str, str], curve: Curve | None) -> str:
     if curve is not None:
         rows = zip(curve.threshold, curve.x, curve.y, strict=True)
         writer.writerows([f"{value:.10g}" for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _band_csv(band: Band | None) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("false_positive_rate", "true_positive_rate_low", "true_positive_rate_high"))
+    if band is not None:
+        rows = zip(band.x, band.low, band.high, strict=True)
+        writer.writerows([f"{value:.6f}" for value in row] for row in rows)
     return text.getvalue()
 
 

@@ -22,7 +22,8 @@ from wsi_pipeline.files import digest_bytes
 from wsi_pipeline.foreground import features, find_mask
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.masks import TISSUE_LABELS
-from wsi_pipeline.pictures import mask_outline, save_picture
+from wsi_pipeline.overlays import outlined, tissue_overlay
+from wsi_pipeline.pictures import save_picture
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import write_receipt
 from wsi_pipeline.store import Image, write_image
@@ -56,7 +57,7 @@ def run(
         )
     image = Image.from_corner(mask.astype(np.uint8), options.mpp)
     write_image(store, image, name="tissue", slide_mpp=pyramid.mpp, labels=TISSUE_LABELS)
-    save_picture(picture, mask_outline(pyramid, mask, options.mpp))
+    save_picture(picture, *outlined(pyramid, tissue_overlay(Image.from_corner(mask, options.mpp))))
     area_mm2 = float(mask.sum()) * options.mpp**2 / 1e6
     write_receipt(
         receipt,

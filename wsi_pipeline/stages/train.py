@@ -19,8 +19,8 @@ import torch
 from wsi_pipeline import __version__
 from wsi_pipeline.config import CLASSES, TrainingRun
 from wsi_pipeline.errors import PipelineError
-from wsi_pipeline.figures import patch_rows, training_curves
-from wsi_pipeline.files import digest_file, digest_json, publish, write_text
+from wsi_pipeline.figures import patch_rows, save_figure, training_curves
+from wsi_pipeline.files import digest_file, digest_json, write_text
 from wsi_pipeline.model.bank import PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.device import pick_device
@@ -173,8 +173,7 @@ def _stopped_by(stop: Callable[[], None]) -> Iterator[None]:
 
 def _show(trainer: Trainer, path: Path, watch: Watch, synthetic: bool) -> None:
     rows = [(row.permute(0, 2, 3, 1) * 255).round().byte().numpy() for row in trainer.shown()]
-    with publish(path) as partial:
-        patch_rows(rows, ("as stored", "as trained on"), synthetic).savefig(partial, format="png")
+    save_figure(patch_rows(rows, ("as stored", "as trained on"), synthetic), path)
     watch.picture(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
 
 
@@ -186,8 +185,7 @@ def _write(
     save_weights(outputs.last, trainer.last_state())
     digest = save_weights(outputs.weights, trainer.kept_state())
     write_text(outputs.history, history_csv(progress.history))
-    with publish(outputs.curves) as partial:
-        training_curves(progress.history, synthetic).savefig(partial, format="png")
+    save_figure(training_curves(progress.history, synthetic), outputs.curves)
     write_model_json(
         outputs.receipt, replace(facts, weights_sha256=digest), steps=progress.step, kept_step=kept_step, **model
     )

@@ -8,6 +8,7 @@ config says so, a band along the borders of tumour is ignored too.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import dask
@@ -23,9 +24,11 @@ from wsi_pipeline.config import TissueOptions, TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.files import digest_bytes, digest_file
 from wsi_pipeline.foreground import above, features, find_threshold
+from wsi_pipeline.geojson import Feature, feature, polygons, write_features
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
-from wsi_pipeline.pictures import save_picture, truth_outline
+from wsi_pipeline.overlays import outlined, truth_overlay
+from wsi_pipeline.pictures import IGNORED_COLOR, TUMOR_COLOR, save_picture
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.rasterize import Crossings
 from wsi_pipeline.receipts import write_receipt
@@ -46,6 +49,7 @@ def run(
     store: Path,
     receipt: Path,
     picture: Path,
+    geojson: Path,
     options: TruthOptions,
     *,
     annotation: Path | None = None,
@@ -63,7 +67,8 @@ def run(
     truth = draw(regions, pyramid.size_at(options.mpp), options.mpp / pyramid.mpp, unjudged, threads)
     ignore_border(truth, options.ignore_margin_um / options.mpp)
     write_image(store, Image.from_corner(truth, options.mpp), name="truth", slide_mpp=pyramid.mpp, labels=TRUTH_LABELS)
-    save_picture(picture, truth_outline(pyramid, truth, options.mpp))
+    save_picture(picture, *outlined(pyramid, truth_overlay(Image.from_corner(truth, options.mpp))))
+    write_features(geojson, _features(regions))
     counts = np.bincount(truth.ravel(), minlength=3)
     tumor_mm2 = float(regions.tumor.area) * pyramid.mpp**2 / 1e6
     write_receipt(
@@ -84,6 +89,13 @@ def run(
     )
     ignored = f", {100 * counts[IGNORE] / truth.size:.0f} % ignored" if counts[IGNORE] else ""
     log.info("%s: %d polygons, %.3f mm² tumour%s", slide, regions.polygons, tumor_mm2, ignored)
+
+
+def _features(regions: Regions) -> Iterator[Feature]:
+    """What was outlined, as it was understood: what is cut out of tumour is a hole in it."""
+    for name, color, area in (("Tumor", TUMOR_COLOR, regions.tumor), ("Ignore*", IGNORED_COLOR, regions.ignore)):
+        for polygon in polygons(area):
+            yield feature(polygon, name, color)
 
 
 def background_value(label: str | None, annotated: bool, exhaustive: bool) -> int:

@@ -1,5 +1,0 @@
-"""`python -m wsi_pipeline` is `wsi-pipeline`."""
-
-from wsi_pipeline.cli import main
-
-main()

@@ -1,1 +1,0 @@
-"""`wsi-pipeline view`: results at full resolution in a browser."""
