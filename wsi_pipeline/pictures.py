@@ -57,7 +57,8 @@ def _with_scale_bar(picture: Picture, mpp: float) -> Picture:
     image = Pillow.fromarray(picture)
     draw = ImageDraw.Draw(image, "RGBA")
     length = bar_length(image.width * mpp / 5)
-    font = ImageFont.load_default(_FONT_PX)
+    # Pillow's own has no µ.
+    font = ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _FONT_PX)
     text, width = length_text(length), round(length / mpp)
     x, y = 12, image.height - 16
     room = max(width, int(draw.textlength(text, font=font)))
