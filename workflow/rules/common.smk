@@ -9,6 +9,7 @@ from snakemake.utils import validate
 from wsi_pipeline.options import load_config, options_json
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.planning import index_inputs
+from wsi_pipeline.progress import say_findings
 from wsi_pipeline.run_record import read_runs, record_run
 from wsi_pipeline.sheet import is_remote, load_sheet
 from wsi_pipeline.slurm import cancel_leftovers, check_slurm
@@ -22,6 +23,7 @@ except PipelineError as error:
 validate(config, "../schemas/config.schema.json", set_default=False)
 
 index_inputs()
+say_findings()
 
 # Stages run in the environment that runs Snakemake, whatever the PATH of the shell or of a cluster's node says.
 shell.prefix(f"set -euo pipefail; export PATH={quote(str(Path(sys.executable).parent))}:$PATH; ")

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import snakemake
+
+from wsi_pipeline.progress import last_line
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("first\nlast\n", "last"),
+        ("first\nlast", "last"),
+        ("last\n\n  \n", "last"),
+        ("", ""),
+        ("\n", ""),
+        ("x" * 5000 + "\nslide: 3 µm\n", "slide: 3 µm"),
+    ],
+)
+def test_the_last_line_that_says_something(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "log").write_text(text)
+    assert last_line(tmp_path / "log") == found
+    assert last_line(tmp_path / "none") == ""
+
+
+@pytest.mark.workflow
+def test_snakemake_says_what_each_job_has_found(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, symlinks=True)
+    result = snakemake(folder, "--quiet", "rules", "--forcerun", "detect", "--until", "detect")
+    assert result.returncode == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if line.startswith("detect: ")]
+    assert [line.split(": ")[1] for line in sorted(said)] == ["normal-3", "tumor-3"]
+    assert all("detections, " in line for line in said)
