@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,36 @@ def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
     assert partial["cohort"]["missing"] == ["bad", "no-scale"]
     assert partial["cohort"]["complete"] is False
     assert "good" in partial["cohort"]["test_slides"]
+
+
+def test_a_sheet_that_changes_during_a_run_is_noticed(run: Path) -> None:
+    records = run / "results" / "logs" / "runs"
+    before = set(records.iterdir())
+    with ThreadPoolExecutor(1) as pool:
+        going_on = pool.submit(snakemake, run, "--forcerun", "evaluate", "--show-failed-logs")
+        # A record is written when the plan is made and no job has begun.
+        while not set(records.iterdir()) - before:
+            assert not going_on.done(), going_on.result().stderr
+            time.sleep(0.005)
+        add_row(run, "normal-3", "late", path="cohort/normal-3.tif")
+        result = going_on.result()
+    assert result.returncode != 0
+    assert "error: the slide sheet has changed since the run began. Start it again" in result.stderr
+    assert not (run / "results" / "evaluation" / "inception_v3" / "metrics.json").exists()
+
+
+def test_a_clock_that_jumped_back_is_noticed(run: Path) -> None:
+    (record,) = (run / "results" / "logs" / "runs").iterdir()
+    content = json.loads(record.read_text())
+    content["started"] = "2099-01-01T12:00:00.000+00:00"
+    record.write_text(json.dumps(content))
+    result = snakemake(run, "--forcerun", "report")
+    assert result.returncode != 0
+    assert re.search(r"the clock of \S+ says .*, but a run of these results began on 2099-01-01 12:00", result.stderr)
+    assert "Traceback (most recent call last)" not in result.stderr
+    assert len(list((run / "results" / "logs" / "runs").iterdir())) == 1
+    # A plan may be looked at all the same.
+    assert snakemake(run, "--dry-run").returncode == 0
 
 
 @pytest.mark.parametrize(

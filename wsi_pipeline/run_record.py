@@ -10,7 +10,8 @@ import os
 import platform
 import shlex
 import sys
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import psutil
 
 from wsi_pipeline import __version__
 from wsi_pipeline.config import Config
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.files import canonical_json, digest_tree, write_text
 from wsi_pipeline.versions import commit, versions
 
 RunRecord = dict[str, Any]
+
+# What the clocks of two login nodes may differ by.
+_CLOCKS_APART = timedelta(minutes=5)
 
 
 def record_run(results: Path, config: Config, workflow: Path, slurm_jobs: str | None = None) -> Path:
@@ -67,3 +71,16 @@ def read_runs(results: Path) -> list[RunRecord]:
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: not a record of a run ({error})", remedy="Delete it") from error
     return runs
+
+
+def check_clock(runs: Sequence[RunRecord]) -> None:
+    """`ConfigError` where an earlier run began later than now: what is made now would look older than its inputs."""
+    now = datetime.now(UTC)
+    for run in runs:
+        began = datetime.fromisoformat(run["started"])
+        if began > now + _CLOCKS_APART:
+            raise ConfigError(
+                f"the clock of {platform.node()} says {now:%Y-%m-%d %H:%M}, but a run of these results began on "
+                f"{began:%Y-%m-%d %H:%M} (UTC, on {run.get('process', {}).get('host', 'another machine')})",
+                remedy="Set the clock, as Snakemake goes by the times of files; or delete that record in logs/runs",
+            )

@@ -10,7 +10,7 @@ from wsi_pipeline.options import load_config, options_json
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.planning import index_inputs
 from wsi_pipeline.progress import say_findings
-from wsi_pipeline.run_record import read_runs, record_run
+from wsi_pipeline.run_record import check_clock, read_runs, record_run
 from wsi_pipeline.sheet import is_remote, load_sheet
 from wsi_pipeline.slurm import cancel_leftovers, check_slurm
 
@@ -229,11 +229,13 @@ def before_jobs():
     """A cluster is looked at before hundreds of jobs fail on it; what is asked for is kept beside what comes of it."""
     slurm = workflow.executor_plugin.name == "slurm"
     try:
+        runs = read_runs(Path(RESULTS))
+        check_clock(runs)
         if slurm:
             jobs = {job.rule.name: job for job in workflow.dag.needrun_jobs() if not job.is_local}
             partitions = {rule: job.resources.get("slurm_partition") for rule, job in jobs.items()}
             check_slurm({rule: name for rule, name in partitions.items() if isinstance(name, str)})
-            cancel_leftovers(read_runs(Path(RESULTS)))
+            cancel_leftovers(runs)
         # The plugin gives all jobs of a run one name, and says it nowhere else.
         name = workflow.scheduler._executor.run_uuid if slurm else None
         record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent, name)

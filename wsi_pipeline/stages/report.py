@@ -67,7 +67,14 @@ def run(results: Path, model: str | None, output: Path, options: ReportRun, shee
     table = pd.read_csv(layout.evaluation / "slides.csv", dtype=str, keep_default_na=False)
     data, left_out = _data(layout, metrics, table, options)
     curves = (
-        _curve(layout.evaluation / "roc.csv", "ROC of patches", "false positive rate", "true positive rate", BLUE),
+        _curve(
+            layout.evaluation / "roc.csv",
+            "ROC of patches",
+            "false positive rate",
+            "true positive rate",
+            BLUE,
+            layout.evaluation / "roc_band.csv",
+        ),
         _curve(layout.evaluation / "pr.csv", "Precision and recall of patches", "recall", "precision", GREEN),
         _curve(layout.evaluation / "froc.csv", "FROC of lesions", "false positives per slide", "sensitivity", ORANGE),
     )
@@ -134,7 +141,7 @@ def _notes(metrics: Figures) -> list[str]:
     return [about, *excluded]
 
 
-def _curve(path: Path, title: str, x: str, y: str, color: str) -> Element:
+def _curve(path: Path, title: str, x: str, y: str, color: str, band: Path | None = None) -> Element:
     points = pd.read_csv(path, names=["threshold", "x", "y"], header=0)
     known = len(points) > 0
     plot = figure(
@@ -144,6 +151,11 @@ def _curve(path: Path, title: str, x: str, y: str, color: str) -> Element:
     plot.y_range = Range1d(start=-0.02, end=1.02)
     if not known:
         return plot
+    if band is not None:
+        limits = pd.read_csv(band, names=["x", "low", "high"], header=0)
+        plot.varea(
+            "x", "low", "high", source=ColumnDataSource(limits.to_dict("list")), fill_color=color, fill_alpha=0.2
+        )
     source = ColumnDataSource(points.to_dict("list"))
     line = plot.line("x", "y", source=source, color=color, line_width=2)
     tips = [("threshold", "@threshold{0.0000}"), (x, "@x{0.0000}"), (y, "@y{0.0000}")]

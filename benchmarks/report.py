@@ -1,0 +1,123 @@
+"""Size, time and memory of the report page of many large slides.
+
+    python benchmarks/report.py SLIDE [--slides 130] [--stride 1.0]
+
+SLIDE is converted once and stands for so many test slides, each with scores of its own, drawn at random on a fifth of
+the positions of its grid (patches of 299 px at 0.5 um per pixel, `--stride` patches apart), and an annotation. All that
+the stages make of them is real. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from wsi_pipeline.config import (
+    CalibrateOptions,
+    EvaluateOptions,
+    LesionLevelOptions,
+    PatchLevelOptions,
+    PyramidOptions,
+    ReportRun,
+)
+from wsi_pipeline.files import canonical_json
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.metrics.steps import to_steps, to_values
+from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.stages import calibrate, confusion, convert, detect, evaluate, report, scores
+from wsi_pipeline.store import Image, write_image
+
+PATCH_UM = 299 * 0.5
+MASK_MPP = 8.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slide", type=Path)
+    parser.add_argument("--slides", type=int, default=130)
+    parser.add_argument("--stride", type=float, default=1.0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as name:
+        root = Path(name)
+        store = root / "pyramid.ome.zarr"
+        convert.run("slide", arguments.slide, store, root / "pyramid.json", PyramidOptions(), 0.25, 2)
+        pyramid = Pyramid(store)
+        calibrate.run(Sheet(), root, root, root / "calibration.json", CalibrateOptions())
+        sheet = Sheet()
+        for number in range(arguments.slides):
+            slide = f"slide-{number:03}"
+            positions = judge(root, slide, store, pyramid, number, arguments.stride)
+            sheet[slide] = SlideRow(slide, "none", "test", label="tumor" if number % 2 else "normal")
+        folders = evaluate.Folders(root / "scores", root / "confusion", root / "detections")
+        evaluate.run(sheet, (), folders, root / "calibration.json", root / "evaluation", EvaluateOptions())
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began = time.perf_counter()
+        report.run(root, None, root / "report.html", ReportRun(), sheet)
+        took = time.perf_counter() - began
+        page = (root / "report.html").read_text()
+    shown = re.findall(r'"pictureSize":\[(\d+),(\d+)\]', page)
+    every = {int(one) for one in re.findall(r'"every":(\d+)', page)}
+    print(f"{arguments.slides} slides of {pyramid.size.width} x {pyramid.size.height} px, {positions:,} scores each\n")
+    print("| what | figure |\n|---|---|")
+    print(f"| size of the page | {len(page) / 1e6:.1f} MB |")
+    print(f"| slides with pictures | {len(shown)}, of {'x'.join(shown[0])} px |")
+    print(f"| maps: every n-th row and column | {', '.join(map(str, sorted(every)))} |")
+    print(f"| time | {took:.1f} s |")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"| peak memory | {peak / 1024:.0f} MiB ({before / 1024:.0f} before) |")
+
+
+def judge(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stride: float) -> int:
+    """Masks, a heatmap and what the stages after it make of a slide; returns how many positions have a score."""
+    rng = np.random.default_rng(seed)
+    here = root / "slides" / slide
+    here.mkdir(parents=True)
+    (here / "pyramid.ome.zarr").symlink_to(store)
+    size = pyramid.size_at(MASK_MPP)
+    coarse = ndimage.gaussian_filter(rng.normal(size=(-(-size.height // 16), -(-size.width // 16))), 4)
+
+    def mask(share: float) -> np.ndarray:
+        areas = np.kron(coarse > np.quantile(coarse, 1 - share), np.ones((16, 16), np.uint8)).astype(np.uint8)
+        return areas[: size.height, : size.width]
+
+    tissue, tumor = mask(0.2), mask(0.01) * (seed % 2)
+    for name, data in (("tissue", tissue), ("truth", tumor)):
+        write_image(here / f"{name}.ome.zarr", Image.from_corner(data, MASK_MPP), name=name, slide_mpp=pyramid.mpp)
+    (here / "truth.json").write_text(canonical_json({"stage": "truth", "tumor_mm2": float(tumor.sum())}))
+    patch_px = PATCH_UM / pyramid.mpp
+    grid = Grid.over(pyramid.size, patch_px, patch_px * stride)
+    at = [((edges + patch_px / 2) * pyramid.mpp / MASK_MPP).astype(int) for edges in (grid.y(), grid.x())]
+    rows, columns = (np.minimum(index, limit - 1) for index, limit in zip(at, (size.height, size.width), strict=True))
+    known, is_tumor = (data[rows[:, None], columns[None, :]] > 0 for data in (tissue, tumor))
+    drawn = rng.beta(0.3, 6, known.shape) + is_tumor * rng.beta(3, 2, known.shape)
+    heat = np.where(known, to_values(to_steps(np.clip(drawn, 0, 1))), np.nan).astype(np.float32)
+    image = Image(heat, grid.stride_px * pyramid.mpp, PATCH_UM / 2)
+    heatmap, receipt = root / "heatmaps" / f"{slide}.ome.zarr", root / "heatmaps" / f"{slide}.json"
+    write_image(heatmap, image, name="heatmap", slide_mpp=pyramid.mpp, fill=float("nan"))
+    facts = {
+        "stage": "heatmap", "slide": slide, "model_sha256": "0" * 64, "slide_mpp": pyramid.mpp, "unread_positions": 0,
+        "grid": {name: getattr(grid, name) for name in ("columns", "rows", "stride_px", "patch_px")},
+    }  # fmt: skip
+    receipt.write_text(canonical_json(facts))
+    truth = here / "truth.ome.zarr"
+    options = PatchLevelOptions()
+    outputs = [root / "scores" / f"{slide}.{kind}" for kind in ("parquet", "json")]
+    scores.run(slide, truth, here / "truth.json", heatmap, receipt, *outputs, options)
+    outputs = [root / "confusion" / f"{slide}.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")]
+    confusion.run(slide, store, truth, heatmap, receipt, root / "calibration.json", *outputs, options)
+    outputs = [root / "detections" / f"{slide}.{kind}" for kind in ("csv", "geojson", "json")]
+    detect.run(slide, truth, heatmap, receipt, *outputs, LesionLevelOptions())
+    return int(known.sum())
+
+
+if __name__ == "__main__":
+    main()
