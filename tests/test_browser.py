@@ -52,7 +52,8 @@ def opened(browser: Browser, url: str, picture: str) -> Iterator[Page]:
         page.screenshot(path=str(Path(PICTURES) / f"{picture}.png"), full_page=True)
     page.close()
     assert complaints == []
-    elsewhere = [one for one in asked if not one.startswith((url.partition("#")[0], "data:", "blob:"))]
+    here = url.partition("#")[0].removesuffix(".html")
+    elsewhere = [one for one in asked if not one.startswith((here, "data:", "blob:"))]
     assert elsewhere == []
 
 
@@ -191,6 +192,17 @@ def test_the_table_sorts_and_opens_slides(browser: Browser, results: Path, metri
         assert page.locator("#slides tbody img").count() == len(metrics["cohort"]["test_slides"])
         page.click('#slides tr[data-slide="normal-3"]')
         until_shown(page, "normal-3")
+
+
+def test_a_slide_has_a_page_of_its_own(browser: Browser, results: Path) -> None:
+    with opened(browser, (results / "report.html").as_uri(), "report-link") as page:
+        page.click("#slides a >> text=tumor-3")
+        settle(page)
+        assert page.url == (results / "report" / "tumor-3.html").as_uri()
+        assert matrix(page, "#slide-matrix") == counts_of(results, ["tumor-3"])
+        set_threshold(page, 0.0)
+        assert matrix(page, "#slide-matrix")["fn"] == 0
+        assert page.locator("#cohort-matrix td").count() == 0
 
 
 def test_panels_move_together_and_layers_switch(browser: Browser, results: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from test_evaluate import folders_of, write_slide
 
 from wsi_pipeline.config import EvaluateOptions, ReportRun, TissueOptions, TruthOptions
 from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.slide_views import heat_grid
 from wsi_pipeline.stages import evaluate, report, tissue, truth
 from wsi_pipeline.summary import summary_text
 
@@ -101,6 +104,51 @@ def test_the_page_is_kept_small(results: Path, tmp_path: Path) -> None:
     assert max(left["pictureSize"]) == 128
     assert "Pictures of 1 of 2 slides, those with the most errors" in smaller
     assert "those with the most errors" not in whole
+
+
+def test_each_slide_has_a_page_of_its_own(results: Path, tmp_path: Path) -> None:
+    html = page(results, tmp_path, max_mb=0.1)
+    assert shown(html) == []
+    pages = sorted((tmp_path / "report").iterdir())
+    assert [path.name for path in pages] == ["a.html", "b.html"]
+    for path in pages:
+        assert f'<a href="report/{path.name}">{path.stem}</a>' in html
+        (slide,) = shown(path.read_text())
+        assert slide["name"] == path.stem
+        assert (slide["heat"]["every"], max(slide["pictureSize"])) == (1, 256)
+        assert "Synthetic slides, drawn by a program" in path.read_text()
+    # Another run leaves no page of a slide that is no more.
+    (tmp_path / "report" / "old.html").touch()
+    page(results, tmp_path)
+    assert sorted((tmp_path / "report").iterdir()) == pages
+
+
+def test_maps_get_coarser_before_slides_are_left_out(results: Path, tmp_path: Path) -> None:
+    whole = page(results, tmp_path)
+    maps = sum(len(json.dumps(one["heat"])) for one in shown(whole))
+    shared = len(re.findall(r'class="data">(.*?)</script>', whole)[0])
+    html = page(results, tmp_path, max_mb=(report.FIXED_BYTES + shared + 1.5 * maps) / 1e6)
+    assert all(one["heat"]["every"] > 1 for one in shown(html))
+    for one in shown(html):
+        heat = one["heat"]
+        content = zlib.decompress(base64.b64decode(heat["data"]))
+        n = heat["columns"] * heat["rows"]
+        assert len(content) == 3 * n
+        grid = heat_grid(*(results / "heatmaps" / f"{one['name']}.{kind}" for kind in ("ome.zarr", "json")), None)
+        every = heat["every"]
+        assert np.array_equal(np.frombuffer(content, "<u2", n), grid.steps[::every, ::every].ravel())
+        assert (heat["stride"], heat["patch"]) == (every * grid.stride_px, grid.patch_px)
+
+
+def test_a_cohort_without_test_slides_has_a_report(results: Path, tmp_path: Path) -> None:
+    for name in ("scores", "confusion", "detections"):
+        (tmp_path / name).mkdir()
+    evaluate.run(
+        Sheet(), (), folders_of(tmp_path), results / "calibration.json", tmp_path / "evaluation", EvaluateOptions()
+    )
+    html = page(tmp_path, tmp_path)
+    assert "0 test slides" in html
+    assert shown(html) == []
 
 
 def slides_csv(results: Path) -> list[dict[str, str]]:

@@ -110,7 +110,8 @@ rule report:
         f"<results>/model/{MODEL}/model.json",
         f"<results>/evaluation/{MODEL}/metrics.json",
     output:
-        "<results>/report.html",
+        page="<results>/report.html",
+        pages=directory("<results>/report"),
     log:
         "<logs>/report.log",
     benchmark:
@@ -123,8 +124,8 @@ rule report:
         options=options("report"),
         sheet=CONFIG.cohort.slides,
         exclude=EXCLUDE,
-        results=lambda wildcards, output: folder_of(output),
+        results=lambda wildcards, output: folder_of([output.page]),
         model=MODEL,
     shell:
         "wsi-pipeline report --sheet {params.sheet:q} {params.exclude:q} --results {params.results:q}"
-        " --model {params.model:q} --output {output:q} --options {params.options:q} > {log:q} 2>&1"
+        " --model {params.model:q} --output {output.page:q} --options {params.options:q} > {log:q} 2>&1"

@@ -1,4 +1,4 @@
-"""Stage report: one self-contained HTML page with the figures of an evaluation and its slides."""
+"""Stage report: a self-contained HTML page with the figures of an evaluation and its slides, and one of each slide."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from PIL import Image as Pillow
 from wsi_pipeline.cohort import findings, patch_counts
 from wsi_pipeline.config import ReportRun
 from wsi_pipeline.figures import BLUE, GREEN, ORANGE
-from wsi_pipeline.files import write_text
+from wsi_pipeline.files import publish, write_text
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.layout import Layout, SlideLayout
 from wsi_pipeline.metrics.steps import STEPS
@@ -54,18 +55,30 @@ _OF_MODEL = (
 )  # fmt: skip
 # What a page without slides has: mostly Bokeh.
 FIXED_BYTES = 2_000_000
-# Tried one after the other until the page is small enough: shares of the size of pictures, rows and columns of maps.
+# Tried one after the other until the page is small enough: shares of the size of pictures; every n-th row and column.
 _SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
 _LEAST_PX = 128
 _EVERY = (1, 2, 3, 4, 6, 8)
 
 
 def run(results: Path, model: str | None, output: Path, options: ReportRun, sheet: Sheet) -> None:
-    """Write the page on the test slides of a model in a results folder; `sheet` is the cohort."""
+    """Write the page on the test slides of a model in a results folder; `sheet` is the cohort.
+
+    In a folder beside it, of the page's name, each slide has a page with its whole map and a picture of full size.
+    """
     layout = Layout(results, model)
     metrics = read_metrics(layout.evaluation / "metrics.json")
     table = pd.read_csv(layout.evaluation / "slides.csv", dtype=str, keep_default_na=False)
-    data, left_out = _data(layout, metrics, table, options)
+    point, rows = metrics["operating_point"], table.to_dict("records")
+    shared = {
+        "threshold": 0.5 if point is None else point["threshold"],
+        "palette": heat_palette().tolist(),
+        "counts": _pooled(layout, [row["slide"] for row in rows]),
+    }
+    slides = [_Slide.of(layout.of(row["slide"]), row["label"], options.thumbnail_px) for row in rows]
+    _write_slide_pages(output.with_suffix(""), slides, shared, options)
+    errors = {row["slide"]: int(row["fp"]) + int(row["fn"]) for row in rows}
+    shown = _chosen(slides, errors, int(options.max_mb * 1e6) - FIXED_BYTES - _size(shared))
     curves = (
         _curve(
             layout.evaluation / "roc.csv",
@@ -79,8 +92,7 @@ def run(results: Path, model: str | None, output: Path, options: ReportRun, shee
         _curve(layout.evaluation / "froc.csv", "FROC of lesions", "false positives per slide", "sensitivity", ORANGE),
     )
     script, plots = components(curves)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_static("report.html")).render(
+    page = _rendered(
         title=options.title,
         warnings=_warnings(metrics, options),
         notes=_notes(metrics),
@@ -88,11 +100,10 @@ def run(results: Path, model: str | None, output: Path, options: ReportRun, shee
         bokeh=Resources(mode="inline", components=["bokeh"]).render(),
         bokeh_plots=script,
         plots=plots,
-        styles=_static("panels.css") + _static("report.css"),
-        scripts=_static("panels.js") + _static("report.js"),
-        shown=len(data) - 1,
-        left_out=left_out,
-        data=[_as_script(one) for one in data],
+        pages=output.stem,
+        shown=len(shown),
+        left_out=len(slides) - len(shown),
+        data=[_as_script(one) for one in (shared, *shown)],
         columns=list(table.columns),
         slides=table.to_numpy().tolist(),
         findings=findings(layout.slides, list(sheet)),
@@ -102,6 +113,29 @@ def run(results: Path, model: str | None, output: Path, options: ReportRun, shee
     )
     write_text(output, _numbered(page) + "\n")
     log.info("report of %d test slides, %.1f MB", len(table), len(page) / 1e6)
+
+
+def _rendered(**content: Any) -> str:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_static("report.html")).render(
+        styles=_static("panels.css") + _static("report.css"),
+        scripts=_static("panels.js") + _static("report.js"),
+        **content,
+    )
+
+
+def _write_slide_pages(folder: Path, slides: Sequence[_Slide], shared: dict[str, Any], options: ReportRun) -> None:
+    with publish(folder) as partial:
+        partial.mkdir()
+        for slide in slides:
+            name = slide.facts["name"]
+            page = _rendered(
+                title=f"{options.title}: {name}",
+                warnings=[f"{SYNTHETIC}."] if options.synthetic else [],
+                shown=1,
+                data=[_as_script({**shared, "counts": None}), _as_script(slide.content())],
+            )
+            (partial / f"{name}.html").write_text(page + "\n", encoding="utf-8", newline="\n")
 
 
 def _static(name: str) -> str:
@@ -163,52 +197,50 @@ def _curve(path: Path, title: str, x: str, y: str, color: str, band: Path | None
     return plot
 
 
-def _data(
-    layout: Layout, metrics: Figures, table: pd.DataFrame, options: ReportRun
-) -> tuple[list[dict[str, Any]], int]:
-    """What the page's script takes: of all slides, then of each one shown; and how many slides had no room."""
-    point, names = metrics["operating_point"], metrics["cohort"]["test_slides"]
-    shared = {
-        "threshold": 0.5 if point is None else point["threshold"],
-        "palette": heat_palette().tolist(),
-        "counts": _pooled(layout, names),
-    }
-    room = int(options.max_mb * 1e6) - FIXED_BYTES - len(_as_script(shared))
-    grids = {name: _grid(layout.of(name)) for name in names}
-    # Coarser maps and smaller pictures rather than slides without any.
-    maps = _fitting(lambda every: {name: _map(grid, every) for name, grid in grids.items()}, _EVERY, room // 2)
-    sizes = [px for px in (options.thumbnail_px * np.array(_SHARES)).astype(int).tolist() if px >= _LEAST_PX]
-    left = room - sum(map(_size, maps.values()))
-    pictures = _fitting(
-        lambda px: {name: _pictures(layout.of(name), px) for name in names}, sizes or [options.thumbnail_px], left
-    )
-    parts = {name: {**pictures[name], "heat": maps[name]} for name in names}
-    facts = table.set_index("slide")
-    used = sum(map(_size, parts.values()))
-    for name in (facts["fp"].astype(int) + facts["fn"].astype(int)).sort_values(kind="stable").index:
+@dataclass(frozen=True, slots=True)
+class _Slide:
+    """What the pages' script takes of a slide, in parts that come in several sizes, the largest first."""
+
+    facts: dict[str, Any]
+    maps: list[dict[str, Any]]
+    pictures: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, places: SlideLayout, label: str, longest_px: int) -> Self:
+        facts = {
+            "name": places.slide,
+            "label": label,
+            "detections": read_detections(places.of_model("detect", ".csv")),
+        }
+        confusion = places.of_model("confusion", ".ome.zarr")
+        grid = heat_grid(places.of_model("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
+        return cls(facts, [{"heat": _map(grid, every)} for every in _EVERY], _pictures(places, longest_px))
+
+    def content(self, map_size: int = 0, picture_size: int = 0) -> dict[str, Any]:
+        return {**self.facts, **self.maps[map_size], **self.pictures[picture_size]}
+
+
+def _chosen(slides: Sequence[_Slide], errors: Mapping[str, int], room: int) -> list[dict[str, Any]]:
+    """What fits into `room` bytes: coarser maps and smaller pictures rather than slides without any.
+
+    Maps have half of the room at most. Slides with the fewest errors are left out first.
+    """
+    maps = _first_fitting([[slide.maps[k] for slide in slides] for k in range(len(_EVERY))], room // 2)
+    room -= sum(_size(slide.maps[maps]) for slide in slides)
+    pictures = _first_fitting([[slide.pictures[k] for slide in slides] for k in range(len(_SHARES))], room)
+    found = {slide.facts["name"]: slide.content(maps, pictures) for slide in slides}
+    used = sum(_size(slide.pictures[pictures]) for slide in slides)
+    for name in sorted(found, key=lambda name: errors[name]):
         if used <= room:
             break
-        used -= _size(parts.pop(name))
-    shown = [
-        {
-            "name": name,
-            "label": facts.at[name, "label"],
-            "detections": read_detections(layout.of(name).of_model("detect", ".csv")),
-            **part,
-        }
-        for name, part in parts.items()
-    ]
-    return [shared, *shown], len(names) - len(shown)
+        used -= _size(found.pop(name))
+    return list(found.values())
 
 
-def _fitting(make: Callable[[int], dict[str, Any]], scales: Sequence[int], room: int) -> dict[str, Any]:
-    """What `make` makes of the first scale with which it fits into `room` bytes, else of the last."""
-    made: dict[str, Any] = {}
-    for scale in scales:
-        made = make(scale)
-        if sum(map(_size, made.values())) <= room:
-            break
-    return made
+def _first_fitting(parts: Sequence[Sequence[Any]], room: int) -> int:
+    """Number of the first parts that fit into so many bytes, else of the last."""
+    fitting = (k for k, part in enumerate(parts) if sum(map(_size, part)) <= room)
+    return next(fitting, len(parts) - 1)
 
 
 def _size(part: Any) -> int:
@@ -225,11 +257,6 @@ def _pooled(layout: Layout, slides: Sequence[str]) -> dict[str, Any]:
     return {"scores": len(scores), "data": _deflated(np.stack((scores, *sums[:, scores])).astype("<u4").tobytes())}
 
 
-def _grid(places: SlideLayout) -> HeatGrid:
-    confusion = places.of_model("confusion", ".ome.zarr")
-    return heat_grid(places.of_model("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
-
-
 def _map(grid: HeatGrid, every: int) -> dict[str, Any]:
     taken = grid.every(every)
     return {**taken.geometry(), "every": every, "data": _deflated(taken.packed())}
@@ -239,23 +266,28 @@ def _deflated(content: bytes) -> str:
     return base64.b64encode(zlib.compress(content, 9)).decode()
 
 
-def _pictures(places: SlideLayout, longest_px: int) -> dict[str, Any]:
-    """A slide's picture and the outlines on it as data URIs, and their geometry."""
+def _pictures(places: SlideLayout, longest_px: int) -> list[dict[str, Any]]:
+    """A slide's picture and the outlines on it as data URIs, and their geometry, in several sizes."""
     pyramid = Pyramid(places.of_slide("pyramid.ome.zarr"))
-    picture, mpp = pyramid.thumbnail(longest_px)
-    box = Box(0, 0, picture.shape[1], picture.shape[0])
     layers = {
         "tissue": tissue_overlay(read_image(places.of_slide("tissue.ome.zarr"), pyramid.mpp)),
         "truth": truth_overlay(read_image(places.of_slide("truth.ome.zarr"), pyramid.mpp)),
     }
-    return {
-        "mpp": pyramid.mpp,
-        "width": pyramid.size.width,
-        "height": pyramid.size.height,
-        "pictureSize": [box.width, box.height],
-        "slide": _data_uri("jpeg", _jpeg(picture)),
-        **{name: _data_uri("png", outlines(layer, box, mpp)) for name, layer in layers.items()},
-    }
+    found = []
+    for share in _SHARES:
+        picture, mpp = pyramid.thumbnail(max(_LEAST_PX, int(share * longest_px)))
+        box = Box(0, 0, picture.shape[1], picture.shape[0])
+        found.append(
+            {
+                "mpp": pyramid.mpp,
+                "width": pyramid.size.width,
+                "height": pyramid.size.height,
+                "pictureSize": [box.width, box.height],
+                "slide": _data_uri("jpeg", _jpeg(picture)),
+                **{name: _data_uri("png", outlines(layer, box, mpp)) for name, layer in layers.items()},
+            }
+        )
+    return found
 
 
 def _jpeg(picture: Picture) -> bytes:

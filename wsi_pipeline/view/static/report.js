@@ -8,15 +8,15 @@
   if (!slides.length) return;
   const byName = new Map(slides.map((slide) => [slide.name, slide]));
   const state = { slide: null, turn: 0 };
-  const cohort = new wsi.Matrix($("cohort-matrix"), "Patches of all test slides");
+  const cohort = shared.counts && new wsi.Matrix($("cohort-matrix"), "Patches of all test slides");
   const own = new wsi.Matrix($("slide-matrix"), "Patches of this slide");
   const viewer = new wsi.Viewer($("panels"), {
     right: ["errors"],
     pointed: (at) => { $("pointed").textContent = wsi.pointedText(at); },
   });
-  const counts = await cumulative(shared.counts);
+  const counts = shared.counts && await cumulative(shared.counts);
   const controls = new wsi.Controls($("controls"), viewer, (threshold) => {
-    cohort.fill(countsAt(threshold));
+    cohort?.fill(countsAt(threshold));
     own.fill(viewer.slide?.heat ? viewer.slide.heat.counts() : null);
   });
   // For tests and for the curious.
@@ -62,8 +62,8 @@
     const content = await inflated(heat.data), cells = heat.columns * heat.rows;
     if (turn !== state.turn) return;
     state.slide = slide;
-    $("slide").value = name;
-    for (const row of table.tBodies[0].rows) row.setAttribute("aria-current", String(row.dataset.slide === name));
+    if ($("slide")) $("slide").value = name;
+    for (const row of table?.tBodies[0].rows ?? []) row.setAttribute("aria-current", String(row.dataset.slide === name));
     const [width, height] = slide.pictureSize;
     viewer.open({
       ...slide,
@@ -94,16 +94,20 @@
     });
   }
 
-  for (const { name } of slides) $("slide").add(new Option(name, name));
-  for (const row of table.tBodies[0].rows) {
+  for (const { name } of slides) $("slide")?.add(new Option(name, name));
+  for (const row of table?.tBodies[0].rows ?? []) {
     const slide = byName.get(row.dataset.slide);
     if (!slide) continue;
     const thumbnail = wsi.element("img", "", row.cells[0]);
     thumbnail.src = slide.slide;
     thumbnail.alt = "";
-    row.addEventListener("click", () => { open(slide.name); $("panels").scrollIntoView({ block: "center" }); });
+    row.addEventListener("click", (event) => {
+      if (event.target.matches("a")) return;
+      open(slide.name);
+      $("panels").scrollIntoView({ block: "center" });
+    });
   }
-  $("slide").addEventListener("change", () => open($("slide").value));
+  $("slide")?.addEventListener("change", () => open($("slide").value));
   controls.show(shared.threshold, shared.palette);
   // A slide with tumour has most to show.
   await open((slides.find((slide) => slide.label === "tumor") ?? slides[0]).name);
