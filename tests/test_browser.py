@@ -250,7 +250,8 @@ def test_keys_go_to_slides_and_errors(browser: Browser, results: Path) -> None:
         until_shown(page, "tumor-3")
         for threshold, key, kind in ((0.0, "f", "fp"), (1.0, "m", "fn")):
             set_threshold(page, threshold)
-            page.locator(".wsi-canvas >> nth=0").focus()
+            # Where one is after moving the slider.
+            page.locator('[data-control="threshold-slider"]').focus()
             page.keyboard.press(key)
             settle(page)
             assert page.evaluate(
@@ -264,7 +265,8 @@ def test_keys_go_to_slides_and_errors(browser: Browser, results: Path) -> None:
         assert box is not None
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         assert re.search(r"tumour probability [01]\.\d{4} · truth tumour", page.inner_text("#pointed"))
-        # The address leads back to it.
+        # The address leads back to it, as soon as it is still.
+        page.wait_for_timeout(500)
         address, shown = page.url, view(page)
         page.goto("about:blank")
         page.goto(address)

@@ -64,13 +64,21 @@ def record_run(results: Path, config: Config, workflow: Path, slurm_jobs: str | 
 
 def read_runs(results: Path) -> list[RunRecord]:
     """The records of a results folder, oldest first; `StoreError` where one is damaged."""
-    runs: list[RunRecord] = []
-    for path in sorted((results / "logs" / "runs").glob("*.json")):
-        try:
-            runs.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: not a record of a run ({error})", remedy="Delete it") from error
-    return runs
+    return [_read_run(path) for path in sorted((results / "logs" / "runs").glob("*.json"))]
+
+
+def last_run(results: Path) -> RunRecord | None:
+    """The latest record of a results folder, None where there is none; `StoreError` where it is damaged."""
+    paths = sorted((results / "logs" / "runs").glob("*.json"))
+    return _read_run(paths[-1]) if paths else None
+
+
+def _read_run(path: Path) -> RunRecord:
+    try:
+        record: RunRecord = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: not a record of a run ({error})", remedy="Delete it") from error
+    return record
 
 
 def check_clock(runs: Sequence[RunRecord]) -> None:

@@ -14,7 +14,7 @@ from wsi_pipeline.config import NAME_PATTERN
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.layout import SLIDE_STAGES, STAGES, Layout, SlideLayout
 from wsi_pipeline.receipts import read_receipt
-from wsi_pipeline.run_record import read_runs
+from wsi_pipeline.run_record import last_run
 from wsi_pipeline.slide_views import HeatGrid, heat_grid, read_detections
 from wsi_pipeline.summary import Figures, headline, read_metrics
 
@@ -43,10 +43,10 @@ class Results:
 
     def sheet(self) -> dict[str, Row]:
         """The rows of the last run's sheet by slide, as they stand there, and slides that are only in the folder."""
-        runs = read_runs(self.folder)
-        lines = [line for line in runs[-1]["sheet"]["text"].splitlines() if not line.startswith("#")] if runs else []
+        run = last_run(self.folder)
+        lines = [line for line in run["sheet"]["text"].splitlines() if not line.startswith("#")] if run else []
         rows = [row for row in csv.DictReader(io.StringIO("\n".join(lines)), delimiter="\t") if row.get("slide")]
-        left_out = runs[-1]["config"]["cohort"]["exclude"] if runs else []
+        left_out = run["config"]["cohort"]["exclude"] if run else []
         found: dict[str, Row] = {str(row["slide"]): {k: v or "" for k, v in row.items() if k} for row in rows}
         for path in sorted((self.folder / "slides").glob("*")):
             if path.is_dir():
@@ -61,7 +61,7 @@ class Results:
         rows = self.sheet()
         self._names = set(rows)
         metrics = self.metrics(model)
-        config = (read_runs(self.folder) or [{"config": {}}])[-1]["config"]
+        config = (last_run(self.folder) or {"config": {}})["config"]
         cohort = config.get("cohort") or (metrics or {}).get("cohort", {})
         slides = []
         for name, row in rows.items():

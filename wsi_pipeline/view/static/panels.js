@@ -152,6 +152,12 @@ const wsi = (() => {
       return this.kept.get(`${layer}/${level}/${column}/${row}`)?.image ?? null;
     }
 
+    // For another slide; what is still on its way is left to the garbage collector.
+    forget() {
+      for (const { image } of this.kept.values()) image?.close?.();
+      this.kept.clear();
+    }
+
     get waiting() { return this.fetches + this.wanted.length; }
 
     fetch() {
@@ -364,6 +370,7 @@ const wsi = (() => {
 
     open(slide) {
       this.slide = slide;
+      this.pictures?.forget();
       this.pictures = new Pictures(slide, () => this.changed(), this.failed);
       this.current = { fp: null, fn: null };
       this.fit();

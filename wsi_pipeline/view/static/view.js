@@ -2,7 +2,7 @@
 
 (() => {
   const $ = (id) => document.getElementById(id);
-  const state = { results: null, slide: null, opened: 0 };
+  const state = { results: null, slide: null, opened: 0, remembering: 0 };
   const matrix = new wsi.Matrix($("matrix"), "Patches of this slide");
   const viewer = new wsi.Viewer($("panels"), {
     pointed: (at) => { $("pointed").textContent = wsi.pointedText(at); },
@@ -102,11 +102,14 @@
     return answer.status === 204 ? null : createImageBitmap(await answer.blob());
   }
 
-  // The address says what is shown, for a colleague or the next day.
+  // The address says what is shown, for a colleague or the next day. Browsers bear a few changes a second.
   function remember({ x, y, scale }) {
-    if (state.slide === null) return;
-    const where = [x.toFixed(0), y.toFixed(0), scale.toPrecision(4)].join("/");
-    history.replaceState(null, "", `#${encodeURIComponent(state.slide)}/${where}`);
+    clearTimeout(state.remembering);
+    state.remembering = setTimeout(() => {
+      if (state.slide === null) return;
+      const where = [x.toFixed(0), y.toFixed(0), scale.toPrecision(4)].join("/");
+      history.replaceState(null, "", `#${encodeURIComponent(state.slide)}/${where}`);
+    }, 300);
   }
 
   function remembered() {
@@ -143,7 +146,8 @@
     t: () => toggle("truth"), h: () => toggle("heatmap"), e: () => toggle("errors"), d: () => toggle("detections"),
   };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('select, [type="number"], [type="search"]')) return;
+    if (event.target.matches('[type="range"]') && event.key.startsWith("Arrow")) return;
     const action = KEYS[event.key];
     if (action) { event.preventDefault(); action(); }
   });
