@@ -60,6 +60,7 @@ def test_the_page_says_what_the_metrics_say(results: Path, tmp_path: Path) -> No
     assert f"{metrics['patch']['auc']:.4f}" in html
     assert "Synthetic slides, drawn by a program" in html
     assert "Excluded by the config: gone" in html
+    assert "<th>detect: radius_um</th><td>100.0</td>" in html
     layers = [[one[name] is not None for name in ("slide", "tissue", "truth")] for one in shown(html)]
     assert layers == [[True, True, False], [True, True, True]]
 

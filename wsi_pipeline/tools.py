@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,10 +50,11 @@ def summary(
     metrics: Annotated[Path, typer.Argument(help="metrics.json of an evaluation.")],
     report: Annotated[Path, typer.Argument(help="Its report.html.")],
 ) -> None:
-    """Print the main figures of an evaluation and where its report is."""
+    """Print the main figures of an evaluation, where its report is, and how to see its slides."""
     from wsi_pipeline.summary import summary_text
 
     print(summary_text(metrics, report))
+    print(f"slides: {sys.argv[0]} view {shlex.quote(str(report.parent))}")
 
 
 @app.command()

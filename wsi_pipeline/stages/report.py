@@ -28,7 +28,7 @@ from wsi_pipeline.config import ReportRun
 from wsi_pipeline.figures import BLUE, GREEN, ORANGE
 from wsi_pipeline.files import publish, write_text
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.layout import Layout, SlideLayout
+from wsi_pipeline.layout import STAGES, Layout, SlideLayout
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.overlays import outlines, tissue_overlay, truth_overlay
 from wsi_pipeline.pictures import Picture, heat_palette
@@ -109,6 +109,7 @@ def run(results: Path, model: str | None, output: Path, options: ReportRun, shee
         findings=findings(layout.slides, list(sheet)),
         patches=_patches(layout, sheet),
         provenance=[(key, str(value)) for key, value in metrics["provenance"].items()],
+        settings=_settings(layout, metrics["cohort"]["test_slides"]),
         training=_training(layout.model_json),
     )
     write_text(output, _numbered(page) + "\n")
@@ -304,6 +305,16 @@ def _patches(layout: Layout, sheet: Sheet) -> list[tuple[str, ...]]:
     counts = patch_counts(layout.slides, sheet.of_split("train", "validation"))
     head = ("slide", "normal candidates", "normal drawn", "tumour candidates", "tumour drawn")
     return [head, *counts] if counts else []
+
+
+def _settings(layout: Layout, slides: Sequence[str]) -> list[tuple[str, str]]:
+    """Options of the stages that judge, and of those before them, from the receipts of the first test slide."""
+    found = []
+    for stage in STAGES if slides else ():
+        receipt = layout.of(slides[0]).receipt(stage)
+        options = read_receipt(receipt, stage).get("options", {}) if receipt.is_file() else {}
+        found += [(f"{stage}: {key}", _said(value)) for key, value in sorted(options.items())]
+    return found
 
 
 def _training(model_json: Path) -> list[tuple[str, str]]:
