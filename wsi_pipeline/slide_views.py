@@ -49,6 +49,12 @@ class HeatGrid:
         return HeatGrid(self.stride_px * n, self.patch_px, self.steps[::n, ::n], self.labels[::n, ::n])
 
 
+def heat_geometry(receipt: Path) -> dict[str, float]:
+    """`HeatGrid.geometry` of the heatmap with this receipt, without reading it. Raises `StoreError`."""
+    grid = grid_of(read_receipt(receipt, "heatmap"))
+    return {"columns": grid.columns, "rows": grid.rows, "stride": grid.stride_px, "patch": grid.patch_px}
+
+
 def heat_grid(heatmap: Path, receipt: Path, confusion: Path | None) -> HeatGrid:
     """The scores of a slide, with the truth of each position as `confusion` has it; not judged without that.
 

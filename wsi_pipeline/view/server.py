@@ -25,6 +25,7 @@ from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.layout import SlideLayout
 from wsi_pipeline.pictures import heat_palette
 from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.slide_views import heat_geometry
 from wsi_pipeline.view.results import Results, detections_of, heat_of
 from wsi_pipeline.view.tiles import Tiles
 
@@ -133,7 +134,6 @@ class _Slide(_Handler):
         if not done["convert"]:
             return {"name": places.slide, "done": done, "levels": []}
         pyramid = self.tiles.pyramid(places.of_slide("pyramid.ome.zarr"), places.version("convert"))
-        heat = heat_of(places)
         return {
             "name": places.slide,
             "versions": {stage: places.version(stage) for stage in _TILED if done[stage]},
@@ -149,7 +149,7 @@ class _Slide(_Handler):
                 }
                 for level, mpp in zip(pyramid.levels, pyramid.mpps, strict=True)
             ],
-            "heat": None if heat is None else heat.geometry(),
+            "heat": heat_geometry(places.receipt("heatmap")) if done["heatmap"] else None,
             "detections": detections_of(places),
         }  # fmt: skip
 
