@@ -292,6 +292,9 @@ def test_a_run_half_way_is_shown_as_far_as_it_is(browser: Browser, results: Path
         page.click('[data-slide="normal-1"]')
         until(page, "viewer.slide === null")
         assert "normal-1 has no convert" in page.inner_text("#missing")
+        page.click('[data-slide="tumor-1"]')
+        until_shown(page, "tumor-1")
+        assert page.inner_text("#missing") == ""  # A training slide needs no heatmap.
         page.click('[data-slide="tumor-2"]')
         until_shown(page, "tumor-2")
         settle(page)

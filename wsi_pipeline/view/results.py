@@ -68,11 +68,10 @@ class Results:
             done = Layout(self.folder, model).of(name).done()
             # Other splits have no heatmaps but for what is chosen on them.
             wanted = STAGES if row.get("split") == "test" else SLIDE_STAGES
-            missing = [stage for stage in wanted if not done[stage]]
             slides.append(
                 {
                     "name": name, "split": row.get("split", ""), "label": row.get("label", ""),
-                    "done": done, "missing": missing,
+                    "expected": wanted, "missing": [stage for stage in wanted if not done[stage]],
                 }
             )  # fmt: skip
         return {

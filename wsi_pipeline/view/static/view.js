@@ -75,7 +75,9 @@
       const heat = found.heat && await fetchHeat(path, found.heat);
       // Another slide may have been chosen meanwhile.
       if (turn !== state.opened) return;
-      const missing = Object.keys(found.done).filter((stage) => !found.done[stage]);
+      // What training slides are never predicted for is not missing.
+      const expected = state.results.slides.find((slide) => slide.name === name)?.expected ?? [];
+      const missing = expected.filter((stage) => !found.done[stage]);
       $("missing").textContent = missing.length ? `${name} has no ${missing.join(", ")} yet.` : "";
       if (!found.levels.length) { viewer.close(); matrix.fill(null); return; }
       viewer.open({ ...found, heat, picture: (...where) => picture(path, found.versions, ...where) });
