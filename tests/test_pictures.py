@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from wsi_pipeline.pictures import bar_length, color_heat, heat_palette, length_text, save_picture
+from wsi_pipeline.figures import save_figure, slide_figure
+from wsi_pipeline.pictures import bar_length, color_heat, heat_palette, length_text
+from wsi_pipeline.summary import SYNTHETIC
 
 
 @pytest.mark.parametrize(
@@ -19,14 +21,25 @@ def test_scale_bars_are_round(most: float, length: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("mpp", [0.25, 8.0, 60.0])
-def test_the_bar_in_a_picture_is_as_long_as_it_says(tmp_path: Path, mpp: float) -> None:
-    picture = np.full((300, 900, 3), 128, np.uint8)
-    save_picture(tmp_path / "p.png", picture, mpp)
-    found = np.asarray(Pillow.open(tmp_path / "p.png"))
-    assert (picture == 128).all()  # Only the copy is drawn on.
-    bar = (found[300 - 15] == 0).all(axis=1)
-    assert bar.sum() == pytest.approx(bar_length(900 * mpp / 5) / mpp, abs=1)
-    assert np.array_equal(found[:200], picture[:200])
+def test_the_bar_on_a_slide_is_as_long_as_it_says(tmp_path: Path, mpp: float) -> None:
+    figure = slide_figure("a slide", np.full((300, 900, 3), 128, np.uint8), mpp, synthetic=True)
+    (axes,) = figure.axes
+    (bar,) = axes.lines
+    length = float(np.ptp(bar.get_xdata()))
+    (label,) = [text.get_text() for text in axes.texts]
+    assert label == length_text(bar_length(900 * mpp / 5))
+    # Data coordinates are pixels of the picture.
+    assert length * mpp == pytest.approx(bar_length(900 * mpp / 5))
+    save_figure(figure, tmp_path / "p.png")
+    with Pillow.open(tmp_path / "p.png") as saved:
+        assert saved.width > 800
+    assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_slides_are_called_so(synthetic: bool) -> None:
+    figure = slide_figure("a slide", np.full((300, 900, 3), 128, np.uint8), 1.0, synthetic)
+    assert any(SYNTHETIC in text.get_text() for text in figure.texts) == synthetic
 
 
 def test_low_probabilities_hide_little() -> None:

@@ -17,12 +17,12 @@ from wsi_pipeline import cli_evaluation, tools
 from wsi_pipeline.cli_options import (
     AllowUpsampling,
     Exclude,
+    FigureArg,
     Geojson,
     HeatmapArg,
     HeatmapReceipt,
     ModelArg,
     Options,
-    Picture,
     PyramidArg,
     Receipt,
     Rows,
@@ -55,7 +55,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # What tifffile cannot read is left to OpenSlide, whose error is the one that helps.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    logging.getLogger("pyvips").setLevel(logging.WARNING)
+    for library in ("pyvips", "fontTools"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         app()
     except PipelineError as error:
@@ -114,16 +115,18 @@ def tissue(
     slide: Slide,
     store: Store,
     receipt: Receipt,
-    picture: Picture,
+    picture: FigureArg,
     options: Options = "{}",
     threads: Threads = 1,
+    synthetic: Synthetic = False,
 ) -> None:
     """Find the tissue on a slide."""
     from wsi_pipeline.config import TissueOptions
     from wsi_pipeline.options import parse_options
     from wsi_pipeline.stages import tissue as stage
 
-    stage.run(slide, pyramid, store, receipt, picture, parse_options("tissue", TissueOptions, options), threads)
+    parsed = parse_options("tissue", TissueOptions, options)
+    stage.run(slide, pyramid, store, receipt, picture, parsed, threads, synthetic=synthetic)
 
 
 @app.command()
@@ -132,7 +135,7 @@ def truth(
     slide: Slide,
     store: Store,
     receipt: Receipt,
-    picture: Picture,
+    picture: FigureArg,
     geojson: Geojson,
     annotation: Annotated[
         Path | None, typer.Option(help="ASAP XML, ImageScope XML or QuPath GeoJSON.", readable=False)
@@ -141,6 +144,7 @@ def truth(
     exhaustive: Annotated[bool, typer.Option(help="Whether all tumour is annotated.")] = True,
     options: Options = "{}",
     threads: Threads = 1,
+    synthetic: Synthetic = False,
 ) -> None:
     """Draw what the annotations say: normal, tumour, ignore."""
     from wsi_pipeline.config import TruthOptions
@@ -149,7 +153,7 @@ def truth(
 
     stage.run(
         slide, pyramid, store, receipt, picture, geojson, parse_options("truth", TruthOptions, options),
-        annotation=annotation, label=label, exhaustive=exhaustive, threads=threads,
+        annotation=annotation, label=label, exhaustive=exhaustive, threads=threads, synthetic=synthetic,
     )  # fmt: skip
 
 

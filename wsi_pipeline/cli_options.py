@@ -12,7 +12,6 @@ Options = Annotated[str, typer.Option(metavar="JSON", help="Options of the stage
 Threads = Annotated[int, typer.Option(min=1, help="Worker threads.")]
 Store = Annotated[Path, typer.Option(help="OME-Zarr store to write.")]
 Receipt = Annotated[Path, typer.Option(help="Receipt (JSON) to write.")]
-Picture = Annotated[Path, typer.Option(help="Picture (PNG) to write.")]
 FigureArg = Annotated[Path, typer.Option("--picture", help="Figure (PNG) to write, and a PDF beside it.")]
 Geojson = Annotated[Path, typer.Option("--geojson", help="QuPath GeoJSON to write.")]
 PyramidArg = Annotated[Path, typer.Option("--pyramid", help="The slide's pyramid.ome.zarr.")]

@@ -5,6 +5,7 @@ Each function returns a `Figure`; `save_figure` writes it. How they look stands 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -52,8 +53,11 @@ def _figure(width_mm: float, height_mm: float, synthetic: bool = False) -> Figur
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as the PNG `path` and as a PDF beside it, with the same bytes for the same figure."""
     for target, more in ((path.with_suffix(".pdf"), {"CreationDate": None}), (path, {})):
+        # Drawn before it is written: on a full disk matplotlib's PDF writer fails with an error of its own.
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=target.suffix[1:], metadata=more)
         with publish(target) as partial:
-            figure.savefig(partial, metadata=more)
+            partial.write_bytes(drawn.getvalue())
 
 
 def training_curves(history: Sequence[dict[str, Any]], synthetic: bool) -> Figure:
@@ -91,6 +95,22 @@ def _plot_known(axes: Axes, history: Sequence[dict[str, Any]], key: str, color: 
         axes.text(0.5, 0.5, "no validation", transform=axes.transAxes, ha="center")
 
 
+def slide_figure(title: str, picture: Picture, mpp: float, synthetic: bool) -> Figure:
+    """One picture of a slide with a scale bar."""
+    width = 120
+    figure = _figure(width, width * picture.shape[0] / picture.shape[1] + (12 if synthetic else 7), synthetic)
+    axes = figure.subplots()
+    _show(axes, picture, mpp, title)
+    return figure
+
+
+def _show(axes: Axes, picture: Picture, mpp: float, title: str) -> None:
+    axes.imshow(picture, interpolation="antialiased")
+    axes.set_title(title, fontsize=7)
+    axes.set_axis_off()
+    scale_bar(axes, picture.shape[1], picture.shape[0], mpp)
+
+
 def slide_panels(
     slide: str, pyramid: Pyramid, truth: Image, heat: Image, confusion: Image, *, threshold: float, synthetic: bool
 ) -> Figure:
@@ -107,10 +127,7 @@ def slide_panels(
     figure = _figure(width, width / 3 * picture.shape[0] / picture.shape[1] + 14, synthetic)
     figure.suptitle(slide, fontsize=9)
     for axes, (pixels, title) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.imshow(pixels, interpolation="nearest")
-        axes.set_title(title, fontsize=7)
-        axes.set_axis_off()
-        scale_bar(axes, pixels.shape[1], pixels.shape[0], mpp)
+        _show(axes, pixels, mpp, title)
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps[HEAT_COLORS])
     figure.colorbar(scale, ax=figure.axes[2], fraction=0.03, pad=0.01, label="probability")
     return figure

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypeVar
 
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
-
-from wsi_pipeline.files import publish
 
 Picture = NDArray[np.uint8]
 Alpha = NDArray[np.float32]
 T = TypeVar("T", bound=np.generic)
 
-_FONT_PX = 15
 TISSUE_COLOR = (0, 114, 178)
 TUMOR_COLOR = (230, 25, 25)
 NORMAL_INSIDE_COLOR = (0, 158, 60)
@@ -25,12 +19,6 @@ IGNORED_COLOR = (128, 128, 128)
 HEAT_COLORS = "viridis"
 # The example's colours of false positives, false negatives and true positives.
 CONFUSION_COLORS = {1: (0, 255, 255), 2: (255, 255, 0), 3: (255, 0, 0)}
-
-
-def save_picture(path: Path, picture: Picture, mpp: float) -> None:
-    """Write a picture of a slide as PNG, with a scale bar, atomically."""
-    with publish(path) as partial:
-        Pillow.fromarray(_with_scale_bar(picture, mpp)).save(partial, format="PNG", compress_level=3)
 
 
 def on_picture(mask: NDArray[T], mask_mpp: float, picture: Picture, mpp: float) -> NDArray[T]:
@@ -50,22 +38,6 @@ def bar_length(most_um: float) -> float:
 def length_text(um: float) -> str:
     """A round length in um or mm."""
     return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
-
-
-def _with_scale_bar(picture: Picture, mpp: float) -> Picture:
-    """The picture with a bar of a round length, about a fifth of its width, in a corner."""
-    image = Pillow.fromarray(picture)
-    draw = ImageDraw.Draw(image, "RGBA")
-    length = bar_length(image.width * mpp / 5)
-    # Pillow's own has no µ.
-    font = ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _FONT_PX)
-    text, width = length_text(length), round(length / mpp)
-    x, y = 12, image.height - 16
-    room = max(width, int(draw.textlength(text, font=font)))
-    draw.rectangle((x - 6, y - _FONT_PX - 8, x + room + 6, y + 8), fill=(255, 255, 255, 200))
-    draw.rectangle((x, y, x + width - 1, y + 3), fill=(0, 0, 0, 255))
-    draw.text((x, y - 4), text, fill=(0, 0, 0, 255), font=font, anchor="ls")
-    return np.asarray(image)
 
 
 def blend(picture: Picture, color: Picture, alpha: Alpha) -> Picture:

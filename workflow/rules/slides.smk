@@ -36,6 +36,7 @@ rule tissue:
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "tissue"},
         ),
+        pdf="<results>/slides/{slide}/tissue.pdf",
     log:
         "<logs>/tissue/{slide}.log",
     benchmark:
@@ -46,10 +47,11 @@ rule tissue:
         runtime=30,
     params:
         options=tissue_options,
+        synthetic=SYNTHETIC,
     shell:
         "wsi-pipeline tissue --pyramid {input.pyramid:q} --slide {wildcards.slide:q} --store {output.store:q}"
         " --receipt {output.receipt:q} --picture {output.picture:q} --options {params.options:q}"
-        " --threads {threads} > {log:q} 2>&1"
+        " {params.synthetic} --threads {threads} > {log:q} 2>&1"
 
 
 rule truth:
@@ -66,6 +68,7 @@ rule truth:
             subcategory="{slide}",
             labels={"slide": "{slide}", "figure": "truth"},
         ),
+        pdf="<results>/slides/{slide}/truth.pdf",
         geojson="<results>/slides/{slide}/truth.geojson",
     log:
         "<logs>/truth/{slide}.log",
@@ -78,7 +81,9 @@ rule truth:
     params:
         options=options("truth"),
         row=truth_flags,
+        synthetic=SYNTHETIC,
     shell:
         "wsi-pipeline truth --pyramid {input.pyramid:q} --slide {wildcards.slide:q} {params.row:q}"
         " --store {output.store:q} --receipt {output.receipt:q} --picture {output.picture:q}"
-        " --geojson {output.geojson:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"
+        " --geojson {output.geojson:q} --options {params.options:q} {params.synthetic} --threads {threads}"
+        " > {log:q} 2>&1"

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.figures import save_figure, slide_figure
 from wsi_pipeline.files import digest_bytes
 from wsi_pipeline.foreground import features, find_mask
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.masks import TISSUE_LABELS
 from wsi_pipeline.overlays import outlined, tissue_overlay
-from wsi_pipeline.pictures import save_picture
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import write_receipt
 from wsi_pipeline.store import Image, write_image
@@ -43,6 +43,8 @@ def run(
     picture: Path,
     options: TissueOptions,
     threads: int = 1,
+    *,
+    synthetic: bool = False,
 ) -> None:
     """Write the tissue mask of one slide; `StoreError` where no tissue is found."""
     pyramid = Pyramid(pyramid_path)
@@ -57,7 +59,8 @@ def run(
         )
     image = Image.from_corner(mask.astype(np.uint8), options.mpp)
     write_image(store, image, name="tissue", slide_mpp=pyramid.mpp, labels=TISSUE_LABELS)
-    save_picture(picture, *outlined(pyramid, tissue_overlay(Image.from_corner(mask, options.mpp))))
+    outline = outlined(pyramid, tissue_overlay(Image.from_corner(mask, options.mpp)))
+    save_figure(slide_figure(f"{slide}: tissue blue", *outline, synthetic), picture)
     area_mm2 = float(mask.sum()) * options.mpp**2 / 1e6
     write_receipt(
         receipt,

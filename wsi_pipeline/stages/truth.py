@@ -22,13 +22,14 @@ from scipy import ndimage
 from wsi_pipeline.annotations import NOTHING, Regions, read_annotation
 from wsi_pipeline.config import TissueOptions, TruthOptions
 from wsi_pipeline.errors import AnnotationError
+from wsi_pipeline.figures import save_figure, slide_figure
 from wsi_pipeline.files import digest_bytes, digest_file
 from wsi_pipeline.foreground import above, features, find_threshold
 from wsi_pipeline.geojson import Feature, feature, polygons, write_features
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
 from wsi_pipeline.overlays import outlined, truth_overlay
-from wsi_pipeline.pictures import IGNORED_COLOR, TUMOR_COLOR, save_picture
+from wsi_pipeline.pictures import IGNORED_COLOR, TUMOR_COLOR
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.rasterize import Crossings
 from wsi_pipeline.receipts import write_receipt
@@ -56,6 +57,7 @@ def run(
     label: str | None = None,
     exhaustive: bool = True,
     threads: int = 1,
+    synthetic: bool = False,
 ) -> None:
     """Write the truth of one slide. Raises `AnnotationError` where annotation and label contradict."""
     pyramid = Pyramid(pyramid_path)
@@ -67,7 +69,8 @@ def run(
     truth = draw(regions, pyramid.size_at(options.mpp), options.mpp / pyramid.mpp, unjudged, threads)
     ignore_border(truth, options.ignore_margin_um / options.mpp)
     write_image(store, Image.from_corner(truth, options.mpp), name="truth", slide_mpp=pyramid.mpp, labels=TRUTH_LABELS)
-    save_picture(picture, *outlined(pyramid, truth_overlay(Image.from_corner(truth, options.mpp))))
+    outline = outlined(pyramid, truth_overlay(Image.from_corner(truth, options.mpp)))
+    save_figure(slide_figure(f"{slide}: tumour red, normal inside green, ignored grey", *outline, synthetic), picture)
     write_features(geojson, _features(regions))
     counts = np.bincount(truth.ravel(), minlength=3)
     tumor_mm2 = float(regions.tumor.area) * pyramid.mpp**2 / 1e6
