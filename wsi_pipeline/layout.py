@@ -13,6 +13,10 @@ STAGES = (*_OF_SLIDE, *_OF_MODEL)
 SLIDE_STAGES = tuple(_OF_SLIDE)
 
 
+class NotThereError(LookupError):
+    """What is asked for is not among the results."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """A results folder, for one model (none where nothing is predicted yet)."""
@@ -65,8 +69,8 @@ class SlideLayout:
         return {stage: self.receipt(stage).is_file() for stage in STAGES}
 
     def version(self, stage: str) -> str:
-        """Another one when the stage has run again; `KeyError` where it is not done."""
+        """Another one when the stage has run again; `NotThereError` where it is not done."""
         try:
             return f"{self.receipt(stage).stat().st_mtime_ns:x}"
         except FileNotFoundError as error:
-            raise KeyError(stage) from error
+            raise NotThereError(stage) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from wsi_pipeline.config import NAME_PATTERN
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.layout import SLIDE_STAGES, STAGES, Layout, SlideLayout
+from wsi_pipeline.layout import SLIDE_STAGES, STAGES, Layout, NotThereError, SlideLayout
 from wsi_pipeline.receipts import read_receipt
 from wsi_pipeline.run_record import last_run
 from wsi_pipeline.slide_views import HeatGrid, heat_grid, read_detections
@@ -97,14 +97,14 @@ class Results:
         return float(read_receipt(path, "calibrate")["operating_point"]["threshold"]) if path.is_file() else 0.5
 
     def places(self, slide: str, model: str | None) -> SlideLayout:
-        """Where the files of a slide are; `KeyError` for names that are not those of slides and models here.
+        """Where the files of a slide are; `NotThereError` for names that are not those of slides and models here.
 
         Only such names become parts of paths.
         """
         if slide not in self._names:
             self._names = set(self.sheet())
         if slide not in self._names or (model is not None and model not in self.models()):
-            raise KeyError(slide)
+            raise NotThereError(slide)
         return Layout(self.folder, model).of(slide)
 
 

@@ -22,7 +22,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.layout import SlideLayout
+from wsi_pipeline.layout import NotThereError, SlideLayout
 from wsi_pipeline.pictures import heat_palette
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.slide_views import heat_geometry
@@ -79,7 +79,7 @@ class _Handler(RequestHandler):
         """`work` in a thread; what a folder lacks is 404, what is damaged 500 with the reason."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, work)
-        except (KeyError, IndexError) as error:
+        except NotThereError as error:
             raise HTTPError(404) from error
         except StoreError as error:
             log.warning("%s", error)
@@ -161,7 +161,7 @@ class _Heat(_Handler):
         def packed() -> bytes:
             grid = heat_of(self.results.places(slide, model))
             if grid is None:
-                raise KeyError(slide)
+                raise NotThereError(slide)
             return grid.packed()
 
         self.set_header("Content-Type", "application/octet-stream")

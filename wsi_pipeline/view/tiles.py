@@ -10,6 +10,7 @@ import numpy as np
 
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.jpeg import Jpeg, as_file
+from wsi_pipeline.layout import NotThereError
 from wsi_pipeline.levels import Cache, caches
 from wsi_pipeline.overlays import outlines, tissue_overlay, truth_overlay
 from wsi_pipeline.pyramid import Pyramid
@@ -35,7 +36,7 @@ class Tiles:
         return self._slides.get((store, version), lambda: Pyramid(store, shared=self._shared))
 
     def tile(self, pyramid: Pyramid, level: int, column: int, row: int) -> tuple[str, bytes] | None:
-        """Media type and bytes of a chunk, None where there is only background. `IndexError` where there is no such."""
+        """Media type and bytes of a chunk, None where there is only glass; `NotThereError` where there is no such."""
         found = _box(pyramid, level, column, row)
         here = pyramid.levels[level]
         stream = here.stream(column, row)
@@ -49,7 +50,7 @@ class Tiles:
     def mask_tile(self, pyramid: Pyramid, store: Path, version: str, level: int, column: int, row: int) -> bytes | None:
         """Outlines of the mask `tissue.ome.zarr` or `truth.ome.zarr` at a chunk, as PNG; None where there is nothing.
 
-        `IndexError` where there is no such chunk.
+        `NotThereError` where there is no such chunk.
         """
         box = _box(pyramid, level, column, row)
         prepare = truth_overlay if store.name == "truth.ome.zarr" else tissue_overlay
@@ -60,10 +61,10 @@ class Tiles:
 
 
 def _box(pyramid: Pyramid, level: int, column: int, row: int) -> Box:
-    """The chunk's pixels inside the slide; `IndexError` where there are none."""
+    """The chunk's pixels inside the slide; `NotThereError` where there are none."""
     if level >= len(pyramid.levels):
-        raise IndexError(level)
+        raise NotThereError(level)
     grid = pyramid.levels[level].grid
     if column >= grid.columns or row >= grid.rows:
-        raise IndexError(column, row)
+        raise NotThereError(column, row)
     return grid.box(column, row).clipped(grid.size)

@@ -10,7 +10,8 @@
 "use strict";
 
 const wsi = (() => {
-  const NORMAL = 0, TUMOR = 1, UNKNOWN = 255;
+  // Labels; 0 is normal, 2 predicted but not judged.
+  const TUMOR = 1, UNKNOWN = 255;
   const STEPS = 65535;
   const LAYERS = [
     ["tissue", "Tissue"], ["truth", "Truth"], ["heatmap", "Heatmap"], ["errors", "Errors"], ["detections", "Detections"],
@@ -563,5 +564,5 @@ const wsi = (() => {
     }
   }
 
-  return { HeatMap, Viewer, Matrix, Controls, cutAt, element, pointedText, LAYERS, NORMAL, TUMOR, UNKNOWN };
+  return { HeatMap, Viewer, Matrix, Controls, cutAt, element, pointedText };
 })();
