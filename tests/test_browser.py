@@ -177,6 +177,23 @@ def test_the_overlay_follows_the_slider(browser: Browser, results: Path) -> None
         assert found[1] < missed[1] or found[0] < missed[0]
 
 
+def test_the_heatmap_has_the_chosen_colours(browser: Browser, results: Path) -> None:
+    with served(results) as url, opened(browser, f"{url}#tumor-3", "view-colours") as page:
+        seen = []
+        for name in ("viridis", "cividis", "magma", "turbo"):
+            page.select_option('[data-control="colours"]', name)
+            settle(page)
+            seen.append(pixels(page, 1))
+        assert len({tuple(one) for one in seen}) == 4
+        # Another slide has them too.
+        page.evaluate("() => document.activeElement.blur()")
+        page.keyboard.press("n")
+        settle(page)
+        page.keyboard.press("p")
+        settle(page)
+        assert pixels(page, 1) == seen[-1]
+
+
 def test_the_table_sorts_and_opens_slides(browser: Browser, results: Path, metrics: dict[str, Any]) -> None:
     with opened(browser, (results / "report.html").as_uri(), "report-table") as page:
         heads = page.locator("#slides thead th").all_inner_texts()

@@ -24,8 +24,8 @@ import pytest
 from conftest import CONFIG
 
 from wsi_pipeline.files import digest_file, digest_tree, remove
+from wsi_pipeline.jobs import finished_jobs
 from wsi_pipeline.options import load_config, options_json
-from wsi_pipeline.provenance import finished_jobs
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import zlib
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conftest import square, write_asap
 from test_evaluate import folders_of, write_slide
 
 from wsi_pipeline.config import EvaluateOptions, ReportRun, TissueOptions, TruthOptions
+from wsi_pipeline.jobs import finished_jobs, job_of
 from wsi_pipeline.sheet import Sheet, SlideRow
 from wsi_pipeline.slide_views import heat_grid
 from wsi_pipeline.stages import evaluate, report, tissue, truth
@@ -82,6 +84,39 @@ def test_missing_slides_are_shown(results: Path, tmp_path: Path) -> None:
     assert "Incomplete: no results of c9." in html
     assert "Positions on damaged chunks, which no figure counts: c1 (7)." in html
     assert "incomplete, without c9" in summary_text(path, Path("r.html"))
+
+
+@pytest.mark.workflow
+def test_the_commands_are_those_that_ran(finished: Path) -> None:
+    html = (finished / "results" / "report.html").read_text()
+    found = re.findall(r"<dt>(\w+)</dt><dd><code>(.*?)</code></dd>", html)
+    commands = {rule: unescape(command) for rule, command in found}
+    assert list(commands) == [
+        "convert", "tissue", "truth", "patches", "train", "heatmap", "scores", "confusion", "detect", "calibrate",
+        "evaluate",
+    ]  # fmt: skip
+    ran = {job.command for job in finished_jobs(finished / ".snakemake")}
+    assert set(commands.values()) <= ran
+    assert "--slide normal-3 " in commands["heatmap"]
+
+
+def test_a_job_is_found_by_its_output_however_long_its_name(tmp_path: Path) -> None:
+    metadata = tmp_path / "metadata"
+    record = {"rule": "convert", "shellcmd": "convert it", "starttime": 1, "endtime": 2, "input": []}
+    long = "results/" + 99 * "long/" + "a.json"
+    names = {"a.json": "YS5qc29u", long: base64.urlsafe_b64encode(long.encode()).decode()}
+    assert len(names[long]) > 508
+    parts = [names[long][:254], names[long][254:508], names[long][508:]]
+    for place in (metadata / names["a.json"], metadata.joinpath(f"@{parts[0]}", f"@{parts[1]}", parts[2])):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(record))
+    for output in names:
+        job = job_of(tmp_path, output)
+        assert job is not None and (job.command, job.outputs) == ("convert it", (output,))
+    assert sorted(one for job in finished_jobs(tmp_path) for one in job.outputs) == sorted(names)
+    (metadata / names["a.json"]).write_text(json.dumps({**record, "incomplete": True}))
+    assert job_of(tmp_path, "a.json") is None
+    assert job_of(tmp_path / "nowhere", "a.json") is None
 
 
 def shown(html: str) -> list[dict[str, Any]]:

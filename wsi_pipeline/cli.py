@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
@@ -50,9 +50,17 @@ app = typer.Typer(
 )
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time: above progress bars, where there are any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def main() -> None:
     """Run the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Stderr()])
     # What tifffile cannot read is left to OpenSlide, whose error is the one that helps.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     for library in ("pyvips", "fontTools"):

@@ -22,6 +22,7 @@ from wsi_pipeline.cli_options import (
     ScoresFolder,
     SheetArg,
     Slide,
+    State,
     Store,
     Synthetic,
     TruthArg,
@@ -152,6 +153,7 @@ def report(
     model: Annotated[str, typer.Option(help="Name of the model.")],
     output: Annotated[Path, typer.Option(help="HTML page to write.")],
     exclude: Exclude = None,
+    state: State = Path(".snakemake"),
     options: Options = "{}",
 ) -> None:
     """Write the report page."""
@@ -161,4 +163,4 @@ def report(
     from wsi_pipeline.stages import report as stage
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
-    stage.run(results, model, output, parse_options("report", ReportRun, options), loaded)
+    stage.run(results, model, output, parse_options("report", ReportRun, options), loaded, state)

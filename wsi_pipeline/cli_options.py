@@ -31,4 +31,8 @@ Calibration = Annotated[Path, typer.Option(help="Receipt of the stage calibrate.
 Rows = Annotated[str | None, typer.Option(help="Digest of the sheet's rows that is expected.")]
 SheetArg = Annotated[Path, typer.Option("--sheet", help="The slide sheet.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Slides of the sheet to leave out.")]
+State = Annotated[
+    Path,
+    typer.Option("--snakemake", help="Snakemake's folder .snakemake, for the commands of the jobs."),
+]
 Synthetic = Annotated[bool, typer.Option(help="Say on pictures that the slide is synthetic.")]

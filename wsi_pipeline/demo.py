@@ -25,6 +25,7 @@ from scipy import ndimage
 from shapely import affinity
 from shapely.geometry.base import BaseGeometry
 
+from wsi_pipeline.bars import tracked
 from wsi_pipeline.files import publish
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.sheet import COLUMNS
@@ -88,7 +89,8 @@ def write_cohort(folder: Path, plans: Sequence[Plan] = PLANS, size: Size = SIZE,
     folder.mkdir(parents=True, exist_ok=True)
     # Forked children would inherit libvips' threads in an undefined state.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        rows = list(pool.map(_write_slide, [folder] * len(plans), plans, [size] * len(plans)))
+        drawn = pool.map(_write_slide, [folder] * len(plans), plans, [size] * len(plans))
+        rows = list(tracked(drawn, "slides", len(plans)))
     sheet = folder / "slides.tsv"
     with publish(sheet) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         file.write("# Synthetic slides, drawn by wsi-pipeline demo-cohort.\n")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wsi_pipeline.bars import Bar, on_terminal
 from wsi_pipeline.files import digest_source, digest_tree
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,12 @@ def digests(paths: dict[str, Path], threads: int) -> dict[str, str]:
     """SHA-256 of files and, as `files.digest_tree` takes it, of folders; what is not there is left out."""
     began = said = time.monotonic()
     taken: dict[str, str] = {}
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, Bar("files and stores", len(paths)) as shown:
         for done, (name, digest) in enumerate(zip(paths, pool.map(_digest, paths.values()), strict=True), 1):
             if digest is not None:
                 taken[name] = digest
-            if time.monotonic() - said > _SAY_EVERY_S:
+            shown.at(done)
+            if time.monotonic() - said > _SAY_EVERY_S and not on_terminal():
                 said = time.monotonic()
                 log.info("%d of %d files and stores, %.0f s", done, len(paths), said - began)
     return taken

@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from wsi_pipeline.bars import Bar
 from wsi_pipeline.codecs import ChunkCodec, array_codecs, picture_codec_of
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Size
@@ -51,7 +52,7 @@ def write_patches(
         return [(codec.encode(pixels),) for pixels in read(start, stop)]
 
     digests = {}
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, Bar("patches", count) as shown:
         for start in range(0, count, _SHARD_PATCHES):
             stop = min(start + _SHARD_PATCHES, count)
             starts = range(start, stop, _BATCH)
@@ -59,6 +60,7 @@ def write_patches(
             chunks = [chunk for part in parts for chunk in part]
             name = _shard_path(start // _SHARD_PATCHES)
             _, digests[name] = write_shard(folder / name, range(len(chunks)), chunks, _SHARD_PATCHES)
+            shown.at(stop)
     return digests
 
 

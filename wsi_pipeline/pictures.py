@@ -16,7 +16,10 @@ TISSUE_COLOR = (0, 114, 178)
 TUMOR_COLOR = (230, 25, 25)
 NORMAL_INSIDE_COLOR = (0, 158, 60)
 IGNORED_COLOR = (128, 128, 128)
+# Of probabilities, in all figures.
 HEAT_COLORS = "viridis"
+# Where one may choose; who is colour-blind tells the colours of all but the last apart.
+_COLOR_MAPS = (HEAT_COLORS, "cividis", "magma", "turbo")
 # The example's colours of false positives, false negatives and true positives.
 CONFUSION_COLORS = {1: (0, 255, 255), 2: (255, 255, 0), 3: (255, 0, 0)}
 
@@ -46,9 +49,14 @@ def blend(picture: Picture, color: Picture, alpha: Alpha) -> Picture:
     return (mixed + 0.5).astype(np.uint8)
 
 
-def heat_palette() -> NDArray[np.uint8]:
-    """Colours of the probabilities k / 255, (256, 3), which colour-blind readers tell apart."""
-    return (mpl.colormaps[HEAT_COLORS](np.arange(256))[:, :3] * 255 + 0.5).astype(np.uint8)
+def heat_palette(name: str = HEAT_COLORS) -> NDArray[np.uint8]:
+    """Colours of the probabilities k / 255, (256, 3)."""
+    return (mpl.colormaps[name](np.arange(256))[:, :3] * 255 + 0.5).astype(np.uint8)
+
+
+def heat_palettes() -> dict[str, list[list[int]]]:
+    """The palettes of all colour maps, for pages that let choose."""
+    return {name: heat_palette(name).tolist() for name in _COLOR_MAPS}
 
 
 def color_heat(heat: NDArray[np.float32], opacity: float = 0.6) -> tuple[Picture, Alpha]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from wsi_pipeline.annotations import read_annotation
+from wsi_pipeline.bars import tracked
 from wsi_pipeline.codecs import chunk_codec
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
@@ -93,7 +94,7 @@ class CohortPlan:
 def plan_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortPlan:
     """Look at every slide of a sheet."""
     with ThreadPoolExecutor(threads) as pool:
-        looked = list(pool.map(lambda row: _look(row, config), sheet.values()))
+        looked = list(tracked(pool.map(lambda row: _look(row, config), sheet.values()), "slides", len(sheet)))
     plans, problems = [plan for plan, _ in looked if plan is not None], [p for _, found in looked for p in found]
     return CohortPlan(plans, problems, ("test", *config.evaluation.predicted_too))
 

@@ -7,12 +7,10 @@ where they are and are named by the URI of their file.
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.files import canonical_json, digest_tree, publish, write_text
 from wsi_pipeline.fixity import CRATE, Differences, compare, digests, parts
+from wsi_pipeline.jobs import Job, finished_jobs
 from wsi_pipeline.receipts import read_receipt
 from wsi_pipeline.run_record import RunRecord, read_runs
 from wsi_pipeline.sheet import load_sheet
@@ -57,18 +56,6 @@ _MEDIA_TYPES = {
     ".tsv": "text/tab-separated-values",
     ".xml": "application/xml",
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """What Snakemake knows of a finished job; paths are as the job had them."""
-
-    rule: str
-    command: str
-    started: float
-    ended: float
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 def write_crate(results: Path, state: Path, threads: int, licence: str, author: str | None = None) -> Path:
@@ -151,36 +138,6 @@ def _copy_workflow(results: Path, run: RunRecord) -> bool:
     if changed:
         log.warning("%s: the workflow has changed since the last run; the crate says so", workflow)
     return changed
-
-
-def finished_jobs(state: Path) -> Iterator[Job]:
-    """The finished jobs that Snakemake knows of, in order of their start, each with all of its outputs."""
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    metadata = state / "metadata"
-    for path in sorted(metadata.rglob("*")):
-        if not path.is_file():
-            continue
-        # Long names are split, each folder marked with @.
-        name = "".join(part.removeprefix("@") for part in path.relative_to(metadata).parts)
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            output = base64.urlsafe_b64decode(name).decode()
-        except (OSError, ValueError) as error:
-            log.warning("%s: not read (%s)", path, error)
-            continue
-        if record.get("incomplete") or record.get("endtime") is None or not record.get("shellcmd"):
-            continue
-        found.setdefault(record["shellcmd"], []).append((output, record))
-    for command, made in sorted(found.items(), key=lambda item: item[1][0][1]["starttime"]):
-        records = [record for _, record in made]
-        yield Job(
-            rule=records[0]["rule"],
-            command=command,
-            started=min(record["starttime"] for record in records),
-            ended=max(record["endtime"] for record in records),
-            inputs=tuple(records[0]["input"]),
-            outputs=tuple(sorted(output for output, _ in made)),
-        )
 
 
 def _media_type(name: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from wsi_pipeline.bars import tracked
 from wsi_pipeline.direct import write_blocks
 from wsi_pipeline.geometry import Box, Size
 
@@ -107,7 +108,8 @@ def write_shards(
         # Not one more is begun after the first error.
         futures = [pool.submit(write, shard) for shard in shards]
         try:
-            written = [future.result() for future in futures]
+            finished = (future.result() for future in futures)
+            written = list(tracked(finished, f"level {folder.name}", len(shards)))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from wsi_pipeline.cli_options import State
+
 app = typer.Typer()
 
 # Inception-v3 at 299 px on two cores (docs/benchmarks.md).
@@ -71,10 +73,7 @@ def view(
 @app.command()
 def provenance(
     results: Annotated[Path, typer.Argument(help="A results folder that Snakemake filled.")],
-    state: Annotated[
-        Path,
-        typer.Option("--snakemake", help="Snakemake's folder .snakemake, for the commands of the jobs."),
-    ] = Path(".snakemake"),
+    state: State = Path(".snakemake"),
     licence: Annotated[
         str,
         typer.Option("--license", help="Of the results: a URI, such as https://creativecommons.org/licenses/by/4.0/"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.bars import tracked
 from wsi_pipeline.codecs import ChunkCodec
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box
@@ -99,7 +100,7 @@ def check_level(
     tiles = [tile for tile in tiles if tile not in made.damaged]
     sums = _Difference()
     with ThreadPoolExecutor(threads) as pool:
-        for largest, total, values in pool.map(check, tiles):
+        for largest, total, values in tracked(pool.map(check, tiles), f"comparing level {number}", len(tiles)):
             sums.largest = max(sums.largest, largest)
             sums.total += total
             sums.values += values

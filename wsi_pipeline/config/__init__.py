@@ -90,7 +90,7 @@ STEP_VERSIONS = {
     "calibrate": 1,
     "confusion": 4,
     "evaluate": 6,
-    "report": 4,
+    "report": 5,
 }
 
 

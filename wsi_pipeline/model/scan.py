@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_pipeline.bars import Bar, on_terminal
 from wsi_pipeline.model.prediction import Predictor
 from wsi_pipeline.walk import Walk
 
@@ -41,11 +42,15 @@ class Scored:
 
 
 def scan(walk: Walk, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
-    """Predict the patches from number `first` on, in order, batch by batch; a line every 30 s says how it goes."""
-    if predictor.device.is_cuda:
-        yield from scan_batches(walk, predictor, threads, first)
-    else:
-        yield from scan_threads(walk, predictor, threads, first)
+    """Predict the patches from number `first` on, in order, batch by batch.
+
+    A bar on a terminal, or a line every 30 s, says how it goes.
+    """
+    parts = (scan_batches if predictor.device.is_cuda else scan_threads)(walk, predictor, threads, first)
+    with Bar("predicting", len(walk), first) as shown:
+        for scored in parts:
+            yield scored
+            shown.at(scored.first + len(scored.whole))
 
 
 def scan_threads(walk: Walk, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
@@ -161,7 +166,7 @@ class Pace:
     def reached(self, number: int) -> None:
         """All patches before this one are done."""
         now = time.perf_counter()
-        if now - self._logged < _LOG_SECONDS and number < self._total:
+        if number < self._total and (now - self._logged < _LOG_SECONDS or on_terminal()):
             return
         self._logged = now
         passed = now - self._began

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from wsi_pipeline.bars import Bar, on_terminal
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +21,7 @@ class Watch:
 
     def __init__(self, *, shows: bool = False, events: Path | None = None) -> None:
         self._shows = shows
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._bar: Bar | None = None
         self._writer: Any = None
         if events is not None and shows:
             # Slow to import, and needed where events are asked for.
@@ -37,24 +35,21 @@ class Watch:
         """The loop starts at `step`."""
         self._first, self._steps, self._batch = step, steps, batch
         self._began = self._logged = time.monotonic()
-        if self._shows and sys.stderr.isatty():
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task("", total=steps, completed=step)
+        if self._shows:
+            self._bar = Bar("training", steps, step)
 
     def step(self, step: int, loss: float | None, waited: float) -> None:
         """A step is done; `waited` seconds were spent waiting for patches since the loop began."""
         now = time.monotonic()
         shown = f"loss {short(loss)}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=shown)
+            self._bar.at(step, shown)
         if now - self._logged < _LOG_SECONDS:
             return
         self._logged = now
         rate = (step - self._first) / (now - self._began)
         images, idle, left = rate * self._batch, waited / (now - self._began), (self._steps - step) / rate
-        if self._shows and self._bar is None:
+        if self._shows and not on_terminal():
             log.info(
                 "step %d of %d, %.1f images/s, %.0f %% of the time waiting for patches, %.0f min left, %s",
                 step, self._steps, images, 100 * idle, left / 60, shown,
@@ -78,7 +73,7 @@ class Watch:
     def close(self) -> None:
         """Close bar and files."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
         if self._writer is not None:
             self._writer.close()
 

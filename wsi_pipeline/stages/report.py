@@ -23,15 +23,17 @@ from bokeh.resources import Resources
 from jinja2 import Environment
 from PIL import Image as Pillow
 
+from wsi_pipeline.bars import tracked
 from wsi_pipeline.cohort import findings, patch_counts
 from wsi_pipeline.config import ReportRun
 from wsi_pipeline.figures import BLUE, GREEN, ORANGE
 from wsi_pipeline.files import publish, write_text
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.layout import STAGES, Layout, SlideLayout
+from wsi_pipeline.jobs import job_of
+from wsi_pipeline.layout import SLIDE_STAGES, STAGES, Layout, SlideLayout
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.overlays import outlines, tissue_overlay, truth_overlay
-from wsi_pipeline.pictures import Picture, heat_palette
+from wsi_pipeline.pictures import Picture, heat_palettes
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.receipts import read_receipt
 from wsi_pipeline.score_counts import ScoreCounts
@@ -61,9 +63,12 @@ _LEAST_PX = 128
 _EVERY = (1, 2, 3, 4, 6, 8)
 
 
-def run(results: Path, model: str | None, output: Path, options: ReportRun, sheet: Sheet) -> None:
+def run(
+    results: Path, model: str | None, output: Path, options: ReportRun, sheet: Sheet, state: Path | None = None
+) -> None:
     """Write the page on the test slides of a model in a results folder; `sheet` is the cohort.
 
+    `state` is Snakemake's folder `.snakemake`, from which the commands are taken.
     In a folder beside it, of the page's name, each slide has a page with its whole map and a picture of full size.
     """
     layout = Layout(results, model)
@@ -72,10 +77,13 @@ def run(results: Path, model: str | None, output: Path, options: ReportRun, shee
     point, rows = metrics["operating_point"], table.to_dict("records")
     shared = {
         "threshold": 0.5 if point is None else point["threshold"],
-        "palette": heat_palette().tolist(),
+        "palettes": heat_palettes(),
         "counts": _pooled(layout, [row["slide"] for row in rows]),
     }
-    slides = [_Slide.of(layout.of(row["slide"]), row["label"], options.thumbnail_px) for row in rows]
+    slides = [
+        _Slide.of(layout.of(row["slide"]), row["label"], options.thumbnail_px)
+        for row in tracked(rows, "slides", len(rows))
+    ]
     _write_slide_pages(output.with_suffix(""), slides, shared, options)
     errors = {row["slide"]: int(row["fp"]) + int(row["fn"]) for row in rows}
     shown = _chosen(slides, errors, int(options.max_mb * 1e6) - FIXED_BYTES - _size(shared))
@@ -111,6 +119,7 @@ def run(results: Path, model: str | None, output: Path, options: ReportRun, shee
         provenance=[(key, str(value)) for key, value in metrics["provenance"].items()],
         settings=_settings(layout, metrics["cohort"]["test_slides"]),
         training=_training(layout.model_json),
+        commands=_commands(layout, metrics["cohort"]["test_slides"], sheet, state),
     )
     write_text(output, _numbered(page) + "\n")
     log.info("report of %d test slides, %.1f MB", len(table), len(page) / 1e6)
@@ -315,6 +324,23 @@ def _settings(layout: Layout, slides: Sequence[str]) -> list[tuple[str, str]]:
         options = read_receipt(receipt, stage).get("options", {}) if receipt.is_file() else {}
         found += [(f"{stage}: {key}", _said(value)) for key, value in sorted(options.items())]
     return found
+
+
+def _commands(layout: Layout, slides: Sequence[str], sheet: Sheet, state: Path | None) -> list[tuple[str, str]]:
+    """The command of each rule: of a slide's rules that of the first test slide, of patches of the first drawn from."""
+    if state is None:
+        return []
+    test, drawn = ([layout.of(slide) for slide in names[:1]] for names in (slides, sheet.of_split("train")))
+    outputs = [
+        *(one.receipt(stage) for one in test for stage in SLIDE_STAGES),
+        *(one.of_slide("patches.json") for one in drawn),
+        layout.model_json,
+        *(one.receipt(stage) for one in test for stage in STAGES if stage not in SLIDE_STAGES),
+        layout.calibration,
+        layout.evaluation / "metrics.json",
+    ]
+    jobs = (job_of(state, str(output)) for output in outputs)
+    return [(job.rule, job.command) for job in jobs if job is not None]
 
 
 def _training(model_json: Path) -> list[tuple[str, str]]:

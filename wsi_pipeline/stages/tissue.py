@@ -16,6 +16,7 @@ import numpy as np
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
+from wsi_pipeline.bars import Bar
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.figures import save_figure, slide_figure
@@ -97,16 +98,18 @@ def read_features(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Saturation or grey (h, w) uint8 and pen ink (h, w) bool of the whole slide at `options.mpp`."""
     size = pyramid.size_at(options.mpp)
+    lefts, tops = range(0, size.width, block_px), range(0, size.height, block_px)
+    shown = Bar("tissue", len(lefts) * len(tops))
 
     def block(box: Box) -> NDArray[np.uint8]:
-        return np.stack(features(pyramid.read_scaled(box, options.mpp), options))
+        found: NDArray[np.uint8] = np.stack(features(pyramid.read_scaled(box, options.mpp), options))
+        shown.advance()
+        return found
 
-    starts = range(0, size.width, block_px)
     rows = [
-        da.concatenate([_lazy(block, Box(x, y, *_extent(x, y, size, block_px))) for x in starts], axis=2)
-        for y in range(0, size.height, block_px)
+        da.concatenate([_lazy(block, Box(x, y, *_extent(x, y, size, block_px))) for x in lefts], axis=2) for y in tops
     ]
-    with dask.config.set(scheduler="threads", num_workers=threads):
+    with shown, dask.config.set(scheduler="threads", num_workers=threads):
         feature, ink = da.concatenate(rows, axis=1).compute()
     return feature, ink.astype(bool)
 

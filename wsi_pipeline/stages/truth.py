@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsi_pipeline.annotations import NOTHING, Regions, read_annotation
+from wsi_pipeline.bars import Bar
 from wsi_pipeline.config import TissueOptions, TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.figures import save_figure, slide_figure
@@ -115,17 +116,21 @@ def draw(regions: Regions, size: Size, pixel_px: float, unjudged: int, threads: 
         for value, geometry in ((NORMAL, regions.cut_out), (TUMOR, regions.tumor), (IGNORE, regions.ignore))
     ]
 
+    starts = range(0, size.height, _BAND_PX)
+    shown = Bar("truth", len(starts))
+
     def band(row: int, rows: int) -> NDArray[np.uint8]:
         out = np.full((rows, size.width), unjudged, np.uint8)
         for value, crossings in layers:
             crossings.paint(out, row, value)
+        shown.advance()
         return out
 
     bands = []
-    for row in range(0, size.height, _BAND_PX):
+    for row in starts:
         rows = min(_BAND_PX, size.height - row)
         bands.append(da.from_delayed(delayed(band)(row, rows), shape=(rows, size.width), dtype=np.uint8))
-    with dask.config.set(scheduler="threads", num_workers=threads):
+    with shown, dask.config.set(scheduler="threads", num_workers=threads):
         truth: NDArray[np.uint8] = da.concatenate(bands).compute()
     return truth
 

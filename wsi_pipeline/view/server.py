@@ -23,7 +23,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.layout import NotThereError, SlideLayout
-from wsi_pipeline.pictures import heat_palette
+from wsi_pipeline.pictures import heat_palettes
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.slide_views import heat_geometry
 from wsi_pipeline.view.results import Results, detections_of, heat_of
@@ -121,7 +121,7 @@ class _Overview(_Handler):
     async def get(self) -> None:
         model = self.get_query_argument("model", None)
         overview = await self.working(lambda: self.results.overview(model))
-        self.send({**overview, "palette": heat_palette().tolist()})
+        self.send({**overview, "palettes": heat_palettes()})
 
 
 class _Slide(_Handler):

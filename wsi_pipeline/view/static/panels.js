@@ -32,8 +32,8 @@ const wsi = (() => {
 
   // Scores on a grid over the slide, `steps` of 1/65535 and `labels` (0 normal, 1 tumour, 2 not judged, 255 none).
   class HeatMap {
-    constructor({ columns, rows, stride, patch }, steps, labels, palette) {
-      Object.assign(this, { columns, rows, stride, patch, steps, labels, palette });
+    constructor({ columns, rows, stride, patch }, steps, labels) {
+      Object.assign(this, { columns, rows, stride, patch, steps, labels });
       this.first = (patch - stride) / 2;
       this.threshold = 0.5;
       this.canvases = {};
@@ -69,8 +69,8 @@ const wsi = (() => {
       return this.labels[cell] === UNKNOWN ? -1 : cell;
     }
 
-    // One pixel a cell, "heatmap" or "errors".
-    canvas(layer) {
+    // One pixel a cell, "heatmap" in the colours of the probabilities k / 255, or "errors".
+    canvas(layer, palette) {
       if (this.canvases[layer]) return this.canvases[layer];
       const canvas = document.createElement("canvas");
       canvas.width = this.columns;
@@ -82,7 +82,7 @@ const wsi = (() => {
         let color = null, alpha = 255;
         if (layer === "heatmap") {
           const score = this.steps[cell] / STEPS;
-          color = this.palette[Math.round(score * 255)];
+          color = palette[Math.round(score * 255)];
           // Low probabilities hide less of the tissue.
           alpha = 255 * (0.2 + 0.8 * score);
         } else color = COLORS[this.kind(cell, cut)];
@@ -316,14 +316,14 @@ const wsi = (() => {
     }
 
     drawHeat(context, toX, toY) {
-      const { slide, opacity } = this.viewer, { heat } = slide;
+      const { slide, opacity, palette } = this.viewer, { heat } = slide;
       if (!heat) return;
       context.globalAlpha = opacity;
       context.imageSmoothingEnabled = false;
       const x = toX(heat.first), y = toY(heat.first);
       for (const layer of ["heatmap", "errors"])
         if (this.layers.has(layer))
-          context.drawImage(heat.canvas(layer), x, y,
+          context.drawImage(heat.canvas(layer, palette), x, y,
             toX(heat.first + heat.columns * heat.stride) - x, toY(heat.first + heat.rows * heat.stride) - y);
       context.globalAlpha = 1;
       context.imageSmoothingEnabled = true;
@@ -435,6 +435,12 @@ const wsi = (() => {
       this.changed();
     }
 
+    setPalette(palette) {
+      this.palette = palette;
+      delete this.slide?.heat?.canvases.heatmap;
+      this.changed();
+    }
+
     setOpacity(opacity) {
       this.opacity = opacity;
       this.changed();
@@ -466,7 +472,7 @@ const wsi = (() => {
     }
   }
 
-  // Threshold, opacity and colour scale below the panels. `changed` is called after each change of the threshold.
+  // Threshold, opacity and colour map below the panels. `changed` is called after each change of the threshold.
   class Controls {
     constructor(root, viewer, changed) {
       Object.assign(this, { viewer, changed, operatingPoint: 0.5 });
@@ -483,6 +489,8 @@ const wsi = (() => {
       const opacity = range(labelled("Opacity"), 0.05);
       opacity.value = viewer.opacity;
       opacity.dataset.control = "opacity";
+      this.maps = element("select", "", labelled("Colours"));
+      this.maps.dataset.control = "colours";
       const scale = labelled("Probability 0");
       this.scale = element("canvas", "wsi-scale", scale);
       scale.append("1");
@@ -490,17 +498,27 @@ const wsi = (() => {
       this.number.addEventListener("input", () => this.set(this.threshold));
       this.button.addEventListener("click", () => this.set(this.operatingPoint));
       opacity.addEventListener("input", () => viewer.setOpacity(Number(opacity.value)));
+      this.maps.addEventListener("change", () => this.color());
     }
 
-    // The operating point of a model, and the colours of the probabilities k / 255.
-    show(operatingPoint, palette) {
+    // The operating point of a model, and colour maps by name: for each the colours of the probabilities k / 255.
+    show(operatingPoint, palettes) {
       this.operatingPoint = operatingPoint;
+      this.palettes = palettes;
       this.button.textContent = `Operating point ${Number(operatingPoint.toPrecision(4))}`;
+      const chosen = this.maps.value;
+      this.maps.replaceChildren(...Object.keys(palettes).map((name) => new Option(name, name, false, name === chosen)));
+      this.color();
+      this.set(operatingPoint);
+    }
+
+    color() {
+      const palette = this.palettes[this.maps.value];
       Object.assign(this.scale, { width: palette.length, height: 1 });
       const context = this.scale.getContext("2d"), image = context.createImageData(palette.length, 1);
       palette.forEach(([red, green, blue], k) => image.data.set([red, green, blue, 255], 4 * k));
       context.putImageData(image, 0, 0);
-      this.set(operatingPoint);
+      this.viewer.setPalette(palette);
     }
 
     get threshold() {

@@ -69,7 +69,7 @@
       ...slide,
       levels: [{ width, height, tileWidth: width, tileHeight: height, scale: slide.width / width }],
       picture: (layer) => image(slide[layer]),
-      heat: new wsi.HeatMap(heat, new Uint16Array(content, 0, cells), new Uint8Array(content, 2 * cells, cells), shared.palette),
+      heat: new wsi.HeatMap(heat, new Uint16Array(content, 0, cells), new Uint8Array(content, 2 * cells, cells)),
     });
     own.title(heat.every === 1 ? "Patches of this slide" : `Patches of this slide, one of ${heat.every ** 2}`);
     controls.set(controls.threshold);
@@ -108,7 +108,7 @@
     });
   }
   $("slide")?.addEventListener("change", () => open($("slide").value));
-  controls.show(shared.threshold, shared.palette);
+  controls.show(shared.threshold, shared.palettes);
   // A slide with tumour has most to show.
   await open((slides.find((slide) => slide.label === "tumor") ?? slides[0]).name);
 })();

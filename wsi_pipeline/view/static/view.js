@@ -44,7 +44,7 @@
     ].join(" ");
     $("model").replaceChildren(...results.models.map((name) => new Option(name, name, false, name === results.model)));
     $("model").parentElement.hidden = results.models.length < 2;
-    controls.show(results.threshold, results.palette);
+    controls.show(results.threshold, results.palettes);
     list();
   }
 
@@ -94,7 +94,7 @@
   async function fetchHeat(path, grid) {
     const content = await (await fetched(`heat/${path}${ofModel()}`)).arrayBuffer(), cells = grid.columns * grid.rows;
     return new wsi.HeatMap(
-      grid, new Uint16Array(content, 0, cells), new Uint8Array(content, 2 * cells, cells), state.results.palette);
+      grid, new Uint16Array(content, 0, cells), new Uint8Array(content, 2 * cells, cells));
   }
 
   async function picture(path, versions, layer, level, column, row) {
