@@ -23,7 +23,7 @@ from heatmap import print_rates, rate
 from slides import write_slide
 from train import fastest, forward_ways, plain_steps, steps_of, table, write_store
 
-from wsi_pipeline.config import PyramidOptions, TrainingRun
+from wsi_pipeline.config import PyramidRun, TrainingRun
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.folder import starting_network
 from wsi_pipeline.model.prediction import Predictor
@@ -38,7 +38,7 @@ def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pix
     source = folder / "slide.tif"
     write_slide(source, pixels, pixels)
     store = folder / "pyramid.ome.zarr"
-    convert.run("s", source, store, folder / "pyramid.json", PyramidOptions(), 0.25, workers)
+    convert.run("s", source, store, folder / "pyramid.json", PyramidRun(), 0.25, workers)
     pyramid = Pyramid(store)
     spec = pyramid.patch_spec(size, 0.25)
     batch = torch.randint(0, 256, (predictor.batch_size, size, size, 3), dtype=torch.uint8)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_pipeline.config import PyramidOptions, TissueOptions
+from wsi_pipeline.config import PyramidRun, TissueOptions
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.device import Device, pick_device
@@ -208,7 +208,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = folder / "pyramid.ome.zarr"
-        convert.run("s", arguments.slide, store, folder / "pyramid.json", PyramidOptions(), MPP, threads)
+        convert.run("s", arguments.slide, store, folder / "pyramid.json", PyramidRun(), MPP, threads)
         tissue.run(
             "s", store, folder / "tissue.ome.zarr", folder / "tissue.json", folder / "t.png", TissueOptions(), threads
         )

@@ -166,10 +166,10 @@ def measured(name: str, source: Path, folder: Path) -> dict[str, float]:
 
 
 def converted(source: Path, folder: Path, mpp: float | None) -> None:
-    from wsi_pipeline.config import PyramidOptions
+    from wsi_pipeline.config import PyramidRun
     from wsi_pipeline.stages import convert
 
-    convert.run("s", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", PyramidOptions(), mpp, THREADS)
+    convert.run("s", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", PyramidRun(), mpp, THREADS)
 
 
 def write_polygons(path: Path, width: int, height: int, count: int) -> None:

@@ -25,7 +25,7 @@ from wsi_pipeline.config import (
     EvaluateOptions,
     LesionLevelOptions,
     PatchLevelOptions,
-    PyramidOptions,
+    PyramidRun,
     ReportRun,
 )
 from wsi_pipeline.files import canonical_json
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as name:
         root = Path(name)
         store = root / "pyramid.ome.zarr"
-        convert.run("slide", arguments.slide, store, root / "pyramid.json", PyramidOptions(), 0.25, 2)
+        convert.run("slide", arguments.slide, store, root / "pyramid.json", PyramidRun(), 0.25, 2)
         pyramid = Pyramid(store)
         calibrate.run(Sheet(), root, root, root / "calibration.json", CalibrateOptions())
         sheet = Sheet()

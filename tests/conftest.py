@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.demo import Plan, write_cohort
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.pyramid import Pyramid
@@ -86,7 +86,7 @@ def tissue_picture(width: int = 1600, height: int = 1200) -> NDArray[np.uint8]:
 def converted(folder: Path, source: Path, slide: str = "s1", mpp: float | None = None) -> Path:
     """Convert a slide and return the folder that holds pyramid.ome.zarr and pyramid.json."""
     target = folder / slide
-    options = PyramidOptions(chunk_px=256, shard_px=1024)
+    options = PyramidRun(chunk_px=256, shard_px=1024)
     convert.run(slide, source, target / "pyramid.ome.zarr", target / "pyramid.json", options, mpp)
     return target
 

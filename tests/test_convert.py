@@ -12,7 +12,7 @@ import tifffile
 import zarr
 from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 
-from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.pyramid import Pyramid
@@ -20,10 +20,10 @@ from wsi_pipeline.reencode import halved
 from wsi_pipeline.slides import SourceSlide
 from wsi_pipeline.stages import convert
 
-LOSSLESS = PyramidOptions(codec="zstd", chunk_px=256, shard_px=1024)
+LOSSLESS = PyramidRun(codec="zstd", chunk_px=256, shard_px=1024)
 
 
-def convert_with(folder: Path, source: Path, options: PyramidOptions, mpp: float | None = None) -> Path:
+def convert_with(folder: Path, source: Path, options: PyramidRun, mpp: float | None = None) -> Path:
     convert.run("s1", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", options, mpp, threads=2)
     return folder
 
@@ -110,7 +110,7 @@ def test_a_stripped_tiff_that_is_cut_off_or_without_scale_is_refused(tmp_path: P
 @pytest.mark.parametrize(("subsampling", "quality", "mean"), [("444", 98, 1.5), ("444", 90, 3.5), ("420", 90, 6)])
 def test_jpeg_is_as_near_as_its_quality(tmp_path: Path, subsampling: Any, quality: int, mean: float) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture(1700, 1100), compression="deflate")
-    options = PyramidOptions(chunk_px=256, shard_px=1024, subsampling=subsampling, quality=quality, verify="all")
+    options = PyramidRun(chunk_px=256, shard_px=1024, subsampling=subsampling, quality=quality, verify="all")
     folder = convert_with(tmp_path / "s1", source, options)
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source)
     size = pyramid.size
@@ -175,6 +175,30 @@ def test_a_slide_with_one_level_gets_coarser_ones(tmp_path: Path) -> None:
     assert pyramid.mpps == pytest.approx([0.5, 1.0])
 
 
+@pytest.mark.parametrize(("width", "height", "first"), [(5000, 2600, 1), (1600, 1200, 0)])
+def test_an_overview_gives_the_same_pictures_and_scale(tmp_path: Path, width: int, height: int, first: int) -> None:
+    source = write_tiff(tmp_path / "a.tif", tissue_picture(width, height))
+    store, overview = tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"
+    options = PyramidRun(chunk_px=256, shard_px=1024)
+    convert.run("a", source, store, tmp_path / "a.json", options, overview=overview)
+    whole, coarse = Pyramid(store), Pyramid(overview)
+    assert (coarse.mpp, coarse.size) == (whole.mpp, whole.size)
+    assert coarse.mpps == whole.mpps[first:]
+    for longest in (128, 1000, 2048):
+        picture, mpp = coarse.thumbnail(longest)
+        expected, expected_mpp = whole.thumbnail(longest)
+        assert mpp == expected_mpp
+        np.testing.assert_array_equal(picture, expected)
+    # Where its levels lie, for any reader.
+    datasets = [
+        json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]["datasets"]
+        for path in (store, overview)
+    ]
+    places = [[one["coordinateTransformations"] for one in part] for part in datasets]
+    assert places[1] == places[0][first:]
+    assert [one["path"] for one in datasets[1]] == [str(level) for level in range(len(coarse.mpps))]
+
+
 def test_halving_takes_the_mean_and_repeats_odd_edges() -> None:
     pixels = np.zeros((3, 3, 3), np.uint8)
     pixels[..., 1] = [[0, 2, 10], [4, 6, 20], [7, 9, 30]]
@@ -189,7 +213,7 @@ def test_chunks_threads_and_reruns_leave_the_same_bytes(tmp_path: Path) -> None:
     receipts = []
     for threads in (1, 3):
         folder = tmp_path / str(threads)
-        convert.run("s", source, folder / "p.ome.zarr", folder / "p.json", PyramidOptions(shard_px=512), None, threads)
+        convert.run("s", source, folder / "p.ome.zarr", folder / "p.json", PyramidRun(shard_px=512), None, threads)
         receipts.append((folder / "p.json").read_bytes())
     assert receipts[0] == receipts[1]
     assert str(tmp_path) not in receipts[0].decode()
@@ -295,9 +319,9 @@ def test_real_slides_keep_their_pixels(tmp_path: Path, name: str) -> None:
 @needs_data
 def test_the_same_region_as_dicom_and_as_svs_agrees(tmp_path: Path) -> None:
     folder = DATA / "slides"
-    svs = convert_with(tmp_path / "svs", folder / "CMU-1-Small-Region.svs", PyramidOptions())
+    svs = convert_with(tmp_path / "svs", folder / "CMU-1-Small-Region.svs", PyramidRun())
     dcm = next((folder / "CMU-1-Small-Region-dicom").glob("*.dcm"))
-    dicom = convert_with(tmp_path / "dicom", dcm, PyramidOptions(codec="zstd"))
+    dicom = convert_with(tmp_path / "dicom", dcm, PyramidRun(codec="zstd"))
     assert_lossless(svs, folder / "CMU-1-Small-Region.svs")
     assert_lossless(dicom, dcm)
     one, other = (Pyramid(f / "pyramid.ome.zarr") for f in (svs, dicom))

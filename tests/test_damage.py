@@ -20,7 +20,7 @@ import tifffile
 from conftest import tissue_picture, write_tiff
 from test_passthrough import drop_tile, write_pages
 
-from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.files import publish
 from wsi_pipeline.geometry import Box, Size
@@ -29,17 +29,17 @@ from wsi_pipeline.slides import SourceSlide
 from wsi_pipeline.stages import convert
 from wsi_pipeline.tiff import TiledTiff
 
-OPTIONS = PyramidOptions(chunk_px=256, shard_px=1024)
+OPTIONS = PyramidRun(chunk_px=256, shard_px=1024)
 WHITE = OPTIONS.model_copy(update={"damaged_tiles": "white"})
 
 
-def run(folder: Path, source: Path, options: PyramidOptions = OPTIONS) -> list[dict[str, Any]]:
+def run(folder: Path, source: Path, options: PyramidRun = OPTIONS) -> list[dict[str, Any]]:
     convert.run("s1", source, folder / "s1" / "p.ome.zarr", folder / "s1" / "p.json", options, 0.5)
     levels: list[dict[str, Any]] = json.loads((folder / "s1" / "p.json").read_text())["levels"]
     return levels
 
 
-def refused(folder: Path, source: Path, problem: str, options: PyramidOptions = OPTIONS) -> None:
+def refused(folder: Path, source: Path, problem: str, options: PyramidRun = OPTIONS) -> None:
     """The error is one line that names slide, file and remedy, and nothing is left."""
     with pytest.raises(SlideError, match=problem) as caught:
         run(folder, source, options)
@@ -259,10 +259,10 @@ def test_permissions(tmp_path: Path, slide: Path) -> None:
     out.mkdir()
     # Permissions do not hold for root; what is imported later could not be read by another user.
     before = (
-        f"from pathlib import Path\nfrom wsi_pipeline.config import PyramidOptions\n"
+        f"from pathlib import Path\nfrom wsi_pipeline.config import PyramidRun\n"
         f"from wsi_pipeline.stages import convert\nfrom wsi_pipeline.options import parse_options\n"
         f"convert.run('w', Path({str(warm / 's.tif')!r}), Path({str(warm / 'p')!r}), Path({str(warm / 'r')!r}),"
-        f" PyramidOptions(), 0.5)\nif os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
+        f" PyramidRun(), 0.5)\nif os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
     )
     warm.mkdir()
     (warm / "s.tif").write_bytes(slide.read_bytes())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_pipeline.config import STEP_VERSIONS, PyramidOptions
+from wsi_pipeline.config import STEP_VERSIONS, PyramidRun
 from wsi_pipeline.errors import PipelineError, SlideError, StoreError
 from wsi_pipeline.files import canonical_json, digest_tree, publish
 from wsi_pipeline.receipts import read_receipt, write_receipt
@@ -58,7 +58,7 @@ def test_json_is_stable_and_has_no_nan() -> None:
 
 def test_receipts_name_their_stage_and_options(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    write_receipt(path, "convert", {"slide": "s"}, PyramidOptions())
+    write_receipt(path, "convert", {"slide": "s"}, PyramidRun())
     receipt = read_receipt(path, "convert")
     assert receipt["step_version"] == STEP_VERSIONS["convert"]
     assert receipt["options"]["chunk_px"] == 512

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import tissue_picture, write_tiff
 
-from wsi_pipeline.config import HeatmapRun, PyramidOptions, TissueOptions
+from wsi_pipeline.config import HeatmapRun, PyramidRun, TissueOptions
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks import grid_shares
@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slide")
     source = write_tiff(folder / "s.tif", tissue_picture(1300, 1000))
-    options = PyramidOptions(chunk_px=256, shard_px=512)
+    options = PyramidRun(chunk_px=256, shard_px=512)
     own = folder / "s1"
     convert.run("s1", source, own / "pyramid.ome.zarr", own / "pyramid.json", options)
     tissue.run(

@@ -11,7 +11,7 @@ from test_passthrough import write_pages
 from typer.testing import CliRunner
 
 from wsi_pipeline.cli import app
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import Config, PyramidOptions
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.masks import grid_shares
 from wsi_pipeline.options import read_yaml
@@ -141,3 +141,6 @@ def test_slides_that_something_is_chosen_on_are_predicted_too(tmp_path: Path) ->
     chosen = Config.model_validate({**CONFIG.model_dump(), "evaluation": {"operating_point": {"rule": "youden"}}})
     assert "heatmaps of 1 slides: about" in plan_text(plan_cohort(sheet, CONFIG), 10)
     assert "heatmaps of 2 slides: about" in plan_text(plan_cohort(sheet, chosen), 10)
+    assert "none of them kept" not in plan_text(plan_cohort(sheet, chosen), 10)
+    passing = CONFIG.model_copy(update={"pyramid": PyramidOptions(keep=False)})
+    assert "files, none of them kept; slides" in plan_text(plan_cohort(sheet, passing), 10)

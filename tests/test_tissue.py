@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from wsi_pipeline.annotations import read_annotation
-from wsi_pipeline.config import PyramidOptions, TissueOptions, TruthOptions
+from wsi_pipeline.config import PyramidRun, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.foreground import clean
 from wsi_pipeline.masks import TUMOR
@@ -152,7 +152,7 @@ def test_the_mask_is_the_same_for_any_chunks_blocks_and_workers(
     source = write_tiff(folder / "s.tif", tissue_picture(900, 700))
     masks = []
     for name, chunk, block, workers in (("whole", 1024, 512, 1), ("cut", chunk_px, block_px, threads)):
-        options = PyramidOptions(passthrough=False, codec="zstd", chunk_px=chunk, shard_px=2 * chunk)
+        options = PyramidRun(passthrough=False, codec="zstd", chunk_px=chunk, shard_px=2 * chunk)
         convert.run("s1", source, folder / name / "pyramid.ome.zarr", folder / name / "pyramid.json", options)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tissue, "_SMALL_BLOCK_PX", block)

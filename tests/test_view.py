@@ -20,7 +20,7 @@ from conftest import DATA, needs_data, served, tissue_picture
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.masks import IGNORE, TUMOR
 from wsi_pipeline.overlays import outlines, tissue_overlay, truth_overlay
@@ -29,7 +29,7 @@ from wsi_pipeline.stages import convert
 from wsi_pipeline.store import Image, write_image
 
 
-def convert_here(source: Path, slide: Path, options: PyramidOptions, mpp: float | None = None) -> Pyramid:
+def convert_here(source: Path, slide: Path, options: PyramidRun, mpp: float | None = None) -> Pyramid:
     convert.run(slide.name, source, slide / "pyramid.ome.zarr", slide / "pyramid.json", options, mpp)
     return Pyramid(slide / "pyramid.ome.zarr")
 
@@ -41,7 +41,7 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     shutil.copytree(tissue_slide, folder / "slides" / "copied")
     (folder / "source").mkdir()
     source = tissue_slide.parent / "s1.tif"
-    options = PyramidOptions(codec="zstd", passthrough=False, chunk_px=256, shard_px=1024)
+    options = PyramidRun(codec="zstd", passthrough=False, chunk_px=256, shard_px=1024)
     pyramid = convert_here(source, folder / "slides" / "lossless", options)
     mask = np.zeros((150, 200), np.uint8)
     mask[30:90, 40:120] = 1
@@ -116,7 +116,7 @@ def rgb_tiff(path: Path) -> Path:
 
 def test_streams_say_their_colours(tmp_path: Path) -> None:
     slide = tmp_path / "results" / "slides" / "rgb"
-    pyramid = convert_here(rgb_tiff(tmp_path / "rgb.tif"), slide, PyramidOptions(), mpp=0.5)
+    pyramid = convert_here(rgb_tiff(tmp_path / "rgb.tif"), slide, PyramidRun(), mpp=0.5)
     assert pyramid.levels[0].codec.colorspace_jpeg == "RGB"  # type: ignore[union-attr]
     with served(tmp_path / "results") as address:
         _, kind, content = ask(address, "/tiles/rgb/0/1/1")
@@ -127,7 +127,7 @@ def test_streams_say_their_colours(tmp_path: Path) -> None:
 @needs_data
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs"])
 def test_real_tiles_show_in_their_colours(name: str, tmp_path: Path) -> None:
-    pyramid = convert_here(DATA / "slides" / name, tmp_path / "results" / "slides" / "real", PyramidOptions())
+    pyramid = convert_here(DATA / "slides" / name, tmp_path / "results" / "slides" / "real", PyramidRun())
     chunk = pyramid.levels[0].grid.chunk
     with served(tmp_path / "results") as address:
         for column, row in ((2, 3), (4, 5)):

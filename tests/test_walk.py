@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tissue_picture, write_tiff
 
-from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 from wsi_pipeline.walk import Walk
@@ -22,7 +22,7 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Pyramid:
     out = tmp_path_factory.mktemp("walk")
     source = write_tiff(out / "s.tif", tissue_picture(*SIZE))
     convert.run(
-        "s1", source, out / "p.ome.zarr", out / "p.json", PyramidOptions(passthrough=False, chunk_px=128, shard_px=512)
+        "s1", source, out / "p.ome.zarr", out / "p.json", PyramidRun(passthrough=False, chunk_px=128, shard_px=512)
     )
     return Pyramid(out / "p.ome.zarr")
 

@@ -16,13 +16,20 @@ import psutil
 import pytest
 from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_tiff
 
-from wsi_pipeline.files import digest_tree
+from wsi_pipeline.files import digest_file, digest_tree
 
 pytestmark = pytest.mark.workflow
 
 SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
 TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1, "detect": 1}
 AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
+# Figures of slides and of all, and what the page shows of a slide.
+RESULTS_OF_PYRAMIDS = [
+    "evaluation/inception_v3/metrics.json",
+    "confusion/inception_v3/tumor-3.png",
+    "slides/tumor-3/truth.png",
+    "report/tumor-3.html",
+]
 
 
 def planned(folder: Path, config: dict[str, Any] = CONFIG) -> Counter[str]:
@@ -188,6 +195,30 @@ def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
         for slide in ("normal-1", "tumor-1")
     ]
     assert model["training"]["normal"] == first["training"]["normal"] + sum(drawn)
+
+
+@pytest.mark.slow
+def test_without_keeping_pyramids_the_results_are_the_same(run: Path) -> None:
+    config = changed(pyramid={"keep": False})
+    before = {path: digest(run / "results" / path) for path in RESULTS_OF_PYRAMIDS}
+    shutil.rmtree(run / "results")
+    result = snakemake(run, config=config)
+    assert result.returncode == 0, result.stderr
+    assert {path: digest(run / "results" / path) for path in RESULTS_OF_PYRAMIDS} == before
+    assert not list(run.glob("results/slides/*/pyramid.ome.zarr"))
+    assert planned(run, config) == {}
+    assert planned(run, config | {"evaluation": {"operating_point": {"threshold": 0.3}}}) == (
+        {"calibrate": 1, "confusion": 2} | AGGREGATION
+    )
+    # What needs pixels has the pyramids made again, of the slides concerned.
+    assert planned(run, config | {"heatmap": {"stride_um": 40}}) == dict.fromkeys(TEST_JOBS, 2) | AGGREGATION
+    shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
+    add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
+    assert planned(run, config) == TEST_JOBS | AGGREGATION
+
+
+def digest(path: Path) -> str:
+    return digest_tree(path) if path.is_dir() else digest_file(path)
 
 
 @pytest.mark.slow

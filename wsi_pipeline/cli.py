@@ -87,23 +87,24 @@ def convert(
     verify: Annotated[
         Literal["sample", "all"] | None, typer.Option(help="Tiles to compare with OpenSlide's pixels.")
     ] = None,
+    overview: Annotated[Path | None, typer.Option(help="OME-Zarr store to write of the coarse levels alone.")] = None,
     options: Options = "{}",
     threads: Threads = 1,
 ) -> None:
     """Convert a slide to an OME-Zarr pyramid."""
-    from wsi_pipeline.config import PyramidOptions
+    from wsi_pipeline.config import PyramidRun
     from wsi_pipeline.files import remove_leftovers
     from wsi_pipeline.options import parse_options
     from wsi_pipeline.supervise import CrashError, supervised
 
-    parsed = parse_options("convert", PyramidOptions, options)
+    parsed = parse_options("convert", PyramidRun, options)
     if verify is not None:
         parsed = parsed.model_copy(update={"verify": verify})
 
     def run() -> None:
         from wsi_pipeline.stages import convert as stage
 
-        stage.run(slide, source, store, receipt, parsed, mpp, threads)
+        stage.run(slide, source, store, receipt, parsed, mpp, threads, overview)
 
     try:
         code = supervised(run)

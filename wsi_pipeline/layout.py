@@ -56,6 +56,11 @@ class SlideLayout:
         """A file or store that no model has made, such as `truth.ome.zarr`."""
         return self.layout.slides / self.slide / name
 
+    def pyramid(self) -> Path:
+        """The slide's pyramid or, where it is not kept, its overview."""
+        whole = self.of_slide("pyramid.ome.zarr")
+        return whole if whole.is_dir() else self.of_slide("overview.ome.zarr")
+
     def of_model(self, stage: str, suffix: str) -> Path:
         """A file or store of a stage after the training."""
         return self.layout.results / _OF_MODEL[stage] / (self.layout.model or "") / f"{self.slide}{suffix}"

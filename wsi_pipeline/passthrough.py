@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline.codecs import zarr_codecs
-from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.jpeg import Jpeg, self_contained
 from wsi_pipeline.seeds import generator
@@ -69,7 +69,7 @@ def copy_level(
     page: TileLevel,
     number: int,
     folder: Path,
-    options: PyramidOptions,
+    options: PyramidRun,
     threads: int,
 ) -> MadeLevel:
     """Write the array `folder` with the tiles of level `number`.

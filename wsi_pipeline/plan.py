@@ -76,11 +76,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CohortPlan:
-    """The plans of all slides that can be read, all problems, and the splits that are predicted."""
+    """The plans of all slides that can be read, all problems, the splits that are predicted, and `pyramid.keep`."""
 
     slides: list[SlidePlan]
     problems: list[Problem]
     predicted: tuple[str, ...]
+    keeps_pyramids: bool
 
     @property
     def has_errors(self) -> bool:
@@ -96,7 +97,7 @@ def plan_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortPlan:
     with ThreadPoolExecutor(threads) as pool:
         looked = list(tracked(pool.map(lambda row: _look(row, config), sheet.values()), "slides", len(sheet)))
     plans, problems = [plan for plan, _ in looked if plan is not None], [p for _, found in looked for p in found]
-    return CohortPlan(plans, problems, ("test", *config.evaluation.predicted_too))
+    return CohortPlan(plans, problems, ("test", *config.evaluation.predicted_too), config.pyramid.keep)
 
 
 def _look(row: SlideRow, config: Config) -> tuple[SlidePlan | None, list[Problem]]:
@@ -250,7 +251,9 @@ def _totals(plan: CohortPlan, rate: float) -> Iterator[str]:
     yield f"{len(slides)} slides: {', '.join(f'{count} {vendor}' for vendor, count in sorted(formats.items()))}"
     yield f"{copied} are copied tile by tile, {len(slides) - copied} are decoded and encoded, all or in part"
     sources, stores = sum(s.source_bytes for s in slides), sum(s.store_bytes for s in slides)
-    yield f"pyramids: about {_gigabytes(stores)} in {sum(s.files for s in slides)} files; slides {_gigabytes(sources)}"
+    kept = "" if plan.keeps_pyramids else ", none of them kept"
+    count = sum(s.files for s in slides)
+    yield f"pyramids: about {_gigabytes(stores)} in {count} files{kept}; slides {_gigabytes(sources)}"
     seconds = sum(slide.convert_seconds for slide in slides)
     yield f"conversion: about {_duration(seconds)} in all, one slide after the other"
     known = [slide.patches for slide in slides if slide.split in plan.predicted and slide.patches is not None]

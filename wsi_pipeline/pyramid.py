@@ -41,19 +41,15 @@ class Pyramid:
         self.levels = [Level(path / str(k), *kept) for k in range(len(self._scales))]
         self.sizes = [level.size for level in self.levels]
         self.mpps = [(y + x) / 2 for y, x in self._scales]
+        # Of an overview, which begins with a coarser level.
+        slide = attributes.get("slide")
+        self.size = Size(slide["width"], slide["height"]) if slide else self.sizes[0]
+        """Size of the slide, in pixels of its level 0."""
+        self.mpp: float = slide["mpp"] if slide else self.mpps[0]
+        """Scale of the slide's level 0, um per pixel."""
 
     def __reduce__(self) -> tuple[type[Pyramid], tuple[Path, int]]:
         return type(self), (self.path, self._cache_bytes)
-
-    @property
-    def size(self) -> Size:
-        """Size of level 0."""
-        return self.sizes[0]
-
-    @property
-    def mpp(self) -> float:
-        """Scale of level 0, um per pixel."""
-        return self.mpps[0]
 
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
         """Pixels of `box`, in pixels of `level`, as (height, width, 3) uint8; white outside the slide."""

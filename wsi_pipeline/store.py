@@ -60,11 +60,14 @@ def create_level(folder: Path, grid: ChunkGrid, codecs: Mapping[str, Any]) -> No
     )
 
 
-def pyramid_attributes(name: str, scales: Sequence[tuple[float, float]]) -> Attributes:
-    """Group attributes of an RGB pyramid; `scales` are (y, x) in um per pixel, level 0 first."""
+def pyramid_attributes(name: str, scales: Sequence[tuple[float, float]], first: int = 0) -> Attributes:
+    """Group attributes of an RGB pyramid; `scales` are (y, x) in um per pixel, level 0 first.
+
+    With `first`, of a store that begins with that level, and calls it 0.
+    """
     datasets = [
         _dataset(str(level), [1.0, *scale], [0.0, *((s - own) / 2 for s, own in zip(scale, scales[0], strict=True))])
-        for level, scale in enumerate(scales)
+        for level, scale in enumerate(scales[first:])
     ]
     channels = [
         {"label": label, "color": color, "active": True, "window": {"min": 0, "max": 255, "start": 0, "end": 255}}

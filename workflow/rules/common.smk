@@ -73,6 +73,11 @@ def located(path):
     return storage.slides(path) if is_remote(path) else path
 
 
+KEEP = CONFIG.pyramid.keep
+# Enough for pictures of the whole slide.
+OVERVIEW = f"<results>/slides/{{slide}}/{'pyramid' if KEEP else 'overview'}.ome.zarr"
+
+
 def options(stage):
     return options_json(stage, CONFIG.stage_options(stage))
 

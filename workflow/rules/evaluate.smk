@@ -87,7 +87,12 @@ rule report:
     input:
         ancient(
             expand(
-                "<results>/slides/{slide}/{store}.ome.zarr", slide=TEST, store=["pyramid", "tissue", "truth"]
+                [
+                    OVERVIEW,
+                    "<results>/slides/{slide}/tissue.ome.zarr",
+                    "<results>/slides/{slide}/truth.ome.zarr",
+                ],
+                slide=TEST,
             )
         ),
         ancient(

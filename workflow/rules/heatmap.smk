@@ -93,7 +93,7 @@ rule confusion:
         calibration="<results>/calibration/{model}.json",
         heatmap_receipt="<results>/heatmaps/{model}/{slide}.json",
         heatmap=ancient("<results>/heatmaps/{model}/{slide}.ome.zarr"),
-        pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
+        pyramid=ancient(OVERVIEW),
         truth=ancient("<results>/slides/{slide}/truth.ome.zarr"),
     output:
         "<results>/confusion/{model}/{slide}.pdf",

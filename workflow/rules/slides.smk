@@ -5,7 +5,12 @@ rule convert:
     input:
         source,
     output:
-        store=directory("<results>/slides/{slide}/pyramid.ome.zarr"),
+        store=(
+            directory("<results>/slides/{slide}/pyramid.ome.zarr")
+            if KEEP
+            else temp(directory("<results>/slides/{slide}/pyramid.ome.zarr"))
+        ),
+        overview=[] if KEEP else directory(OVERVIEW),
         receipt="<results>/slides/{slide}/pyramid.json",
     log:
         "<logs>/convert/{slide}.log",
@@ -18,9 +23,11 @@ rule convert:
     params:
         options=options("convert"),
         mpp=lambda wildcards: [f"--mpp={SHEET[wildcards.slide].mpp}"] if SHEET[wildcards.slide].mpp else [],
+        overview=lambda wildcards, output: [] if KEEP else [f"--overview={output.overview}"],
     shell:
         "wsi-pipeline convert {input:q} --slide {wildcards.slide:q} {params.mpp:q} --store {output.store:q}"
-        " --receipt {output.receipt:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"
+        " --receipt {output.receipt:q} {params.overview:q} --options {params.options:q} --threads {threads}"
+        " > {log:q} 2>&1"
 
 
 rule tissue:

@@ -23,7 +23,14 @@ from wsi_pipeline.config.evaluation import (
     ReportOptions,
     SlideLevelOptions,
 )
-from wsi_pipeline.config.slides import CohortOptions, PatchesOptions, PyramidOptions, TissueOptions, TruthOptions
+from wsi_pipeline.config.slides import (
+    CohortOptions,
+    PatchesOptions,
+    PyramidOptions,
+    PyramidRun,
+    TissueOptions,
+    TruthOptions,
+)
 from wsi_pipeline.config.stages import (
     STAGE_OPTIONS,
     CalibrateOptions,
@@ -65,6 +72,7 @@ __all__ = [
     "PatchLevelOptions",
     "PatchesOptions",
     "PyramidOptions",
+    "PyramidRun",
     "ReportOptions",
     "ReportRun",
     "Section",
@@ -114,7 +122,7 @@ class Config(Section):
         evaluation = self.evaluation
         prediction = {name: getattr(self.heatmap, name) for name in HeatmapRun.model_fields}
         parts: dict[str, dict[str, Any]] = {
-            "convert": dict(self.pyramid),
+            "convert": {name: getattr(self.pyramid, name) for name in PyramidRun.model_fields},
             "tissue": dict(self.tissue),
             "truth": dict(self.truth),
             "patches": {**dict(self.patches), "seed": self.seed},

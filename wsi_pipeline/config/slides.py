@@ -24,8 +24,8 @@ class CohortOptions(Section):
     public_buckets: bool = Field(False, description="Whether s3:// paths of the sheet are read without credentials.")
 
 
-class PyramidOptions(Section):
-    """How slides are stored (convert)."""
+class PyramidRun(Section):
+    """Options of the stage convert."""
 
     passthrough: bool = Field(
         True,
@@ -61,6 +61,16 @@ class PyramidOptions(Section):
         if self.shard_px % self.chunk_px:
             raise ValueError(f"shard_px {self.shard_px} is no multiple of chunk_px {self.chunk_px}")
         return self
+
+
+class PyramidOptions(PyramidRun):
+    """How slides are stored (convert)."""
+
+    keep: bool = Field(
+        True,
+        description="Whether pyramids stay after all that is made of them; else their coarse levels do, for report and "
+        "viewer, and a pyramid that is needed later is made again.",
+    )
 
 
 class TissueOptions(Section):

@@ -12,7 +12,7 @@ from wsi_pipeline.config.evaluation import (
     ReportOptions,
     SlideLevelOptions,
 )
-from wsi_pipeline.config.slides import PatchesOptions, PyramidOptions, TissueOptions, TruthOptions
+from wsi_pipeline.config.slides import PatchesOptions, PyramidRun, TissueOptions, TruthOptions
 from wsi_pipeline.config.training import HeatmapRun, TrainingOptions
 
 
@@ -60,7 +60,7 @@ class ReportRun(ReportOptions):
 
 
 STAGE_OPTIONS: dict[str, type[Section]] = {
-    "convert": PyramidOptions,
+    "convert": PyramidRun,
     "tissue": TissueOptions,
     "truth": TruthOptions,
     "patches": PatchDraw,

@@ -9,12 +9,14 @@ written one by one in a few threads, so memory is bounded by the shards in fligh
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import zarr
 
-from wsi_pipeline.config import PyramidOptions
+from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.files import digest_source, digest_tree, publish
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.levels import open_level
@@ -29,6 +31,8 @@ from wsi_pipeline.verify import MadeLevel, check_level
 log = logging.getLogger(__name__)
 
 COARSEST_PX = 1024
+# What report and figures need of a slide is at most so large.
+OVERVIEW_PX = 2048
 
 
 def run(
@@ -36,11 +40,15 @@ def run(
     source: Path,
     store: Path,
     receipt: Path,
-    options: PyramidOptions,
+    options: PyramidRun,
     mpp: float | None = None,
     threads: int = 1,
+    overview: Path | None = None,
 ) -> None:
-    """Convert one slide. `mpp` overrides the slide's own scale. Raises `SlideError`."""
+    """Convert one slide. `mpp` overrides the slide's own scale; `overview` is a store for the coarse levels alone.
+
+    Raises `SlideError`.
+    """
     opened = SourceSlide(slide, source, mpp)
     try:
         facts = opened.facts
@@ -64,6 +72,8 @@ def run(
                 f"{level}/{name}": digest for level, own in enumerate(made) for name, digest in own.digests.items()
             }
             store_digest = digest_tree(partial, threads, known=digests)
+            if overview is not None:
+                write_overview(slide, facts, sizes, partial, overview)
     finally:
         opened.close()
     levels = [{"width": size.width, "height": size.height, **own.facts} for size, own in zip(sizes, made, strict=True)]
@@ -82,7 +92,19 @@ def run(
     )  # fmt: skip
 
 
-def copied_page(source: SourceSlide, tiff: TiledTiff, level: int, options: PyramidOptions) -> TileLevel | None:
+def write_overview(slide: str, facts: SlideFacts, sizes: Sequence[Size], store: Path, overview: Path) -> None:
+    """Copy the levels that pictures of the whole slide are made from; the slide's own scale and size are kept."""
+    large = [level for level, size in enumerate(sizes) if max(size.width, size.height) >= OVERVIEW_PX]
+    first = large[-1] if large else 0
+    with publish(overview) as partial:
+        attributes = pyramid_attributes(slide, level_scales(facts, len(sizes)), first)
+        own = {"mpp": facts.mpp, "width": sizes[0].width, "height": sizes[0].height}
+        zarr.create_group(partial, attributes={**attributes, "slide": own})
+        for level in range(first, len(sizes)):
+            shutil.copytree(store / str(level), partial / str(level - first))
+
+
+def copied_page(source: SourceSlide, tiff: TiledTiff, level: int, options: PyramidRun) -> TileLevel | None:
     """The page of the file whose tiles can be copied as level `level`; None where it has to be decoded."""
     if not options.passthrough or level >= len(source.facts.levels):
         return None
@@ -99,7 +121,7 @@ def level_sizes(facts: SlideFacts) -> list[Size]:
 
 
 def _make_level(
-    source: SourceSlide, tiff: TiledTiff, store: Path, level: int, options: PyramidOptions, threads: int
+    source: SourceSlide, tiff: TiledTiff, store: Path, level: int, options: PyramidRun, threads: int
 ) -> MadeLevel:
     folder = store / str(level)
     page = copied_page(source, tiff, level, options)

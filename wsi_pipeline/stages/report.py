@@ -278,7 +278,7 @@ def _deflated(content: bytes) -> str:
 
 def _pictures(places: SlideLayout, longest_px: int) -> list[dict[str, Any]]:
     """A slide's picture and the outlines on it as data URIs, and their geometry, in several sizes."""
-    pyramid = Pyramid(places.of_slide("pyramid.ome.zarr"))
+    pyramid = Pyramid(places.pyramid())
     layers = {
         "tissue": tissue_overlay(read_image(places.of_slide("tissue.ome.zarr"), pyramid.mpp)),
         "truth": truth_overlay(read_image(places.of_slide("truth.ome.zarr"), pyramid.mpp)),

@@ -133,7 +133,7 @@ class _Slide(_Handler):
         done = places.done()
         if not done["convert"]:
             return {"name": places.slide, "done": done, "levels": []}
-        pyramid = self.tiles.pyramid(places.of_slide("pyramid.ome.zarr"), places.version("convert"))
+        pyramid = self.tiles.pyramid(places.pyramid(), places.version("convert"))
         return {
             "name": places.slide,
             "versions": {stage: places.version(stage) for stage in _TILED if done[stage]},
@@ -186,7 +186,7 @@ class _Tile(_Handler):
         return self.tiles.tile(self.pyramid(places), level, column, row)
 
     def pyramid(self, places: SlideLayout) -> Pyramid:
-        return self.tiles.pyramid(places.of_slide("pyramid.ome.zarr"), places.version("convert"))
+        return self.tiles.pyramid(places.pyramid(), places.version("convert"))
 
 
 class _TissueTile(_Tile):
