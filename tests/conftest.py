@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import pyvips
 import yaml
+from evaluated import SLIDES, maps, write_slide
 from filelock import FileLock
 from numpy.typing import NDArray
 
@@ -101,6 +102,15 @@ def tissue_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tissue_pyramid(tissue_slide: Path) -> Pyramid:
     return Pyramid(tissue_slide / "pyramid.ome.zarr")
+
+
+@pytest.fixture(scope="session")
+def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heatmaps of `evaluated.SLIDES` and what the stages after them have made; not to be changed."""
+    root = tmp_path_factory.mktemp("scored")
+    for slide in SLIDES:
+        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
+    return root
 
 
 def snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> subprocess.CompletedProcess[str]:

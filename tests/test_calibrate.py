@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluated import MODEL, SHEET, SLIDES, folders_of, maps, write_slide
 from sklearn import metrics as sk
-from test_evaluate import MODEL, SHEET, SLIDES, folders_of, maps, write_slide
 
 from wsi_pipeline.config import CalibrateOptions, EvaluateOptions
 from wsi_pipeline.errors import ConfigError, StoreError
@@ -23,7 +23,7 @@ VALIDATION = Sheet({s: SlideRow(s, "", "validation", label=label) for s, (label,
 
 
 @pytest.fixture(scope="module")
-def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def validated(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("validation")
     for slide in SLIDES:
         write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
@@ -50,9 +50,9 @@ def pooled() -> tuple[np.ndarray, np.ndarray]:
     ],
 )
 def test_the_threshold_is_the_best_on_the_validation_slides(
-    scored: Path, tmp_path: Path, rule: str, merit: Callable[[np.ndarray, np.ndarray], float]
+    validated: Path, tmp_path: Path, rule: str, merit: Callable[[np.ndarray, np.ndarray], float]
 ) -> None:
-    facts = chosen(scored, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
+    facts = chosen(validated, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
     point = facts["operating_point"]
     scores, truth = pooled()
     # A hair lower, as the stored scores are float32.
@@ -64,10 +64,10 @@ def test_the_threshold_is_the_best_on_the_validation_slides(
     assert facts["model_sha256"] == MODEL
 
 
-def test_false_detections_set_the_threshold(scored: Path, tmp_path: Path) -> None:
+def test_false_detections_set_the_threshold(validated: Path, tmp_path: Path) -> None:
     wanted = {"rule": "false_positives_per_slide", "false_positives_per_slide": 0.5}
-    point = chosen(scored, tmp_path / "c.json", operating_point=wanted)["operating_point"]
-    found = [json.loads((scored / "detections" / f"{s}.json").read_text()) for s in SLIDES]
+    point = chosen(validated, tmp_path / "c.json", operating_point=wanted)["operating_point"]
+    found = [json.loads((validated / "detections" / f"{s}.json").read_text()) for s in SLIDES]
     wrong = np.array([c for one in found for c in one["false_positives"]])
     assert (wrong >= point["threshold"]).sum() <= 0.5 * len(SLIDES) < (wrong >= point["threshold"] - 0.05).sum()
     assert point["false_positives_per_slide_there"] == (wrong >= point["threshold"]).sum() / len(SLIDES)
@@ -108,11 +108,11 @@ def test_slides_of_two_models_are_not_mixed(tissue_slide: Path, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def judged(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, scored: Path) -> Path:
+def judged(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validated: Path) -> Path:
     """The slides judged at a threshold, and at a temperature, that were chosen before."""
     root = tmp_path_factory.mktemp("judged")
     chosen(
-        scored, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True}
+        validated, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True}
     )  # fmt: skip
     for slide in SLIDES:
         write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))

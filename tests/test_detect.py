@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from evaluated import maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
+from wsi_pipeline.config import LesionLevelOptions
 from wsi_pipeline.metrics.lesions import (
     Detection,
     PooledHits,
@@ -15,6 +21,7 @@ from wsi_pipeline.metrics.lesions import (
     match,
     suppress,
 )
+from wsi_pipeline.stages import detect
 
 NAN = np.nan
 
@@ -152,3 +159,25 @@ def test_froc_leaves_out_the_lowest_confidence() -> None:
     assert result is not None
     assert (result.step_score, result.interpolated_score) == (0, 0)
     assert froc([SlideHits((), (0.5,))]) is None
+
+
+def test_detections_are_in_level_0_pixels(scored: Path) -> None:
+    heat, _ = maps("t1")
+    first = (scored / "detections" / "t1.csv").read_text().splitlines()[0].split(",")
+    row, column = divmod(int(np.nanargmax(heat)), heat.shape[1])
+    assert float(first[0]) == pytest.approx(np.nanmax(heat), abs=1e-5)
+    assert [float(v) for v in first[1:]] == [(column + 0.5) * 200, (row + 0.5) * 200]
+    points = json.loads((scored / "detections" / "t1.geojson").read_text())["features"]
+    assert points[0]["geometry"]["coordinates"] == [(column + 0.5) * 200, (row + 0.5) * 200]
+
+
+def test_detections_may_be_connected_areas(scored: Path, tmp_path: Path) -> None:
+    heat = np.nan_to_num(np.rint(maps("t1")[0].astype(np.float32) * 65535) / 65535, nan=-1)
+    _, areas = ndimage.label(heat >= 0.6, structure=np.ones((3, 3)))
+    detect.run(
+        "t1", scored / "t1.truth.ome.zarr", scored / "heatmaps" / "t1.ome.zarr", scored / "heatmaps" / "t1.json",
+        tmp_path / "t1.csv", tmp_path / "t1.geojson", tmp_path / "t1.json",
+        LesionLevelOptions(method="components", min_score=0.6),
+    )  # fmt: skip
+    rows = (tmp_path / "t1.csv").read_text().splitlines()
+    assert 0 < len(rows) == areas != len((scored / "detections" / "t1.csv").read_text().splitlines())

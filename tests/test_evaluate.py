@@ -4,133 +4,18 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import shapely
-from scipy import ndimage
+from evaluated import KINDS, SHEET, SLIDES, maps, pooled, run, write_slide
 from sklearn import metrics as sk
 
 from wsi_pipeline.config import (
-    CalibrateOptions,
-    EvaluateOptions,
-    LesionLevelOptions,
-    PatchLevelOptions,
     SlideLevelOptions,
 )
 from wsi_pipeline.errors import ConfigError, IncompleteError, StoreError
-from wsi_pipeline.files import canonical_json
-from wsi_pipeline.geometry import Grid
-from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR, grid_truth
+from wsi_pipeline.masks import TUMOR
 from wsi_pipeline.sheet import Sheet, SlideRow
-from wsi_pipeline.stages import calibrate, confusion, detect, evaluate, scores
-from wsi_pipeline.store import Image, read_image, write_image
-
-STRIDE = 100.0
-KINDS = ("png", "pdf")
-MODEL = "a" * 64
-
-
-def write_slide(
-    root: Path,
-    pyramid: Path,
-    slide: str,
-    heat: np.ndarray,
-    truth: np.ndarray,
-    *,
-    model: str = MODEL,
-    test: bool = True,
-    unread: int = 0,
-) -> None:
-    """A heatmap and a truth image (one truth pixel a patch), and what the stages make of them.
-
-    Slides that are no `test` slides are not judged.
-    """
-    heat = (np.rint(heat.astype(np.float32) * 65535) / 65535).astype(np.float32)
-    image = Image(heat, STRIDE, STRIDE / 2)
-    write_image(root / "heatmaps" / f"{slide}.ome.zarr", image, name="p", slide_mpp=0.5, fill=float("nan"))
-    write_image(root / f"{slide}.truth.ome.zarr", Image.from_corner(truth, STRIDE), name="t", slide_mpp=0.5)
-    grid = {"columns": heat.shape[1], "rows": heat.shape[0], "stride_px": STRIDE / 0.5, "patch_px": STRIDE / 0.5}
-    facts = {
-        "stage": "heatmap", "slide": slide, "model_sha256": model, "slide_mpp": 0.5, "grid": grid,
-        "unread_positions": unread,
-    }  # fmt: skip
-    receipt = root / "heatmaps" / f"{slide}.json"
-    receipt.write_text(canonical_json(facts))
-    calibration = root / "calibration.json"
-    if not calibration.exists():
-        calibrate.run(Sheet(), root, root, calibration, CalibrateOptions())
-    known = root / f"{slide}.truth.json"
-    known.write_text(canonical_json({"stage": "truth", "tumor_mm2": float((truth == TUMOR).sum())}))
-    inputs = root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt
-    scored = root / "scores"
-    scores.run(
-        slide, inputs[0], known, *inputs[1:], scored / f"{slide}.parquet", scored / f"{slide}.json", PatchLevelOptions()
-    )
-    if not test:
-        return
-    folder = root / "confusion"
-    confusion.run(
-        slide, pyramid, *inputs, calibration, folder / f"{slide}.ome.zarr", folder / f"{slide}.json",
-        folder / f"{slide}.png", folder / f"{slide}.geojson", PatchLevelOptions(),
-    )  # fmt: skip
-    found = root / "detections"
-    detect.run(
-        slide, *inputs, found / f"{slide}.csv", found / f"{slide}.geojson", found / f"{slide}.json",
-        LesionLevelOptions(radius_um=100),
-    )  # fmt: skip
-
-
-SLIDES = {
-    "n1": ("normal", None),
-    "n2": ("normal", None),
-    "t1": ("tumor", (slice(1, 4), slice(1, 5))),
-    "t2": ("tumor", (slice(0, 3), slice(3, 7))),
-}
-
-
-def maps(slide: str) -> tuple[np.ndarray, np.ndarray]:
-    _, region = SLIDES[slide]
-    rng = np.random.default_rng([*slide.encode()])
-    truth = np.full((6, 8), NORMAL, np.uint8)
-    heat = rng.uniform(0, 0.85, truth.shape)
-    if region:
-        truth[region] = TUMOR
-        heat[region] = rng.uniform(0.5, 1, truth[region].shape)
-    heat[5] = np.nan
-    return heat, truth
-
-
-@pytest.fixture(scope="module")
-def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("scored")
-    for slide in SLIDES:
-        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
-    return root
-
-
-SHEET = Sheet({s: SlideRow(s, f"{s}.tif", "test", label=label) for s, (label, _) in SLIDES.items()})
-
-
-def folders_of(root: Path) -> evaluate.Folders:
-    return evaluate.Folders(root / "scores", root / "confusion", root / "detections")
-
-
-def run(root: Path, out: Path, sheet: Sheet = SHEET, slide_level: Any = None, **more: Any) -> dict[str, Any]:
-    options = EvaluateOptions(seed=3, slide_level=slide_level or SlideLevelOptions())
-    evaluate.run(sheet, (), folders_of(root), root / "calibration.json", out, options, **more)
-    return json.loads((out / "metrics.json").read_text())
-
-
-def pooled() -> tuple[np.ndarray, np.ndarray]:
-    scores, truths = [], []
-    for slide in SLIDES:
-        heat, truth = maps(slide)
-        known = np.isfinite(heat)
-        scores.append(np.rint(heat[known] * 65535) / 65535)
-        truths.append(truth[known] == TUMOR)
-    return np.concatenate(scores), np.concatenate(truths)
 
 
 def test_figures_are_those_of_the_pooled_patches(scored: Path, tmp_path: Path) -> None:
@@ -264,25 +149,6 @@ def test_macro_centres_and_calibration(scored: Path, tmp_path: Path) -> None:
     assert (tmp_path / "reliability.png").stat().st_size > 3000
 
 
-def test_error_regions_are_where_the_errors_are(scored: Path) -> None:
-    for slide in SLIDES:
-        codes = read_image(scored / "confusion" / f"{slide}.ome.zarr", 0.5).data
-        found = json.loads((scored / "confusion" / f"{slide}.geojson").read_text())["features"]
-        painted = np.zeros_like(codes)
-        stride = STRIDE / 0.5
-        rows, columns = np.indices(codes.shape)
-        centres = shapely.points((columns + 0.5) * stride, (rows + 0.5) * stride)
-        for one in found:
-            code = ["", "False positive", "False negative", "True positive"].index(
-                one["properties"]["classification"]["name"]
-            )
-            area = shapely.from_geojson(json.dumps(one["geometry"]))
-            inside = shapely.contains(area, centres)
-            assert one["properties"]["measurements"]["patches"] == inside.sum() == round(area.area / stride**2)
-            painted[inside] = code
-        assert np.array_equal(painted, np.where(codes == confusion.NOT_SCORED, 0, codes)), slide
-
-
 def test_figures_are_there_twice_with_the_same_bytes(scored: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         run(scored, tmp_path / folder)
@@ -373,72 +239,3 @@ def test_maps_of_two_models_are_not_mixed(scored: Path, tissue_slide: Path, tmp_
     sheet = Sheet({s: SlideRow(s, "", "test", label="normal") for s in ("n1", "x")})
     with pytest.raises(StoreError, match="n1 was predicted by the model aaaaaaaaaaaa, x by bbbbbbbbbbbb"):
         run(tmp_path, tmp_path / "out", sheet)
-
-
-def test_ignored_places_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:
-    heat, truth = maps("t1")
-    truth[4] = IGNORE
-    write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "t", heat, truth)
-    facts = json.loads((tmp_path / "confusion" / "t.json").read_text())
-    assert sum(facts["counts"].values()) == 4 * 8
-    assert facts["ignored"] == 8
-    codes = read_image(tmp_path / "confusion" / "t.ome.zarr", 0.5).data
-    assert (codes[4:] == 255).all()
-    assert set(np.unique(codes[:4])) <= {0, 1, 2, 3}
-    found = json.loads((tmp_path / "detections" / "t.json").read_text())
-    assert found["lesions"] is None
-    assert found["reason"] == "parts of the slide are not annotated"
-
-
-def test_the_confusion_image_has_the_examples_colours(scored: Path) -> None:
-    import zarr
-
-    ome = zarr.open_group(scored / "confusion" / "t1.ome.zarr", mode="r").attrs["ome"]
-    colors = {c["label-value"]: c["rgba"][:3] for c in ome["image-label"]["colors"]}
-    assert (colors[1], colors[2], colors[3]) == ([0, 255, 255], [255, 255, 0], [255, 0, 0])
-
-
-def test_detections_are_in_level_0_pixels(scored: Path) -> None:
-    heat, _ = maps("t1")
-    first = (scored / "detections" / "t1.csv").read_text().splitlines()[0].split(",")
-    row, column = divmod(int(np.nanargmax(heat)), heat.shape[1])
-    assert float(first[0]) == pytest.approx(np.nanmax(heat), abs=1e-5)
-    assert [float(v) for v in first[1:]] == [(column + 0.5) * 200, (row + 0.5) * 200]
-    points = json.loads((scored / "detections" / "t1.geojson").read_text())["features"]
-    assert points[0]["geometry"]["coordinates"] == [(column + 0.5) * 200, (row + 0.5) * 200]
-
-
-def test_detections_may_be_connected_areas(scored: Path, tmp_path: Path) -> None:
-    heat = np.nan_to_num(np.rint(maps("t1")[0].astype(np.float32) * 65535) / 65535, nan=-1)
-    _, areas = ndimage.label(heat >= 0.6, structure=np.ones((3, 3)))
-    detect.run(
-        "t1", scored / "t1.truth.ome.zarr", scored / "heatmaps" / "t1.ome.zarr", scored / "heatmaps" / "t1.json",
-        tmp_path / "t1.csv", tmp_path / "t1.geojson", tmp_path / "t1.json",
-        LesionLevelOptions(method="components", min_score=0.6),
-    )  # fmt: skip
-    rows = (tmp_path / "t1.csv").read_text().splitlines()
-    assert 0 < len(rows) == areas != len((scored / "detections" / "t1.csv").read_text().splitlines())
-
-
-@pytest.mark.parametrize(
-    ("rule", "wanted"),
-    [
-        # Patches of 40 um on truth pixels of 10 um; the second patch has one tumour pixel at its rim,
-        # the third a quarter of tumour that holds its centre.
-        ("centre_nearest", [NORMAL, NORMAL, TUMOR, IGNORE]),
-        ("centre_region", [NORMAL, NORMAL, TUMOR, IGNORE]),
-        ("area_fraction", [NORMAL, NORMAL, NORMAL, IGNORE]),
-    ],
-)
-def test_label_rules(rule: str, wanted: list[int]) -> None:
-    truth = np.full((4, 16), NORMAL, np.uint8)
-    truth[0, 4] = TUMOR
-    truth[2:4, 10:12] = TUMOR
-    truth[:, 12:] = IGNORE
-    grid = Grid(columns=4, rows=1, stride_px=80, patch_px=80)
-    options = PatchLevelOptions(label_rule=rule, region_um=20)
-    labels = grid_truth(
-        Image.from_corner(truth, 10), grid, 0.5,
-        rule=rule, region_um=options.region_um, min_tumor=options.min_tumor,
-    )  # fmt: skip
-    assert labels.tolist() == [wanted]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import square, write_asap
-from test_evaluate import folders_of, write_slide
+from evaluated import folders_of, write_slide
 
 from wsi_pipeline.config import EvaluateOptions, ReportRun, TissueOptions, TruthOptions
 from wsi_pipeline.jobs import finished_jobs, job_of

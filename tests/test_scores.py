@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_evaluate import SHEET, maps, run, write_slide
+from evaluated import SHEET, maps, run, write_slide
 
 from wsi_pipeline.config import PatchLevelOptions
 from wsi_pipeline.errors import StoreError
