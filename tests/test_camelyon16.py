@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from moto.server import ThreadedMotoServer
 
 from wsi_pipeline.camelyon16 import NOT_EXHAUSTIVE, write_sheet
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.provenance import write_crate
 from wsi_pipeline.sheet import Sheet, load_sheet
 
 REFERENCE = DATA / "annotations" / "camelyon16-reference.csv"
@@ -138,5 +140,9 @@ def test_slides_and_annotations_come_from_a_bucket(tmp_path: Path, bucket: str) 
         tmp_path, "results/slides/tumor_001/truth.json", "--dry-run", config=CONFIG | {"cohort": cohort}
     )  # fmt: skip
     assert "Nothing to be done" in again.stdout + again.stderr
+    crate = json.loads(write_crate(tmp_path / "results", tmp_path / ".snakemake", 1, "none").read_text())["@graph"]
+    taken = {one["name"]: one["object"] for one in crate if one["@id"].startswith("#job-")}
+    assert taken["convert"] == {"@id": f"s3://{bucket}/c/images/tumor_001.tif"}
+    assert {"@id": f"s3://{bucket}/c/annotations/tumor_001.xml"} in taken["truth"]
     # What was fetched is not kept beside its store.
     assert not list(tmp_path.rglob("tumor_001.tif"))
