@@ -187,9 +187,9 @@ def test_the_heatmap_has_the_chosen_colours(browser: Browser, results: Path) -> 
         assert len({tuple(one) for one in seen}) == 4
         # Another slide has them too.
         page.evaluate("() => document.activeElement.blur()")
-        page.keyboard.press("n")
-        settle(page)
-        page.keyboard.press("p")
+        for key, slide in (("p", "normal-3"), ("n", "tumor-3")):
+            page.keyboard.press(key)
+            until_shown(page, slide)
         settle(page)
         assert pixels(page, 1) == seen[-1]
 

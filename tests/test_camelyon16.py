@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,27 @@ def test_slides_and_annotations_come_from_a_bucket(tmp_path: Path, bucket: str) 
     assert {"@id": f"s3://{bucket}/c/annotations/tumor_001.xml"} in taken["truth"]
     # What was fetched is not kept beside its store.
     assert not list(tmp_path.rglob("tumor_001.tif"))
+
+
+@pytest.mark.nightly
+@pytest.mark.workflow
+def test_results_in_a_bucket_are_those_in_a_folder(
+    finished: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    shutil.copytree(finished / "cohort", tmp_path / "cohort")
+    storage = ["--default-storage-provider", "s3", "--default-storage-prefix", f"s3://{bucket}/run"]
+    result = snakemake(tmp_path, *storage)
+    assert result.returncode == 0, result.stdout + result.stderr
+    client = boto3.client("s3", region_name="us-east-1")
+    for name in ("evaluation/inception_v3/metrics.json", "slides/tumor-3/pyramid.json", "report/tumor-3.html"):
+        stored = client.get_object(Bucket=bucket, Key=f"run/results/{name}")["Body"].read()
+        assert stored == (finished / "results" / name).read_bytes(), name
+    again = snakemake(tmp_path, *storage, "--dry-run")
+    assert "Nothing to be done" in again.stdout + again.stderr
+    # The records of the runs and the training's checkpoints stay here.
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["logs"]
+    frozen = snakemake(tmp_path, *storage, "--dry-run", config=CONFIG | {"training": {"retrain": "frozen"}})
+    assert frozen.returncode == 1
+    assert "Name its weights.safetensors in training.weights" in frozen.stdout + frozen.stderr

@@ -38,6 +38,13 @@ TEST = SHEET.of_split("test")
 # Slides that are predicted for what is chosen or fitted on them.
 CHOSEN_ON = VALIDATION if CONFIG.evaluation.chooses else []
 FITTED_ON = TRAINING + VALIDATION if CONFIG.evaluation.slide_level.score == "forest" else []
+# Results may lie in a bucket: see docs/cluster.md.
+REMOTE = workflow.storage_settings.default_storage_provider is not None
+if REMOTE and CONFIG.training.retrain == "frozen":
+    raise WorkflowError(
+        "training.retrain: frozen looks for the model in a folder, and these results lie elsewhere. "
+        "Name its weights.safetensors in training.weights"
+    )
 # The model that is there is taken as it is.
 FROZEN = CONFIG.training.retrain == "frozen" and Path(RESULTS, "model", MODEL, "model.json").is_file()
 EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
@@ -70,7 +77,7 @@ wildcard_constraints:
 
 
 def located(path):
-    return storage.slides(path) if is_remote(path) else path
+    return storage.slides(path) if is_remote(path) else local(path)
 
 
 KEEP = CONFIG.pyramid.keep
@@ -121,7 +128,8 @@ def start_files(wildcards):
     start = CONFIG.training.start
     if earlier(wildcards):
         return [f"{RESULTS}/model/{earlier(wildcards)[-1]}/weights.safetensors"]
-    return {"random": [], "imagenet": [IMAGENET]}.get(start, [start])
+    downloaded = IMAGENET if CONFIG.training.weights_file is None else local(IMAGENET)
+    return {"random": [], "imagenet": [downloaded]}.get(start, [local(start)])
 
 
 def start_flags(wildcards, input):
@@ -146,7 +154,7 @@ def negatives(suffix):
 
 def taken_model_json(wildcards):
     beside = Path(CONFIG.training.weights).with_name("model.json")
-    return [str(beside)] if beside.is_file() else []
+    return [local(str(beside))] if beside.is_file() else []
 
 
 def folder_of(files):
@@ -221,6 +229,8 @@ def calibrate_flags():
 
 def partial_evaluation():
     """What could be finished is evaluated all the same, apart from the results and marked incomplete."""
+    if REMOTE:
+        return
     folder = f"{RESULTS}/evaluation/{MODEL}/partial"
     command = ["wsi-pipeline", "evaluate", "--allow-missing", *EXCLUDE]
     command += ["--sheet", CONFIG.cohort.slides, "--output", folder, "--options", options("evaluate")]

@@ -113,7 +113,17 @@ rule report:
             slide=TEST,
         ),
         f"<results>/model/{MODEL}/model.json",
-        f"<results>/evaluation/{MODEL}/metrics.json",
+        ancient(expand("<results>/scores/{model}/{slide}.parquet", model=MODEL, slide=TEST)),
+        ancient(expand("<results>/detections/{model}/{slide}.csv", model=MODEL, slide=TEST)),
+        multiext(
+            f"<results>/evaluation/{MODEL}/",
+            "metrics.json",
+            "slides.csv",
+            "roc.csv",
+            "roc_band.csv",
+            "pr.csv",
+            "froc.csv",
+        ),
     output:
         page="<results>/report.html",
         pages=directory("<results>/report"),

@@ -8,7 +8,7 @@ elif CONFIG.training.weights:
     rule train:
         input:
             taken_model_json,
-            weights=CONFIG.training.weights,
+            weights=local(CONFIG.training.weights),
         output:
             weights="<results>/model/{model}/weights.safetensors",
             receipt="<results>/model/{model}/model.json",
@@ -73,8 +73,9 @@ else:
             rows=SHEET.digest("train", "validation"),
             exclude=excluded("train", "validation"),
             start=start_flags,
-            negatives=lambda wildcards: [
-                f"--negatives={RESULTS}/negatives/{model}" for model in earlier(wildcards)
+            negatives=lambda wildcards, input: [
+                f"--negatives={folder}"
+                for folder in dict.fromkeys(str(Path(one).parent) for one in input.negatives)
             ],
             slides=lambda wildcards, input: str(Path(folder_of(input.training)).parent),
             checkpoints=f"{RESULTS}/checkpoints/{{model}}",
