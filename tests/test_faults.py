@@ -212,9 +212,7 @@ class Bench:
     def __init__(self, finished: Path, folder: Path, stage: Stage, processes: Any) -> None:
         self.folder, self.stage, self.processes, self.attempts = folder / "run", stage, processes, 0
         # Links: outputs are made under another name, so nothing is written into a file of the finished run.
-        shutil.copytree(
-            finished, self.folder, copy_function=os.link, ignore=shutil.ignore_patterns(".snakemake", "attempt-*")
-        )
+        shutil.copytree(finished, self.folder, copy_function=os.link, ignore=shutil.ignore_patterns("attempt-*"))
         for path in stage.outputs:
             remove(self.folder / path)
         for path in (self.folder / HEATMAPS).glob("*.raw.npz"):

@@ -1,5 +1,13 @@
 # What is chosen on the validation slides, figures over all test slides, and the report.
 
+# What the report reads beside receipts and stores, where it does not lie in the same folder anyway.
+FETCHED_FOR_REPORT = (
+    [f"<results>/scores/{MODEL}/{slide}.parquet" for slide in TEST]
+    + [f"<results>/detections/{MODEL}/{slide}.csv" for slide in TEST]
+    + [f"<results>/evaluation/{MODEL}/{name}.csv" for name in ("slides", "roc", "roc_band", "pr", "froc")]
+    if REMOTE
+    else []
+)
 EVALUATION_FIGURES = ("roc", "pr", "froc", "reliability", "confusion", "cohort")
 
 
@@ -113,17 +121,8 @@ rule report:
             slide=TEST,
         ),
         f"<results>/model/{MODEL}/model.json",
-        ancient(expand("<results>/scores/{model}/{slide}.parquet", model=MODEL, slide=TEST)),
-        ancient(expand("<results>/detections/{model}/{slide}.csv", model=MODEL, slide=TEST)),
-        multiext(
-            f"<results>/evaluation/{MODEL}/",
-            "metrics.json",
-            "slides.csv",
-            "roc.csv",
-            "roc_band.csv",
-            "pr.csv",
-            "froc.csv",
-        ),
+        f"<results>/evaluation/{MODEL}/metrics.json",
+        ancient(FETCHED_FOR_REPORT),
     output:
         page="<results>/report.html",
         pages=directory("<results>/report"),
