@@ -300,7 +300,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_whole_and_starts_again(tm
     command = [sys.executable, "-m", "wsi_pipeline", *convert_arguments(source, out)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
         deadline = time.monotonic() + 60
-        while not list(out.glob(".partial-*/0/c/0/0/0")):
+        while not list(out.glob(".partial-*/p.ome.zarr/0/c/0/0/0")):
             assert child.poll() is None, "the conversion ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)

@@ -25,7 +25,8 @@ def test_a_finished_write_replaces_a_folder_and_clears_leftovers(tmp_path: Path)
     target = tmp_path / "store"
     target.mkdir()
     (target / "old").touch()
-    (tmp_path / ".partial-1-store").mkdir()
+    (tmp_path / ".partial-0123abcd-store" / "store").mkdir(parents=True)
+    (tmp_path / ".partial-0123abcd-store" / "store" / "half").touch()
     with publish(target) as partial:
         partial.mkdir()
         (partial / "new").touch()
@@ -33,10 +34,34 @@ def test_a_finished_write_replaces_a_folder_and_clears_leftovers(tmp_path: Path)
 
 
 def test_what_another_job_is_writing_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / ".partial-77-x-t1.json").touch()
+    (tmp_path / ".partial-0123abcd-x-t1.json").mkdir()
     with publish(tmp_path / "t1.json") as partial:
         partial.touch()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-77-x-t1.json", "t1.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-0123abcd-x-t1.json", "t1.json"]
+
+
+def test_who_began_first_gives_way_and_never_publishes_half(tmp_path: Path) -> None:
+    """A node that is not lost after all goes on writing, and its writer makes folders where they are missing."""
+    target = tmp_path / "store"
+    with pytest.raises(StoreError, match="store: another process writes it too"), publish(target) as first:
+        (first / "0").mkdir(parents=True)
+        (first / "0" / "chunk").touch()
+        with publish(target) as second:
+            second.mkdir()
+            (second / "whole").touch()
+            (first / "1").mkdir(parents=True)
+            (first / "1" / "chunk").touch()
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/whole"]
+
+
+def test_a_file_that_is_taken_away_is_not_published(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    with pytest.raises(StoreError, match="another process writes it too"), publish(target) as first:
+        first.write_text("first")
+        with publish(target) as second:
+            second.write_text("second")
+    assert target.read_text() == "second"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_digests_follow_names_and_contents_but_not_snakemakes_marker(tmp_path: Path) -> None:

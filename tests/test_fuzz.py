@@ -58,7 +58,7 @@ def test_a_crash_names_slide_file_and_remedy(tmp_path: Path) -> None:
     source, out = tmp_path / "s.tif", tmp_path / "out"
     out.mkdir()
     source.touch()
-    (out / ".partial-1-p.ome.zarr").mkdir()
+    (out / ".partial-0123abcd-p.ome.zarr").mkdir()
     code = (
         "import os, signal\nfrom wsi_pipeline import cli\nfrom wsi_pipeline.stages import convert\n"
         "convert.run = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)\ncli.main()"

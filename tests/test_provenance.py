@@ -136,8 +136,8 @@ def test_verify_says_what_changed(run: Path) -> None:
     shutil.rmtree(results / "slides" / "tumor-3" / "tissue.ome.zarr")
     (results / "slides" / "stray.txt").touch()
     # Of a process that was killed.
-    (results / "slides" / ".partial-1-x.ome.zarr").mkdir()
-    (results / "slides" / ".partial-1-x.json").touch()
+    (results / "slides" / ".partial-0123abcd-x.ome.zarr").mkdir()
+    (results / "slides" / ".partial-0123abcd-x.json").mkdir()
     annotation = run / "cohort" / "tumor-3.xml"
     annotation.write_text(annotation.read_text() + "\n")
     found = check_crate(results, 2)

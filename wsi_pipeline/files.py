@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,9 @@ from wsi_pipeline.errors import StoreError
 
 # Large, as each chunk waits for its turn among the threads that write.
 _CHUNK = 1 << 22
+
+# In the folder of what is being written: it is the writer's own still.
+_MARK = ".owned"
 
 # What a file system answers when it has no room, or may not be written to at all.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -31,28 +35,39 @@ def no_room(error: OSError) -> bool:
 
 @contextmanager
 def publish(target: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `target`; it takes the target's place when the block succeeds.
+    """Yield a path of the target's name in a hidden folder beside it; it takes the target's place in the end.
 
     The block may make a file or a folder there. On any exception it is removed and the target is
     left as it was. Raises `StoreError` where there is no room or no permission to write, or where
-    another process writes the same target.
+    another process has begun to write the same target: the first one gives way, as it may be what a lost
+    node still does for a job that has been started again.
     """
-    # The suffix stays at the end because writers choose the format by it.
-    partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
+    workshop = target.with_name(f".partial-{secrets.token_hex(4)}-{target.name}")
+    mark = workshop / _MARK
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
+        leftovers = _leftovers(target)
+        workshop.mkdir()
         try:
-            yield partial
+            mark.touch()
+            for leftover in leftovers:
+                _take_over(leftover, workshop)
+            yield workshop / target.name
+            # A writer that makes missing folders goes on where its own was taken away, with half of a store.
+            mark.open().close()
             if target.is_dir():
-                remove(target)
-            partial.replace(target)
+                with suppress(FileNotFoundError):
+                    target.rename(workshop / ".replaced")
+            (workshop / target.name).replace(target)
         finally:
-            remove(partial)
+            remove(workshop)
     except OSError as error:
         name = None if error.filename is None else Path(os.fsdecode(error.filename))
         here = name is not None and name.is_relative_to(target.parent)
-        if error.errno == errno.ENOENT and name is not None and name.is_relative_to(partial):
+        # Not empty: the other one has put its own in place just now.
+        if error.errno == errno.ENOTEMPTY or (
+            error.errno == errno.ENOENT and name is not None and name.is_relative_to(workshop)
+        ):
             raise StoreError(
                 f"{target}: another process writes it too", remedy="Let one run end before another one starts here"
             ) from error
@@ -66,11 +81,21 @@ def publish(target: Path) -> Iterator[Path]:
 
 def remove_leftovers(target: Path) -> None:
     """Remove what a process that was killed has left of `target`."""
-    leftover = re.compile(rf"\.partial-\d+-{re.escape(target.name)}")
-    if target.parent.is_dir():
-        for path in target.parent.iterdir():
-            if leftover.fullmatch(path.name):
-                remove(path)
+    for leftover in _leftovers(target) if target.parent.is_dir() else ():
+        remove(leftover)
+
+
+def _leftovers(target: Path) -> list[Path]:
+    leftover = re.compile(rf"\.partial-[0-9a-f]{{8}}-{re.escape(target.name)}")
+    return [path for path in target.parent.iterdir() if leftover.fullmatch(path.name)]
+
+
+def _take_over(leftover: Path, workshop: Path) -> None:
+    """Take away what may still be written to, at once, so that its process finds it gone and never half there."""
+    # Another process may do the same.
+    with suppress(FileNotFoundError):
+        (leftover / _MARK).unlink(missing_ok=True)
+        leftover.rename(workshop / leftover.name)
 
 
 def remove(path: Path) -> None:
