@@ -41,13 +41,14 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
     normal = np.bincount(steps[~truth], minlength=STEPS + 1)
     known = np.flatnonzero(tumor + normal)
     nothing = np.zeros(len(known), np.int64)
-    ScoreCounts(known, normal[known], tumor[known], nothing).write(folder / f"{number}.parquet")
+    found = ScoreCounts(known, normal[known], tumor[known], nothing)
+    found.write(folder / f"{number}.parquet")
     counts = counts_at(Histogram(to_values(known), normal[known], tumor[known]), 0.8)
     common = {"model_sha256": "m", "options": PatchLevelOptions().model_dump(mode="json")}
     features = dict.fromkeys(FEATURES, float(number)) | {"maximum": float(known[-1] / STEPS)}
     (folder / f"{number}.scores").write_text(canonical_json({
         **common, "stage": "scores", "truth": {"tumor": share > 0, "ignored": False}, "features": features,
-        "unread_positions": 0,
+        "unread_positions": 0, "counts_sha256": found.digest,
     }))  # fmt: skip
     (folder / f"{number}.confusion").write_text(canonical_json({
         **common, "stage": "confusion", "threshold": 0.8,

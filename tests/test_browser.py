@@ -332,11 +332,15 @@ def test_names_are_text(browser: Browser, results: Path, tmp_path: Path) -> None
         assert page.inner_text("#title") == evil
         assert page.evaluate("document.body.dataset.hit") is None
     from wsi_pipeline.config import ReportRun
+    from wsi_pipeline.files import digest_file
     from wsi_pipeline.sheet import Sheet
     from wsi_pipeline.stages import report
 
     slides = copy / "evaluation" / MODEL / "slides.csv"
     slides.write_text(slides.read_text().replace(",tumor,", f',"{evil.replace(chr(34), chr(34) * 2)}",'))
+    metrics = json.loads((slides.parent / "metrics.json").read_text())
+    metrics["provenance"]["tables_sha256"]["slides.csv"] = digest_file(slides)
+    (slides.parent / "metrics.json").write_text(json.dumps(metrics))
     report.run(copy, MODEL, tmp_path / "report.html", ReportRun(title=evil), Sheet())
     with opened(browser, (tmp_path / "report.html").as_uri(), "report-names") as page:
         assert page.inner_text("h1") == evil

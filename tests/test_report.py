@@ -16,6 +16,7 @@ from conftest import square, write_asap
 from evaluated import folders_of, write_slide
 
 from wsi_pipeline.config import EvaluateOptions, ReportRun, TissueOptions, TruthOptions
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.jobs import finished_jobs, job_of
 from wsi_pipeline.sheet import Sheet, SlideRow
 from wsi_pipeline.slide_views import heat_grid
@@ -84,6 +85,36 @@ def test_missing_slides_are_shown(results: Path, tmp_path: Path) -> None:
     assert "Incomplete: no results of c9." in html
     assert "Positions on damaged chunks, which no figure counts: c1 (7)." in html
     assert "incomplete, without c9" in summary_text(path, Path("r.html"))
+
+
+@pytest.mark.parametrize("name", ["slides.csv", "roc.csv", "roc_band.csv", "pr.csv", "froc.csv"])
+@pytest.mark.parametrize("change", ["edited", "missing", "older"])
+def test_tables_of_other_metrics_are_refused(results: Path, tmp_path: Path, name: str, change: str) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy, symlinks=True)
+    path = copy / "evaluation" / name
+    if change == "edited":
+        path.write_text(path.read_text().replace("0", "1", 1) + "\n")
+    elif change == "missing":
+        path.unlink()
+    else:
+        metrics = json.loads((path.parent / "metrics.json").read_text())
+        del metrics["provenance"]["tables_sha256"]
+        (path.parent / "metrics.json").write_text(json.dumps(metrics))
+    named = "slides" if change == "older" else path.stem
+    with pytest.raises(StoreError, match=rf"{named}\.csv: .*Run the stage evaluate again"):
+        page(copy, tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["scores/a.parquet", "detections/a.csv"])
+def test_files_that_no_receipt_is_of_are_refused(results: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy, symlinks=True)
+    shutil.copy(copy / name.replace("a.", "b."), copy / name)
+    with pytest.raises(StoreError, match=rf"{name}: .*its receipt is of another"):
+        page(copy, tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.workflow

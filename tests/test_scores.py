@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
     heat = (np.rint(heat * STEPS) / STEPS).astype(np.float32)
     counts = ScoreCounts.of(heat, truth)
     counts.write(tmp_path / "c.parquet")
-    found = ScoreCounts.read(tmp_path / "c.parquet")
+    found = ScoreCounts.read(tmp_path / "c.parquet", {"counts_sha256": counts.digest})
     known = np.isfinite(heat)
     for name, value in (("normal", NORMAL), ("tumor", TUMOR), ("ignored", IGNORE)):
         spread = np.repeat(found.steps, getattr(found, name))
@@ -101,7 +102,26 @@ def test_a_heatmap_of_another_slide_is_refused(tissue_slide: Path, tmp_path: Pat
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_text("no table")
     with pytest.raises(StoreError, match=r"c\.parquet: not a table of scores .*Run the stage scores again"):
-        ScoreCounts.read(tmp_path / "c.parquet")
+        ScoreCounts.read(tmp_path / "c.parquet", {})
+
+
+@pytest.mark.parametrize("column", ["normal", "tumor", "ignored", "steps"])
+def test_a_table_of_another_map_is_refused(tmp_path: Path, column: str) -> None:
+    columns = {name: np.array([1, 2]) for name in ("steps", "normal", "tumor", "ignored")}
+    mine, other = ScoreCounts(**columns), ScoreCounts(**columns | {column: np.array([1, 3])})
+    other.write(tmp_path / "c.parquet")
+    assert ScoreCounts.read(tmp_path / "c.parquet", {"counts_sha256": other.digest}).digest == other.digest
+    with pytest.raises(StoreError, match=r"c\.parquet: .*its receipt is of another one.*Run the stage scores again"):
+        ScoreCounts.read(tmp_path / "c.parquet", {"counts_sha256": mine.digest})
+
+
+def test_no_figure_is_made_of_counts_that_no_receipt_is_of(scored: Path, tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    shutil.copytree(scored, root, symlinks=True)
+    shutil.copy(root / "scores" / "n1.parquet", root / "scores" / "t1.parquet")
+    with pytest.raises(StoreError, match=r"t1\.parquet: .*its receipt is of another one"):
+        run(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_positions_that_could_not_be_read_are_told(tissue_slide: Path, tmp_path: Path) -> None:

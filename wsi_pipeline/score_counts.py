@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import publish
+from wsi_pipeline.files import digest_bytes, publish
 from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram
 from wsi_pipeline.metrics.steps import STEPS, to_steps, to_values
+from wsi_pipeline.receipts import Facts
 
 _COLUMNS = ("score", "normal", "tumor", "ignored")
 
@@ -58,16 +59,25 @@ class ScoreCounts:
         taken = np.clip(wanted - before, 0, counts)
         return int((taken * self.steps[::-1]).sum()) / (wanted * STEPS)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, whatever version of Parquet it is written in."""
+        counts = np.stack((self.normal, self.tumor, self.ignored)).astype("<i8")
+        return digest_bytes(self.steps.astype("<u2").tobytes() + counts.tobytes())
+
     def write(self, path: Path) -> None:
         values = (self.steps.astype(np.uint16), self.normal, self.tumor, self.ignored)
         with publish(path) as partial:
             pq.write_table(pa.table(dict(zip(_COLUMNS, values, strict=True))), partial)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """The inverse of `write`; `StoreError` where the file is another."""
+    def read(cls, path: Path, receipt: Facts) -> Self:
+        """The inverse of `write`; `StoreError` where it is not what this receipt of the stage scores is of."""
         try:
             table = pq.ParquetFile(path).read(use_threads=False)
-            return cls(*(table[name].to_numpy().astype(np.int64) for name in _COLUMNS))
-        except (OSError, KeyError, pa.ArrowInvalid) as error:
+            found = cls(*(table[name].to_numpy().astype(np.int64) for name in _COLUMNS))
+            if found.digest != receipt.get("counts_sha256"):
+                raise ValueError("its receipt is of another one")
+        except (OSError, KeyError, ValueError) as error:
             raise StoreError(f"{path}: not a table of scores ({error})", remedy="Run the stage scores again") from error
+        return found

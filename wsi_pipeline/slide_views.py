@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.files import digest_bytes
 from wsi_pipeline.heatmaps import grid_of
 from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.steps import to_steps
@@ -75,11 +75,17 @@ def heat_grid(heatmap: Path, receipt: Path, confusion: Path | None) -> HeatGrid:
     return HeatGrid(grid.stride_px, grid.patch_px, steps, labels)
 
 
-def read_detections(path: Path) -> list[list[float]]:
-    """Confidence, x and y (level-0 pixels) of each detection that the stage detect wrote; `StoreError` otherwise."""
+def read_detections(path: Path, receipt: Path) -> list[list[float]]:
+    """Confidence, x and y (level-0 pixels) of each detection of a slide.
+
+    `StoreError` where the file is not what this receipt of the stage detect is of.
+    """
+    facts = read_receipt(receipt, "detect")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            found = [[float(cell) for cell in row] for row in csv.reader(file)]
+        content = path.read_bytes()
+        if digest_bytes(content) != facts.get("detections_sha256"):
+            raise ValueError("its receipt is of another file")
+        found = [[float(cell) for cell in line.split(",")] for line in content.decode().splitlines()]
         if any(len(row) != 3 or not all(map(math.isfinite, row)) for row in found):
             raise ValueError("not three numbers a row")
     except (OSError, ValueError) as error:

@@ -1,13 +1,5 @@
 # What is chosen on the validation slides, figures over all test slides, and the report.
 
-# What the report reads beside receipts and stores, where it does not lie in the same folder anyway.
-FETCHED_FOR_REPORT = (
-    [f"<results>/scores/{MODEL}/{slide}.parquet" for slide in TEST]
-    + [f"<results>/detections/{MODEL}/{slide}.csv" for slide in TEST]
-    + [f"<results>/evaluation/{MODEL}/{name}.csv" for name in ("slides", "roc", "roc_band", "pr", "froc")]
-    if REMOTE
-    else []
-)
 EVALUATION_FIGURES = ("roc", "pr", "froc", "reliability", "confusion", "cohort")
 
 
@@ -122,7 +114,18 @@ rule report:
         ),
         f"<results>/model/{MODEL}/model.json",
         f"<results>/evaluation/{MODEL}/metrics.json",
-        ancient(FETCHED_FOR_REPORT),
+        ancient(expand(f"<results>/scores/{MODEL}/{{slide}}.parquet", slide=TEST)),
+        ancient(expand(f"<results>/detections/{MODEL}/{{slide}}.csv", slide=TEST)),
+        ancient(
+            multiext(
+                f"<results>/evaluation/{MODEL}/",
+                "slides.csv",
+                "roc.csv",
+                "roc_band.csv",
+                "pr.csv",
+                "froc.csv",
+            )
+        ),
     output:
         page="<results>/report.html",
         pages=directory("<results>/report"),

@@ -93,11 +93,11 @@ STEP_VERSIONS = {
     "negatives": 1,
     "predict": 1,
     "heatmap": 4,
-    "scores": 2,
+    "scores": 3,
     "detect": 1,
     "calibrate": 1,
     "confusion": 4,
-    "evaluate": 6,
+    "evaluate": 7,
     "report": 5,
 }
 

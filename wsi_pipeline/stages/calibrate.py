@@ -44,7 +44,7 @@ def run(
         slides = sheet.of_split("validation")
         receipts = [read_receipt(scores_folder / f"{s}.json", "scores") for s in slides]
         model = common_model([(slide, one["model_sha256"]) for slide, one in zip(slides, receipts, strict=True)])
-        histogram = _pooled(slides, scores_folder)
+        histogram = _pooled(slides, receipts, scores_folder)
         facts = {
             "model_sha256": model,
             "operating_point": fixed(rule)
@@ -62,10 +62,10 @@ def fixed(options: OperatingPointOptions) -> Figures:
     return {"rule": "fixed", "threshold": options.threshold, "chosen_on": "given in the config"}
 
 
-def _pooled(slides: Sequence[str], folder: Path) -> Histogram:
+def _pooled(slides: Sequence[str], receipts: Sequence[Facts], folder: Path) -> Histogram:
     pooled = PooledScores()
-    for slide in slides:
-        counts = ScoreCounts.read(folder / f"{slide}.parquet")
+    for slide, receipt in zip(slides, receipts, strict=True):
+        counts = ScoreCounts.read(folder / f"{slide}.parquet", receipt)
         found = (counts.steps, counts.normal, counts.tumor)
         pooled.add(*found, Sketch.of(*found))
     return pooled.histogram

@@ -5,8 +5,6 @@ Everything global is a sum over small files of the slides; no heatmap is read.
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Sequence
@@ -30,7 +28,7 @@ from wsi_pipeline.figures import (
 )
 from wsi_pipeline.files import canonical_json, digest_json, write_text
 from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration, at_temperature
-from wsi_pipeline.metrics.curves import Band, Curve, pr_curve, roc_curve, thinned
+from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thinned
 from wsi_pipeline.metrics.lesions import froc
 from wsi_pipeline.metrics.pooled import PooledScores, Sketch
 from wsi_pipeline.metrics.steps import STEPS
@@ -39,6 +37,7 @@ from wsi_pipeline.score_counts import ScoreCounts
 from wsi_pipeline.sheet import SPLITS, Sheet, SlideRow
 from wsi_pipeline.slide_scores import SlideScores, by_forest, by_maximum, by_top_share
 from wsi_pipeline.summary import Figures, said
+from wsi_pipeline.tables import band_table, curve_table, reliability_table, slides_table, write_tables
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +129,14 @@ def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options
     scaled = at_temperature(np.arange(STEPS + 1), chosen["temperature"]["value"]) if chosen["temperature"] else None
     for row in rows:
         scored, counted, detected, table = folders.files(row.slide)
-        counts = ScoreCounts.read(table)
+        receipts = read_receipt(scored, "scores"), read_receipt(counted, "confusion"), read_receipt(detected, "detect")
+        counts = ScoreCounts.read(table, receipts[0])
         found = (counts.steps, counts.normal, counts.tumor)
         sketch = Sketch.of(*found)
         for part in (loaded.pooled, *([loaded.centres.setdefault(row.centre, PooledScores())] if row.centre else [])):
             part.add(*found, sketch)
         if scaled is not None:
             loaded.at_temperature.append(CalibrationSums.of(scaled[counts.steps], counts.normal, counts.tumor))
-        receipts = read_receipt(scored, "scores"), read_receipt(counted, "confusion"), read_receipt(detected, "detect")
         if options.slide_level.score == "top_share":
             loaded.top_means[row.slide] = counts.top_mean(options.slide_level.top_share)
         slide = Scored(row, *receipts)
@@ -200,17 +199,21 @@ def _write(output: Path, metrics: Figures, evaluation: Evaluation, sheet: Sheet)
     roc = thinned(roc_curve(histogram), _CURVE_POINTS) if both else None
     pr = thinned(pr_curve(histogram), _CURVE_POINTS) if histogram.tumors else None
     lesions = froc(evaluation.hits())
-    write_text(output / "roc.csv", _curve_csv(("threshold", "false_positive_rate", "true_positive_rate"), roc))
-    write_text(output / "pr.csv", _curve_csv(("threshold", "recall", "precision"), pr))
     points = None if lesions is None else Curve(lesions.threshold, lesions.false_positives, lesions.sensitivity)
-    write_text(output / "froc.csv", _curve_csv(("threshold", "false_positives_per_slide", "sensitivity"), points))
-    write_text(output / "slides.csv", _slides_csv(evaluation))
-    write_text(output / "reliability.csv", _reliability_csv(evaluation))
+    areas = [None if math.isnan(area) else area for area in evaluation.pooled.aucs.tolist()]
+    band = evaluation.roc_band
+    tables = {
+        "roc.csv": curve_table("false_positive_rate", "true_positive_rate", roc),
+        "roc_band.csv": band_table(band),
+        "pr.csv": curve_table("recall", "precision", pr),
+        "froc.csv": curve_table("false_positives_per_slide", "sensitivity", points),
+        "reliability.csv": reliability_table(evaluation.calibration.curve()),
+        "slides.csv": slides_table(slides, evaluation.slide_scores.values, areas),
+    }
+    metrics["provenance"]["tables_sha256"] = write_tables(output, tables)
     patch, slide, lesion = metrics["patch"], metrics["slide"], metrics["lesion"]
     n = f"{patch['n_tumor']:,} tumour and {patch['n_normal']:,} normal patches"
     threshold = (metrics["operating_point"] or {}).get("threshold", float("nan"))
-    band = evaluation.roc_band
-    write_text(output / "roc_band.csv", _band_csv(band))
     figures = {
         "roc": roc_figure(roc, band, f"patch AUC {said(patch, 'auc')}\n{n}", synthetic),
         "pr": pr_figure(pr, f"average precision {_number(patch['average_precision'])}\n{n}", synthetic),
@@ -251,52 +254,3 @@ def _cohort_rows(sheet: Sheet) -> list[tuple[str, ...]]:
 
 def _number(value: float | None) -> str:
     return "not computed" if value is None else f"{value:.4f}"
-
-
-def _curve_csv(header: tuple[str, str, str], curve: Curve | None) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    if curve is not None:
-        rows = zip(curve.threshold, curve.x, curve.y, strict=True)
-        writer.writerows([f"{value:.10g}" for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _band_csv(band: Band | None) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("false_positive_rate", "true_positive_rate_low", "true_positive_rate_high"))
-    if band is not None:
-        rows = zip(band.x, band.low, band.high, strict=True)
-        writer.writerows([f"{value:.6f}" for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _reliability_csv(evaluation: Evaluation) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("from", "to", "patches", "mean_score", "share_of_tumor"))
-    for low, high, n, score, share in evaluation.calibration.curve():
-        writer.writerow((f"{low:.6g}", f"{high:.6g}", n, _cell(score), _cell(share)))
-    return text.getvalue()
-
-
-def _slides_csv(evaluation: Evaluation) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = ["slide", "label", "centre", "patient", "score", "tp", "fp", "fn", "tn", "auc", "detections", "lesions"]
-    writer.writerow([*head, "lesions_hit"])
-    for s, area in zip(evaluation.slides, evaluation.pooled.aucs.tolist(), strict=True):
-        counts, own = s.counts, None if math.isnan(area) else area
-        lesions = s.detections["lesions"]
-        writer.writerow(
-            [s.row.slide, s.row.label, s.row.centre, s.row.patient, _cell(evaluation.slide_scores.values[s.row.slide])]
-            + [counts.tp, counts.fp, counts.fn, counts.tn, _cell(own), s.detections["detections"]]
-            + ([None, None] if lesions is None else [len(lesions), sum(c > 0 for c in lesions)])
-        )
-    return text.getvalue()
-
-
-def _cell(value: float | None) -> str | None:
-    return None if value is None else f"{value:.6f}"

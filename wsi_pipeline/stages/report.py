@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -41,6 +41,7 @@ from wsi_pipeline.sheet import Sheet
 from wsi_pipeline.slide_views import HeatGrid, heat_grid, read_detections
 from wsi_pipeline.store import read_image
 from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics, unread_text
+from wsi_pipeline.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ _RANDOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 Element = Any
 
 _PLOT_PX = 380
+# Of an evaluation.
+_TABLES = ("slides.csv", "roc.csv", "roc_band.csv", "pr.csv", "froc.csv")
 # Of a model's receipt.
 _OF_MODEL = (
     "architecture", "mpp", "size_px", "normalisation", "stain_normalisation", "device", "steps", "kept_step",
@@ -73,7 +76,8 @@ def run(
     """
     layout = Layout(results, model)
     metrics = read_metrics(layout.evaluation / "metrics.json")
-    table = pd.read_csv(layout.evaluation / "slides.csv", dtype=str, keep_default_na=False)
+    tables = {name: io.StringIO(read_table(layout.evaluation, name, metrics)) for name in _TABLES}
+    table = pd.read_csv(tables["slides.csv"], dtype=str, keep_default_na=False)
     point, rows = metrics["operating_point"], table.to_dict("records")
     shared = {
         "threshold": 0.5 if point is None else point["threshold"],
@@ -89,15 +93,15 @@ def run(
     shown = _chosen(slides, errors, int(options.max_mb * 1e6) - FIXED_BYTES - _size(shared))
     curves = (
         _curve(
-            layout.evaluation / "roc.csv",
+            tables["roc.csv"],
             "ROC of patches",
             "false positive rate",
             "true positive rate",
             BLUE,
-            layout.evaluation / "roc_band.csv",
+            tables["roc_band.csv"],
         ),
-        _curve(layout.evaluation / "pr.csv", "Precision and recall of patches", "recall", "precision", GREEN),
-        _curve(layout.evaluation / "froc.csv", "FROC of lesions", "false positives per slide", "sensitivity", ORANGE),
+        _curve(tables["pr.csv"], "Precision and recall of patches", "recall", "precision", GREEN),
+        _curve(tables["froc.csv"], "FROC of lesions", "false positives per slide", "sensitivity", ORANGE),
     )
     script, plots = components(curves)
     page = _rendered(
@@ -185,8 +189,8 @@ def _notes(metrics: Figures) -> list[str]:
     return [about, *excluded]
 
 
-def _curve(path: Path, title: str, x: str, y: str, color: str, band: Path | None = None) -> Element:
-    points = pd.read_csv(path, names=["threshold", "x", "y"], header=0)
+def _curve(table: IO[str], title: str, x: str, y: str, color: str, band: IO[str] | None = None) -> Element:
+    points = pd.read_csv(table, names=["threshold", "x", "y"], header=0)
     known = len(points) > 0
     plot = figure(
         width=_PLOT_PX, height=_PLOT_PX, title=title if known else f"{title}: not computed",
@@ -220,7 +224,7 @@ class _Slide:
         facts = {
             "name": places.slide,
             "label": label,
-            "detections": read_detections(places.of_model("detect", ".csv")),
+            "detections": read_detections(places.of_model("detect", ".csv"), places.receipt("detect")),
         }
         confusion = places.of_model("confusion", ".ome.zarr")
         grid = heat_grid(places.of_model("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
@@ -261,7 +265,9 @@ def _pooled(layout: Layout, slides: Sequence[str]) -> dict[str, Any]:
     """How many normal and tumour patches of all slides have each score, exactly: uint32 scores, normal, tumour."""
     sums = np.zeros((2, STEPS + 1), np.int64)
     for slide in slides:
-        counts = ScoreCounts.read(layout.of(slide).of_model("scores", ".parquet"))
+        places = layout.of(slide)
+        receipt = read_receipt(places.receipt("scores"), "scores")
+        counts = ScoreCounts.read(places.of_model("scores", ".parquet"), receipt)
         sums[:, counts.steps] += counts.normal, counts.tumor
     scores = np.flatnonzero(sums.any(axis=0))
     return {"scores": len(scores), "data": _deflated(np.stack((scores, *sums[:, scores])).astype("<u4").tobytes())}

@@ -41,6 +41,7 @@ def run(
     content = {
         "slide": slide,
         "model_sha256": judged.facts["model_sha256"],
+        "counts_sha256": found.digest,
         "positions": {"normal": normal, "tumor": tumor, "ignored": ignored},
         "unread_positions": judged.facts["unread_positions"],
         "truth": {

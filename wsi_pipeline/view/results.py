@@ -119,4 +119,6 @@ def heat_of(places: SlideLayout) -> HeatGrid | None:
 
 def detections_of(places: SlideLayout) -> list[list[float]]:
     """Detections of a slide, none where there are none yet."""
-    return read_detections(places.of_model("detect", ".csv")) if places.done()["detect"] else []
+    if not places.done()["detect"]:
+        return []
+    return read_detections(places.of_model("detect", ".csv"), places.receipt("detect"))
