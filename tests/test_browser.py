@@ -16,6 +16,11 @@ import pytest
 from conftest import served
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from wsi_pipeline.config import ReportRun
+from wsi_pipeline.files import digest_file
+from wsi_pipeline.sheet import Sheet
+from wsi_pipeline.stages import report
+
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.workflow,
@@ -226,7 +231,11 @@ def test_panels_move_together_and_layers_switch(browser: Browser, results: Path,
     # So short a training detects nothing.
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
-    (copy / "detections" / MODEL / "tumor-3.csv").write_text("0.900000,700.0,500.0\n")
+    detections = copy / "detections" / MODEL / "tumor-3.csv"
+    detections.write_text("0.900000,700.0,500.0\n")
+    receipt = json.loads(detections.with_suffix(".json").read_text())
+    receipt["detections_sha256"] = digest_file(detections)
+    detections.with_suffix(".json").write_text(json.dumps(receipt))
     with served(copy) as url, opened(browser, f"{url}#tumor-3", "view") as page:
         whole = view(page)
         box = page.locator(".wsi-canvas >> nth=0").bounding_box()
@@ -331,10 +340,6 @@ def test_names_are_text(browser: Browser, results: Path, tmp_path: Path) -> None
     with served(copy) as url, opened(browser, f"{url}#tumor-3", "view-names") as page:
         assert page.inner_text("#title") == evil
         assert page.evaluate("document.body.dataset.hit") is None
-    from wsi_pipeline.config import ReportRun
-    from wsi_pipeline.files import digest_file
-    from wsi_pipeline.sheet import Sheet
-    from wsi_pipeline.stages import report
 
     slides = copy / "evaluation" / MODEL / "slides.csv"
     slides.write_text(slides.read_text().replace(",tumor,", f',"{evil.replace(chr(34), chr(34) * 2)}",'))
