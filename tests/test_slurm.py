@@ -169,6 +169,23 @@ def test_a_job_over_its_memory_is_killed_and_gets_more(folder: Path) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync, which Snakemake copies with")
+def test_jobs_work_on_their_node_and_copy_what_they_made(finished: Path, folder: Path) -> None:
+    scratch = ["--default-storage-provider", "fs", "--default-storage-prefix", str(folder)]
+    scratch += ["--local-storage-prefix", str(folder / "login")]
+    scratch += ["--remote-job-local-storage-prefix", f"{folder}/node-$SLURM_JOB_ID"]
+    scratch += ["--shared-fs-usage", "persistence", "software-deployment", "sources", "source-cache"]
+    # A group has one scratch folder, and Snakemake does not plan it.
+    scratch += ["--groups", *(f"{rule}={rule}" for rule in ("convert", "tissue", "truth", "patches"))]
+    finish(start(folder, *scratch), folder)
+    for name in ("evaluation/inception_v3/metrics.json", "slides/tumor-3/pyramid.json", "report/tumor-3.html"):
+        assert (folder / "results" / name).read_bytes() == (finished / "results" / name).read_bytes(), name
+    jobs = {job.number for job in slurm_jobs(folder)}
+    assert {path.name.removeprefix("node-") for path in folder.glob("node-*")} == jobs
+    assert "Nothing to be done" in finish(start(folder, *scratch, "--dry-run"), folder)
+
+
+@pytest.mark.nightly
 def test_a_training_over_its_time_goes_on_in_the_next_attempt(finished: Path, folder: Path) -> None:
     for name in ("results", ".snakemake"):
         shutil.copytree(finished / name, folder / name, copy_function=shutil.copy2, symlinks=True)
