@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
 import pytest
 from snakemake.iocontainers import InputFiles
 
-from wsi_pipeline.planning import index_inputs
+from wsi_pipeline.planning import collect_rarely, index_inputs
 
 
 class Counted(str):
@@ -39,3 +42,23 @@ def test_a_question_costs_no_walk_through_the_inputs() -> None:
     for number in range(1000):
         assert Counted(f"{number}.json") not in files
     assert Counted.compared < 100
+
+
+def test_python_looks_for_cycles_rarely_but_does() -> None:
+    def looks() -> int:
+        return sum(one["collections"] for one in gc.get_stats())
+
+    usual = gc.get_threshold()
+    try:
+        collect_rarely()
+        before = looks()
+        kept: list[Any] = [[] for _ in range(40_000)]
+        assert looks() - before <= 1
+        for one in kept:
+            one.append(one)
+        del kept, one
+        more: list[Any] = [[] for _ in range(60_000)]
+        assert len(more) and looks() - before >= 1
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()

@@ -8,7 +8,7 @@ from snakemake.utils import validate
 
 from wsi_pipeline.options import load_config, options_json
 from wsi_pipeline.errors import PipelineError
-from wsi_pipeline.planning import index_inputs
+from wsi_pipeline.planning import collect_rarely, index_inputs
 from wsi_pipeline.progress import say_findings
 from wsi_pipeline.run_record import check_clock, read_runs, record_run
 from wsi_pipeline.sheet import is_remote, load_sheet
@@ -22,6 +22,7 @@ except PipelineError as error:
     raise WorkflowError(str(error))
 validate(config, "../schemas/config.schema.json", set_default=False)
 
+collect_rarely()
 index_inputs()
 say_findings()
 
