@@ -54,7 +54,8 @@ STAGE = r"""() {
     while [ $# -gt 0 ]; do
         case $1 in
             --store) mkdir -p "$2" ;;
-            --receipt | --picture | --counts | --index | --detections | --geojson) [ -d "$2" ] || : > "$2" ;;
+            --picture) : > "$2"; : > "${2%.png}.pdf" ;;
+            --receipt | --counts | --index | --detections | --geojson) [ -d "$2" ] || : > "$2" ;;
             --output) output=$2 ;;
             --slide) slide=$2 ;;
         esac
@@ -63,14 +64,16 @@ STAGE = r"""() {
     case $stage in
         heatmap) mkdir -p "$output/$slide.ome.zarr"; : > "$output/$slide.json" ;;
         train)
-            for name in {weights,last}.safetensors model.json history.csv {curves,augmented}.png; do
+            for name in {weights,last}.safetensors model.json history.csv {curves,augmented}.{png,pdf}; do
                 : > "$output/$name"
             done ;;
         evaluate)
-            for name in metrics.json {roc,pr,froc,reliability,slides}.csv {roc,pr,froc,reliability,confusion}.png; do
+            mkdir -p "$output"
+            for name in metrics.json {roc,roc_band,pr,froc,reliability,slides}.csv \
+                {roc,pr,froc,reliability,confusion,cohort}.{png,pdf}; do
                 : > "$output/$name"
             done ;;
-        report) : > "$output" ;;
+        report) : > "$output"; mkdir -p "${output%.html}" ;;
     esac
 }"""
 
