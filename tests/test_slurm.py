@@ -45,17 +45,18 @@ class SlurmJob:
     gres: str
     state: str
     memory: str
+    cores: str
 
 
 def slurm_jobs(folder: Path) -> list[SlurmJob]:
     """All jobs of a folder that SLURM remembers, oldest first."""
-    columns = "JobID:.20,Comment:.100,Partition:.20,tres-per-job:.40,State:.20,MinMemory:.20,WorkDir:.300"
+    columns = "JobID:.20,Comment:.100,Partition:.20,tres-per-job:.40,State:.20,MinMemory:.20,NumCPUs:.20,WorkDir:.300"
     command = ["squeue", "--noheader", "--states=all", "--sort=i", f"--Format={columns}"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in listed.splitlines()]
     return [
-        SlurmJob(number, re.sub("^rule_|_wildcards_.*", "", comment), partition, gres, state, memory)
-        for number, comment, partition, gres, state, memory, place in rows
+        SlurmJob(number, re.sub("^rule_|_wildcards_.*", "", comment), partition, gres, state, memory, cores)
+        for number, comment, partition, gres, state, memory, cores, place in rows
         if place == str(folder)
     ]
 
@@ -155,6 +156,8 @@ def test_a_cohort_survives_what_happens_on_a_cluster(finished: Path, folder: Pat
     assert {job.partition for job in jobs if job.gres == "gres:gpu:1"} == {"gpu"}
     assert Counter(job.rule for job in jobs if job.partition == "gpu") == GPU_JOBS
     assert {job.gres for job in jobs if job.partition == "cpu"} == {"N/A"}
+    # The steps of a slide run one after the other, and ask for no more than one of them needs.
+    assert {(job.cores, job.memory) for job in jobs if job.rule.startswith("slide")} == {("1", "2300M")}
 
 
 def test_a_job_over_its_memory_is_killed_and_gets_more(folder: Path) -> None:

@@ -72,7 +72,7 @@ MinJobAge=3600
 ReturnToService=2
 SlurmdParameters=config_overrides
 EnforcePartLimits=ALL
-NodeName=$NODE NodeAddr=127.0.0.1 CPUs=4 RealMemory=$memory Gres=gpu:1 State=UNKNOWN
+NodeName=$NODE NodeAddr=127.0.0.1 CPUs=${SLURM_TEST_CPUS:-4} RealMemory=$memory Gres=gpu:1 State=UNKNOWN
 PartitionName=cpu Nodes=$NODE Default=YES MaxTime=1-00:00:00 State=UP
 PartitionName=gpu Nodes=$NODE MaxTime=1-00:00:00 State=UP
 CONF
