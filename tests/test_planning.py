@@ -1,11 +1,13 @@
-"""The index of a job's inputs."""
+"""The index of a job's inputs, and what the benchmark of plans and runs stands on."""
 
 from __future__ import annotations
 
 import gc
+import runpy
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from snakemake.iocontainers import InputFiles
 
 from wsi_pipeline.planning import collect_rarely, index_inputs
@@ -62,3 +64,10 @@ def test_python_looks_for_cycles_rarely_but_does() -> None:
     finally:
         gc.set_threshold(*usual)
         gc.unfreeze()
+
+
+@pytest.mark.workflow
+def test_the_benchmark_of_runs_makes_all_that_the_rules_want() -> None:
+    run = runpy.run_path(str(ROOT / "benchmarks" / "scale.py"))["run"]
+    # Four slides train: four steps each. Two are tested: seven. And train, calibrate, evaluate, report, all.
+    assert run(6).startswith("| 6 | 35 | ")
