@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import matplotlib.style
@@ -19,8 +19,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from wsi_pipeline.files import publish
-from wsi_pipeline.metrics.calibration import Bin
-from wsi_pipeline.metrics.curves import Band, Counts, Curve
 from wsi_pipeline.overlays import outlined, truth_overlay
 from wsi_pipeline.pictures import (
     HEAT_COLORS,
@@ -35,6 +33,11 @@ from wsi_pipeline.pictures import (
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.store import Image
 from wsi_pipeline.summary import SYNTHETIC
+
+if TYPE_CHECKING:
+    # They bring scipy's optimizers, which the pictures of masks do without.
+    from wsi_pipeline.metrics.calibration import Bin
+    from wsi_pipeline.metrics.curves import Band, Counts, Curve
 
 matplotlib.style.use(str(files("wsi_pipeline").joinpath("figures.mplstyle")))
 

@@ -20,7 +20,9 @@ try:
     SHEET.check_evaluation(CONFIG.evaluation)
 except PipelineError as error:
     raise WorkflowError(str(error))
-validate(config, "../schemas/config.schema.json", set_default=False)
+# Not again in each job of a cluster, which starts Snakemake twice.
+if workflow.is_main_process:
+    validate(config, "../schemas/config.schema.json", set_default=False)
 
 collect_rarely()
 index_inputs()
