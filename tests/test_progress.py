@@ -30,8 +30,8 @@ def test_the_last_line_that_says_something(tmp_path: Path, text: str, found: str
 def test_snakemake_says_what_each_job_has_found(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, symlinks=True)
-    result = snakemake(folder, "--quiet", "rules", "--forcerun", "detect", "--until", "detect")
+    result = snakemake(folder, "--quiet", "rules", "--forcerun", "scores", "--until", "scores")
     assert result.returncode == 0, result.stderr
-    said = [line for line in result.stderr.splitlines() if line.startswith("detect: ")]
+    said = [line for line in result.stderr.splitlines() if line.startswith("scores: ")]
     assert [line.split(": ")[1] for line in sorted(said)] == ["normal-3", "tumor-3"]
     assert all("detections, " in line for line in said)

@@ -21,7 +21,7 @@ from wsi_pipeline.files import digest_file, digest_tree
 pytestmark = pytest.mark.workflow
 
 SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
-TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1, "detect": 1}
+TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1}
 AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
 # Figures of slides and of all, and what the page shows of a slide.
 RESULTS_OF_PYRAMIDS = [
@@ -91,7 +91,7 @@ def test_a_new_test_slide_costs_its_own_jobs_and_the_aggregation(run: Path) -> N
 def test_a_new_training_slide_reruns_training_and_what_follows(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
-    after = {"train": 1, "heatmap": 2, "scores": 2, "confusion": 2, "detect": 2}
+    after = {"train": 1, "heatmap": 2, "scores": 2, "confusion": 2}
     assert planned(run) == SLIDE_JOBS | {"patches": 1} | after | AGGREGATION
 
 
@@ -99,7 +99,7 @@ def test_a_removed_slide_costs_what_rested_on_it(run: Path) -> None:
     remove_row(run, "normal-3")
     assert planned(run) == AGGREGATION
     remove_row(run, "tumor-2")
-    assert planned(run) == {"train": 1, "heatmap": 1, "scores": 1, "confusion": 1, "detect": 1} | AGGREGATION
+    assert planned(run) == {"train": 1, "heatmap": 1, "scores": 1, "confusion": 1} | AGGREGATION
 
 
 def remove_row(folder: Path, slide: str) -> None:
@@ -119,7 +119,7 @@ def test_a_deleted_store_is_made_again_when_it_is_needed_though_its_receipt_is_t
     shutil.rmtree(store)
     assert planned(run) == {}
     config = changed(evaluation={"operating_point": {"threshold": 0.7}})
-    judged = {"calibrate": 1, "heatmap": 1, "scores": 1, "detect": 1, "confusion": 2}
+    judged = {"calibrate": 1, "heatmap": 1, "scores": 1, "confusion": 2}
     assert planned(run, config) == judged | AGGREGATION
     result = snakemake(run, config=config)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -133,7 +133,7 @@ def test_a_raised_step_version_makes_its_stage_again(run: Path, monkeypatch: pyt
         "from wsi_pipeline import config\nconfig.STEP_VERSIONS['heatmap'] += 1\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(run / "raised"))
-    assert planned(run) == {"heatmap": 2, "scores": 2, "confusion": 2, "detect": 2} | AGGREGATION
+    assert planned(run) == {"heatmap": 2, "scores": 2, "confusion": 2} | AGGREGATION
 
 
 def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
@@ -161,8 +161,7 @@ def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
         (changed(report={"title": "Other"}), {"report": 1, "all": 1}),
         (
             changed(tissue={"method": "otsu_gray"}),
-            {"tissue": 5, "patches": 3, "train": 1, "heatmap": 2, "scores": 2, "confusion": 2, "detect": 2}
-            | AGGREGATION,
+            {"tissue": 5, "patches": 3, "train": 1, "heatmap": 2, "scores": 2, "confusion": 2} | AGGREGATION,
         ),
         (changed(evaluation={"interval": {"resamples": 200}}), AGGREGATION),
         (changed(cohort={"exclude": ["tumor-3"]}), AGGREGATION),
@@ -176,14 +175,14 @@ def test_a_changed_option_reruns_what_it_concerns(run: Path, config: dict[str, A
 def test_a_changed_annotation_reruns_its_slide(run: Path) -> None:
     xml = run / "cohort" / "tumor-3.xml"
     xml.write_text(xml.read_text().replace("<AnnotationGroups>", "<AnnotationGroups >"))
-    assert planned(run) == {"truth": 1, "scores": 1, "confusion": 1, "detect": 1, **AGGREGATION}
+    assert planned(run) == {"truth": 1, "scores": 1, "confusion": 1, **AGGREGATION}
 
 
 def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
     config = changed(training={"hard_negatives": {"rounds": 2, "per_slide": 20}})
     # The first model stays; each round predicts both training slides and trains once; the last one is judged.
     rounds = {"heatmap": 2 * 2 + 2, "negatives": 2 * 2, "train": 2}
-    judged = {"scores": 2, "detect": 2, "calibrate": 1, "confusion": 2}
+    judged = {"scores": 2, "calibrate": 1, "confusion": 2}
     assert planned(run, config) == rounds | judged | AGGREGATION
     result = snakemake(run, "results/model/inception_v3-hard1/model.json", config=config)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -229,7 +228,7 @@ def test_several_slides_a_job_and_tiffs(run: Path) -> None:
     assert len(before) == 2
     shutil.rmtree(results)
     predicted = {"predict": 1, "heatmap": 2, "export": 2}
-    judged = {"scores": 2, "detect": 2, "confusion": 2}
+    judged = {"scores": 2, "confusion": 2}
     assert planned(run, config) == predicted | judged | AGGREGATION
     result = snakemake(run, config=config)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -281,7 +280,7 @@ def test_given_weights_skip_patches_and_training(run: Path) -> None:
     shutil.copytree(run / "results" / "model" / "inception_v3", run / "theirs")
     config = changed(training={"weights": "theirs/weights.safetensors"}) | {"results": "other"}
     prepared = {"convert": 5, "tissue": 5, "truth": 2}
-    predicted = {"train": 1, "heatmap": 2, "scores": 2, "calibrate": 1, "confusion": 2, "detect": 2}
+    predicted = {"train": 1, "heatmap": 2, "scores": 2, "calibrate": 1, "confusion": 2}
     assert planned(run, config) == prepared | predicted | AGGREGATION
 
 

@@ -125,6 +125,7 @@ rule confusion:
         " {params.synthetic} > {log:q} 2>&1"
 
 
+# Two stages in one job: each takes less time than a cluster needs to start one.
 rule scores:
     input:
         truth_receipt="<results>/slides/{slide}/truth.json",
@@ -134,6 +135,9 @@ rule scores:
     output:
         counts="<results>/scores/{model}/{slide}.parquet",
         receipt="<results>/scores/{model}/{slide}.json",
+        detections="<results>/detections/{model}/{slide}.csv",
+        geojson="<results>/detections/{model}/{slide}.geojson",
+        detections_receipt="<results>/detections/{model}/{slide}.json",
     log:
         "<logs>/scores/{model}/{slide}.log",
     benchmark:
@@ -144,35 +148,12 @@ rule scores:
         runtime=30,
     params:
         options=options("scores"),
+        detect_options=options("detect"),
     shell:
         "wsi-pipeline scores --truth {input.truth:q} --truth-receipt {input.truth_receipt:q}"
-        " --heatmap {input.heatmap:q}"
-        " --heatmap-receipt {input.heatmap_receipt:q} --slide {wildcards.slide:q}"
+        " --heatmap {input.heatmap:q} --heatmap-receipt {input.heatmap_receipt:q} --slide {wildcards.slide:q}"
         " --counts {output.counts:q} --receipt {output.receipt:q} --options {params.options:q} > {log:q} 2>&1"
-
-
-rule detect:
-    input:
-        "<results>/slides/{slide}/truth.json",
-        heatmap_receipt="<results>/heatmaps/{model}/{slide}.json",
-        heatmap=ancient("<results>/heatmaps/{model}/{slide}.ome.zarr"),
-        truth=ancient("<results>/slides/{slide}/truth.ome.zarr"),
-    output:
-        detections="<results>/detections/{model}/{slide}.csv",
-        geojson="<results>/detections/{model}/{slide}.geojson",
-        receipt="<results>/detections/{model}/{slide}.json",
-    log:
-        "<logs>/detect/{model}/{slide}.log",
-    benchmark:
-        "<logs>/detect/{model}/{slide}.tsv"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=30,
-    params:
-        options=options("detect"),
-    shell:
-        "wsi-pipeline detect --truth {input.truth:q} --heatmap {input.heatmap:q}"
+        " && wsi-pipeline detect --truth {input.truth:q} --heatmap {input.heatmap:q}"
         " --heatmap-receipt {input.heatmap_receipt:q} --slide {wildcards.slide:q}"
-        " --detections {output.detections:q} --geojson {output.geojson:q} --receipt {output.receipt:q}"
-        " --options {params.options:q} > {log:q} 2>&1"
+        " --detections {output.detections:q} --geojson {output.geojson:q} --receipt {output.detections_receipt:q}"
+        " --options {params.detect_options:q} >> {log:q} 2>&1"
