@@ -1,6 +1,8 @@
 # make demo    set up, draw a synthetic cohort, run the whole pipeline on it
 # make test    set up, run the tests
-# make nightly set up, run the tests that take minutes each: every fault in every stage (and WSI_PIPELINE_TEST_SLURM=1)
+# make nightly set up, run the tests that CI has no time for: every fault in every stage (and WSI_PIPELINE_TEST_SLURM=1)
+# Tests at a time.
+WORKERS ?= 2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,10 +28,10 @@ demo: setup data/demo/slides.tsv
 	@$(BIN)/wsi-pipeline summary results/demo/evaluation/inception_v3/metrics.json results/demo/report.html
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not nightly"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not nightly"
 
 nightly: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m nightly
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m nightly
 
 lint: setup
 	$(BIN)/ruff check .

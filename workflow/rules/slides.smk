@@ -48,7 +48,7 @@ rule tissue:
         "<logs>/tissue/{slide}.log",
     benchmark:
         "<logs>/tissue/{slide}.tsv"
-    threads: 2
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=30,
@@ -81,7 +81,7 @@ rule truth:
         "<logs>/truth/{slide}.log",
     benchmark:
         "<logs>/truth/{slide}.tsv"
-    threads: 2
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=30,
