@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import runpy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,45 @@ from conftest import ROOT
 from snakemake.iocontainers import InputFiles
 
 from wsi_pipeline.planning import collect_rarely, index_inputs
+
+# Whether what a job keeps is small and what it says the same: in a process of its own, as it changes Snakemake's classes.
+KEEP_LESS = """
+import asyncio, sys, tracemalloc
+from types import SimpleNamespace
+from snakemake.io import IOCache, _IOFile, AnnotatedString, ancient, is_flagged
+from snakemake.iocontainers import InputFiles
+from snakemake.jobs import Job
+from snakemake.pathvars import Pathvars
+from wsi_pipeline.planning import keep_less
+
+if sys.argv[1] == "less":
+    keep_less()
+names = [f"{sys.argv[2]}/{number}" for number in range(4)]
+workflow = SimpleNamespace(iocache=IOCache(0), storage_settings=None)
+rule = SimpleNamespace(workflow=workflow, pathvars=Pathvars())
+files = [_IOFile(name, rule) for name in names]
+old = _IOFile(ancient("{slide}"), rule)
+tracemalloc.start()
+made = [old.apply_wildcards({"slide": str(number)}) for number in range(1000)]
+print(tracemalloc.get_traced_memory()[0])
+assert all(is_flagged(one, "ancient") and isinstance(one._file, AnnotatedString) for one in made)
+made[0].flags["temp"] = True
+assert is_flagged(made[0], "temp") and not is_flagged(made[1], "temp") and not is_flagged(old, "temp")
+assert made[3] == "3" and hash(made[3]) == hash("3") and made[3].format() == "3"
+inputs = InputFiles(fromdict={"index": "a", "b": "c"})
+assert inputs.index == "a"
+try:
+    inputs.sort()
+except AttributeError as error:
+    assert str(error).startswith("sort() cannot be used")
+job = Job.__new__(Job)
+job.output = files[:3]
+for benchmark in (None, files[3]):
+    job._benchmark = benchmark
+    job.rule = SimpleNamespace(expand_benchmark=lambda _: None)
+    job.wildcards_dict = {}
+    print(asyncio.run(Job.output_mintime.fget(job)))
+"""
 
 
 class Counted(str):
@@ -64,6 +107,20 @@ def test_python_looks_for_cycles_rarely_but_does() -> None:
     finally:
         gc.set_threshold(*usual)
         gc.unfreeze()
+
+
+def test_jobs_keep_less_and_say_the_same(tmp_path: Path) -> None:
+    for name, time in (("1", 50), ("2", 40), ("3", 30)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time, time))
+
+    def said(which: str) -> list[str]:
+        command = [sys.executable, "-c", KEEP_LESS, which, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    (usual, *times), (less, *same) = said("usual"), said("less")
+    assert times == same == ["40.0", "30.0"]
+    assert int(less) < 0.75 * int(usual)
 
 
 @pytest.mark.workflow

@@ -1,22 +1,36 @@
-"""Planning large cohorts: what Snakemake looks up slowly.
+"""Planning large cohorts: what Snakemake does slowly, or keeps more often than it needs.
 
 For each file that a job needs, Snakemake asks whether the job that makes the file takes it as input as well, and goes
 through the inputs one by one. The training has three inputs a slide, and each heatmap asks twice: with 10,000 slides
 that is a quarter of the time of a plan. And Python looks again and again for cycles among objects of which hardly any
 ever goes away: a seventh of the rest.
+
+Of the memory, a sixth goes to dictionaries that hold the two attributes of a file's flags, and another to tasks that ask
+how old each output is, all of them begun before the first one ends; sets that stay empty and guards of names take less.
 """
 
 from __future__ import annotations
 
 import gc
+from functools import cache
 from typing import Any
 
-from snakemake.iocontainers import InputFiles
+from snakemake.io import AnnotatedString, _IOFile
+from snakemake.iocontainers import AttributeGuard, InputFiles
+from snakemake.jobs import Job
 
 # Below this, building the index costs more than it saves.
 _FEW = 64
 # New objects before a look for cycles among them, such looks before one at older objects, and those before one at all.
 _COLLECT_AFTER = (50_000, 20, 100)
+
+# What a job hardly ever has; Snakemake fills these sets when it makes the job, and only asks afterwards.
+_MOSTLY_EMPTY = ("temp_output", "protected_output", "touch_output", "pipe_or_service_output", "_queue_input")
+_NOTHING: frozenset[Any] = frozenset()
+
+_clone_flags = _IOFile.clone_flags
+_make_job = Job.__init__
+_output_mintime = Job.output_mintime
 
 
 def _contains(files: InputFiles, file: Any) -> bool:
@@ -29,10 +43,53 @@ def _contains(files: InputFiles, file: Any) -> bool:
     return file in index[1]
 
 
+class _SlimString(AnnotatedString):  # type: ignore[misc]
+    """A string with flags, without a dictionary of its own."""
+
+    __slots__ = ("_flags", "callable")
+
+
+def _slim_flags(file: _IOFile, other: _IOFile, skip_storage_object: bool = False) -> None:
+    _clone_flags(file, other, skip_storage_object)
+    flags = file._file.flags
+    file._file = _SlimString(file._file)
+    file._file.flags = flags
+
+
+@cache
+def _guard(name: str) -> AttributeGuard:
+    return object.__new__(AttributeGuard)
+
+
+def _slim_job(job: Job, *arguments: Any, **keywords: Any) -> None:
+    _make_job(job, *arguments, **keywords)
+    for name in _MOSTLY_EMPTY:
+        if not getattr(job, name):
+            setattr(job, name, _NOTHING)
+
+
+async def _oldest_output(job: Job) -> float | None:
+    """As Snakemake's own, but one after the other: a local file answers at once, and no task is kept for it."""
+    if any(file.is_storage for file in job.output):
+        found: float | None = await _output_mintime.fget(job)
+        return found
+    files = [*job.output, *([job.benchmark] if job.benchmark else [])]
+    times = [(await file.mtime()).local_or_storage() for file in files if await file.exists()]
+    return min(times, default=None)
+
+
 def index_inputs() -> None:
     """Let `file in job.input` take the same time for any number of inputs; the answers stay what they are."""
     if "__contains__" not in vars(InputFiles):
         InputFiles.__contains__ = _contains
+
+
+def keep_less() -> None:
+    """Let a planned job take less memory; what is planned stays what it is."""
+    _IOFile.clone_flags = _slim_flags
+    AttributeGuard.__new__ = lambda _, name: _guard(name)
+    Job.__init__ = _slim_job
+    Job.output_mintime = property(_oldest_output)
 
 
 def collect_rarely() -> None:
