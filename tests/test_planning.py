@@ -16,7 +16,7 @@ from snakemake.iocontainers import InputFiles
 
 from wsi_pipeline.planning import collect_rarely, index_inputs
 
-# Whether what a job keeps is small and what it says the same: in a process of its own, as it changes Snakemake's classes.
+# What a job keeps and what it says, in a process of its own: Snakemake's classes are changed.
 KEEP_LESS = """
 import asyncio, sys, tracemalloc
 from types import SimpleNamespace

@@ -169,6 +169,10 @@ def test_a_job_over_its_memory_is_killed_and_gets_more(folder: Path) -> None:
     assert (good.state, good.memory) == ("COMPLETED", f"{120 * 2 ** len(killed)}M")
     (said,) = (folder / ".snakemake" / "slurm_logs").rglob(f"{killed[0].number}.log")
     assert "exceeded memory limit" in said.read_text()
+    # The job's Snakemake starts no other one.
+    command = ["scontrol", "write", "batch_script", good.number, "-"]
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "--executor local --cores 1 --resources step=1" in script
 
 
 @pytest.mark.nightly

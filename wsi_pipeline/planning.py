@@ -5,8 +5,9 @@ through the inputs one by one. The training has three inputs a slide, and each h
 that is a quarter of the time of a plan. And Python looks again and again for cycles among objects of which hardly any
 ever goes away: a seventh of the rest.
 
-Of the memory, a sixth goes to dictionaries that hold the two attributes of a file's flags, and another to tasks that ask
-how old each output is, all of them begun before the first one ends; sets that stay empty and guards of names take less.
+Of the memory, a sixth goes to dictionaries that hold the two attributes of a file's flags, and another to tasks that
+ask how old each output is, all of them begun before the first one ends; sets that stay empty and guards of names take
+less.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def _slim_flags(file: _IOFile, other: _IOFile, skip_storage_object: bool = False
 
 @cache
 def _guard(name: str) -> AttributeGuard:
-    return object.__new__(AttributeGuard)
+    guard: AttributeGuard = object.__new__(AttributeGuard)
+    guard.name = name
+    return guard
 
 
 def _slim_job(job: Job, *arguments: Any, **keywords: Any) -> None:

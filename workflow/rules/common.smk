@@ -12,7 +12,7 @@ from wsi_pipeline.planning import collect_rarely, index_inputs, keep_less
 from wsi_pipeline.progress import say_findings
 from wsi_pipeline.run_record import check_clock, read_runs, record_run
 from wsi_pipeline.sheet import is_remote, load_sheet
-from wsi_pipeline.slurm import cancel_leftovers, check_slurm
+from wsi_pipeline.slurm import cancel_leftovers, check_slurm, start_once
 
 try:
     CONFIG = load_config(config)
@@ -255,6 +255,7 @@ def before_jobs():
             partitions = {rule: job.resources.get("slurm_partition") for rule, job in jobs.items()}
             check_slurm({rule: name for rule, name in partitions.items() if isinstance(name, str)})
             cancel_leftovers(runs)
+            start_once(workflow.scheduler._executor)
         # The plugin gives all jobs of a run one name, and says it nowhere else.
         name = workflow.scheduler._executor.run_uuid if slurm else None
         record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent, name)
