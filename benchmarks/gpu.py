@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from heatmap import print_rates, rate
+from heatmap import print_rates
+from rates import rate
 from slides import write_slide
 from train import fastest, forward_ways, plain_steps, steps_of, table, write_store
 

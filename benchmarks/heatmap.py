@@ -1,16 +1,18 @@
 """Heatmaps: the forward pass against plain ones, the whole stage against the bare network and against others' loop.
 
-    python benchmarks/heatmap.py SLIDE.tif [--threads 2] [--seconds 60]
+    python benchmarks/heatmap.py SLIDE.tif [--threads 2] [--seconds 60] [--peers wsinfer=PYTHON lazyslide=PYTHON]
     python benchmarks/heatmap.py HUGE.tif --memory         reading and memory at full size (a slide of slides.py)
 
 SLIDE is converted first, outside the times; it is taken to have 0.25 um per pixel. Patches have 299 px, the network
 random weights. Rates are of what is done from second 5 on. Prints Markdown tables. On a GPU use benchmarks/gpu.py.
+Peers run in environments of their own: see peers-wsinfer.txt and peers-lazyslide.txt.
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rates import rate
 from torch import Tensor
 
 from wsi_pipeline.config import PyramidRun, TissueOptions
@@ -36,23 +39,11 @@ from wsi_pipeline.store import read_image
 from wsi_pipeline.walk import Walk
 
 SIZE, MPP = 299, 0.25
-WARM_SECONDS = 5.0
-
-
-def rate(counts: Iterator[int], seconds: float) -> float:
-    """Patches a second between second 5 and the end."""
-    began = time.perf_counter()
-    first, done, now = None, 0, began
-    for count in counts:
-        done += count
-        now = time.perf_counter()
-        if first is None and now - began > WARM_SECONDS:
-            first = now, done
-        if now - began > WARM_SECONDS + seconds:
-            break
-    if first is None or now == first[0]:
-        raise SystemExit("the slide is too small for so few seconds")
-    return (done - first[1]) / (now - first[0])
+# Each as it is used when nothing else is said, and at its best on a CPU.
+PEER_WAYS = {
+    "wsinfer": ("wsinfer", "wsinfer-speedup", "wsinfer-workers"),
+    "lazyslide": ("lazyslide", "lazyslide-workers"),
+}
 
 
 def best(run: Callable[[], object], patches: int) -> float:
@@ -165,6 +156,21 @@ def loader_loop(folder: Path, source: Path, network: InceptionV3, threads: int, 
             yield len(batch)
 
 
+def peer(way: str, python: str, folder: Path, source: Path, threads: int, seconds: float) -> float:
+    """A published tool with the same network: see heatmap_peers.py."""
+    with tempfile.TemporaryDirectory() as name:
+        given = Path(name)
+        _, x, y = corners(folder, 1)
+        np.save(given / "corners.npy", np.stack([x, y], axis=1))
+        network = starting_network("random", 2, 1, None).eval()
+        torch.jit.trace(network, torch.zeros(2, 3, SIZE, SIZE)).save(str(given / "network.pt"))
+        command = [python, str(Path(__file__).with_name("heatmap_peers.py")), way, str(source), name]
+        done = subprocess.run(  # noqa: S603
+            [*command, str(threads), str(seconds)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        return float(done.stdout.split()[-1])
+
+
 def memory(folder: Path, threads: int) -> None:
     """Read all patches of a slide; the network sees 40 batches of them, as all would take hours on a CPU."""
 
@@ -202,6 +208,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON")
     arguments = parser.parse_args()
     threads = arguments.threads
     device = pick_device(threads)
@@ -232,6 +239,9 @@ def main() -> None:
         for name_of_way, way in ways.items():
             torch.set_num_threads(1)
             rows[name_of_way] = rate(way(), arguments.seconds)
+        for name_of_peer, python in (one.split("=", 1) for one in arguments.peers):
+            for way in PEER_WAYS[name_of_peer]:
+                rows[way] = peer(way, python, folder, arguments.slide, threads, arguments.seconds)
         print_rates("a slide", rows)
 
 
