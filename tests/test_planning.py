@@ -8,13 +8,15 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT
 from snakemake.iocontainers import InputFiles
+from snakemake.scheduling.job_scheduler import JobScheduler
 
-from wsi_pipeline.planning import collect_rarely, index_inputs
+from wsi_pipeline.planning import collect_rarely, index_inputs, look_at_some
 
 # What a job keeps and what it says, in a process of its own: Snakemake's classes are changed.
 KEEP_LESS = """
@@ -121,6 +123,30 @@ def test_jobs_keep_less_and_say_the_same(tmp_path: Path) -> None:
     (usual, *times), (less, *same) = said("usual"), said("less")
     assert times == same == ["40.0", "30.0"]
     assert int(less) < 0.75 * int(usual)
+
+
+@pytest.mark.parametrize(("ready", "most", "count"), [(500, 200, 200), (200, 200, 200), (500, None, 500)])
+def test_the_scheduler_looks_at_some_of_the_ready_jobs(ready: int, most: int | None, count: int) -> None:
+    usual = JobScheduler.open_jobs, JobScheduler.remaining_jobs
+    jobs = set(range(ready))
+    dag = SimpleNamespace(ready_jobs=jobs, needrun_jobs=lambda: iter(range(ready)), finished={1, 2}.__contains__)
+    scheduler = JobScheduler.__new__(JobScheduler)
+    scheduler.workflow = SimpleNamespace(dag=dag)
+    scheduler.subsample, scheduler.running, scheduler.failed = most, {3}, set()
+    try:
+        look_at_some()
+        seen = scheduler.open_jobs
+        # Another sample each time, so that jobs that cannot run now do not stand before those that can.
+        again = scheduler.open_jobs
+        left = scheduler.remaining_jobs
+        assert list(left) == list(left) == [0, *range(4, ready)]
+        assert len(left) == ready - 3
+    finally:
+        JobScheduler.open_jobs, JobScheduler.remaining_jobs = usual
+    assert len(seen) == len(set(seen)) == count
+    assert set(seen) <= jobs
+    assert len(jobs) == ready
+    assert (set(seen) != set(again)) == (count < ready)
 
 
 @pytest.mark.workflow

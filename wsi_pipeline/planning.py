@@ -1,4 +1,4 @@
-"""Planning large cohorts: what Snakemake does slowly, or keeps more often than it needs.
+"""Planning and running large cohorts: what Snakemake does slowly, or keeps more often than it needs.
 
 For each file that a job needs, Snakemake asks whether the job that makes the file takes it as input as well, and goes
 through the inputs one by one. The training has three inputs a slide, and each heatmap asks twice: with 10,000 slides
@@ -8,17 +8,23 @@ ever goes away: a seventh of the rest.
 Of the memory, a sixth goes to dictionaries that hold the two attributes of a file's flags, and another to tasks that
 ask how old each output is, all of them begun before the first one ends; sets that stay empty and guards of names take
 less.
+
+While jobs run, each that ends has all jobs that are ready looked at, of which `scheduler-subsample` then keeps some,
+and all jobs that are still to come, for schedulers that are not the greedy one.
 """
 
 from __future__ import annotations
 
 import gc
+import random
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from snakemake.io import AnnotatedString, _IOFile
-from snakemake.iocontainers import AttributeGuard, InputFiles
+from snakemake.iocontainers import AttributeGuard, InputFiles, Namedlist
 from snakemake.jobs import Job
+from snakemake.scheduling.job_scheduler import JobScheduler
 
 # Below this, building the index costs more than it saves.
 _FEW = 64
@@ -28,10 +34,13 @@ _COLLECT_AFTER = (50_000, 20, 100)
 # What a job hardly ever has; Snakemake fills these sets when it makes the job, and only asks afterwards.
 _MOSTLY_EMPTY = ("temp_output", "protected_output", "touch_output", "pipe_or_service_output", "_queue_input")
 _NOTHING: frozenset[Any] = frozenset()
+# What each list of files, parameters and so on has a list of.
+_OVERRIDABLE = ("index", "sort")
 
 _clone_flags = _IOFile.clone_flags
 _make_job = Job.__init__
 _output_mintime = Job.output_mintime
+_remaining_jobs = JobScheduler.remaining_jobs
 
 
 def _contains(files: InputFiles, file: Any) -> bool:
@@ -81,6 +90,24 @@ async def _oldest_output(job: Job) -> float | None:
     return min(times, default=None)
 
 
+def _some_ready(scheduler: JobScheduler) -> list[Any]:
+    ready, most = scheduler.workflow.dag.ready_jobs, scheduler.subsample
+    return random.sample(tuple(ready), most) if most and len(ready) > most else list(ready)
+
+
+class _Remaining:
+    """Jobs that are still to come, looked up when somebody wants to see them."""
+
+    def __init__(self, scheduler: JobScheduler) -> None:
+        self._scheduler = scheduler
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(_remaining_jobs.fget(self._scheduler))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def index_inputs() -> None:
     """Let `file in job.input` take the same time for any number of inputs; the answers stay what they are."""
     if "__contains__" not in vars(InputFiles):
@@ -91,8 +118,15 @@ def keep_less() -> None:
     """Let a planned job take less memory; what is planned stays what it is."""
     _IOFile.clone_flags = _slim_flags
     AttributeGuard.__new__ = lambda _, name: _guard(name)
+    Namedlist._allowed_overrides = property(lambda _: _OVERRIDABLE, lambda *_: None)
     Job.__init__ = _slim_job
     Job.output_mintime = property(_oldest_output)
+
+
+def look_at_some() -> None:
+    """Let the scheduler take its sample of the jobs that are ready before it looks at them, and no others."""
+    JobScheduler.open_jobs = property(_some_ready)
+    JobScheduler.remaining_jobs = property(_Remaining)
 
 
 def collect_rarely() -> None:

@@ -8,7 +8,7 @@ from snakemake.utils import validate
 
 from wsi_pipeline.options import load_config, options_json
 from wsi_pipeline.errors import PipelineError
-from wsi_pipeline.planning import collect_rarely, index_inputs, keep_less
+from wsi_pipeline.planning import collect_rarely, index_inputs, keep_less, look_at_some
 from wsi_pipeline.progress import say_findings
 from wsi_pipeline.run_record import check_clock, read_runs, record_run
 from wsi_pipeline.sheet import is_remote, load_sheet
@@ -27,6 +27,7 @@ if workflow.is_main_process:
 collect_rarely()
 index_inputs()
 keep_less()
+look_at_some()
 say_findings()
 
 # Stages run in the environment that runs Snakemake, whatever the PATH of the shell or of a cluster's node says.
