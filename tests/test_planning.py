@@ -22,10 +22,21 @@ from wsi_pipeline.planning import collect_rarely, index_inputs, look_at_some
 KEEP_LESS = """
 import asyncio, sys, tracemalloc
 from types import SimpleNamespace
+import snakemake.api
 from snakemake.io import IOCache, _IOFile, AnnotatedString, ancient, is_flagged
 from snakemake.iocontainers import InputFiles
 from snakemake.jobs import Job
 from snakemake.pathvars import Pathvars
+from snakemake.dag import DAG
+
+asked = []
+async def asked_for(dag, *arguments):
+    asked.append(arguments)
+    # As Snakemake does: what is asked for stays.
+    for job in dag.jobs:
+        job._params = job._non_derived_params = job._resources = "made"
+DAG.update_needrun = DAG.finish = asked_for
+
 from wsi_pipeline.planning import keep_less
 
 if sys.argv[1] == "less":
@@ -55,6 +66,15 @@ for benchmark in (None, files[3]):
     job.rule = SimpleNamespace(expand_benchmark=lambda _: None)
     job.wildcards_dict = {}
     print(asyncio.run(Job.output_mintime.fget(job)))
+one, other = (SimpleNamespace(is_group=lambda: False) for _ in range(2))
+dag = SimpleNamespace(jobs=[one, other])
+asyncio.run(DAG.finish(dag, one))
+kept = one._params, one._non_derived_params, one._resources
+assert kept == ((None,) * 3 if sys.argv[1] == "less" else ("made",) * 3)
+assert other._params == other._resources == "made"
+asyncio.run(DAG.update_needrun(dag, True))
+assert (other._params is None) == (sys.argv[1] == "less")
+assert asked == [(one,), (True,)]
 """
 
 

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
+import snakemake.api  # noqa: F401 - before snakemake.dag, which cannot be imported first
+from snakemake.dag import DAG
 from snakemake.io import AnnotatedString, _IOFile
 from snakemake.iocontainers import AttributeGuard, InputFiles, Namedlist
 from snakemake.jobs import Job
@@ -41,6 +43,8 @@ _clone_flags = _IOFile.clone_flags
 _make_job = Job.__init__
 _output_mintime = Job.output_mintime
 _remaining_jobs = JobScheduler.remaining_jobs
+_update_needrun = DAG.update_needrun
+_finish = DAG.finish
 
 
 def _contains(files: InputFiles, file: Any) -> bool:
@@ -90,6 +94,22 @@ async def _oldest_output(job: Job) -> float | None:
     return min(times, default=None)
 
 
+def _forget(jobs: Iterable[Job]) -> None:
+    """Parameters and resources, which Snakemake makes anew for a job when it is asked for them."""
+    for job in jobs:
+        job._params = job._non_derived_params = job._resources = None
+
+
+async def _forget_planned(dag: DAG, *arguments: Any, **keywords: Any) -> None:
+    await _update_needrun(dag, *arguments, **keywords)
+    _forget(dag.jobs)
+
+
+async def _forget_finished(dag: DAG, job: Any, *arguments: Any, **keywords: Any) -> None:
+    await _finish(dag, job, *arguments, **keywords)
+    _forget(job if job.is_group() else [job])
+
+
 def _some_ready(scheduler: JobScheduler) -> list[Any]:
     ready, most = scheduler.workflow.dag.ready_jobs, scheduler.subsample
     return random.sample(tuple(ready), most) if most and len(ready) > most else list(ready)
@@ -121,6 +141,8 @@ def keep_less() -> None:
     Namedlist._allowed_overrides = property(lambda _: _OVERRIDABLE, lambda *_: None)
     Job.__init__ = _slim_job
     Job.output_mintime = property(_oldest_output)
+    DAG.update_needrun = _forget_planned
+    DAG.finish = _forget_finished
 
 
 def look_at_some() -> None:
