@@ -27,15 +27,19 @@ from snakemake.io import IOCache, _IOFile, AnnotatedString, ancient, is_flagged
 from snakemake.iocontainers import InputFiles
 from snakemake.jobs import Job
 from snakemake.pathvars import Pathvars
+from snakemake.persistence import NO_PARAMS_CHANGE, PersistenceBase
 from snakemake.dag import DAG
 
-asked = []
-async def asked_for(dag, *arguments):
-    asked.append(arguments)
-    # As Snakemake does: what is asked for stays.
-    for job in dag.jobs:
+# As Snakemake does: what is asked for stays.
+def asked(_, *jobs):
+    for job in jobs or dag.jobs:
         job._params = job._non_derived_params = job._resources = "made"
-DAG.update_needrun = DAG.finish = asked_for
+    return said
+said = "changed"
+async def finished(_, job):
+    asked(_, job)
+DAG.update_conda_envs = PersistenceBase.params_changed = asked
+DAG.finish = finished
 
 from wsi_pipeline.planning import keep_less
 
@@ -66,15 +70,18 @@ for benchmark in (None, files[3]):
     job.rule = SimpleNamespace(expand_benchmark=lambda _: None)
     job.wildcards_dict = {}
     print(asyncio.run(Job.output_mintime.fget(job)))
-one, other = (SimpleNamespace(is_group=lambda: False) for _ in range(2))
-dag = SimpleNamespace(jobs=[one, other])
-asyncio.run(DAG.finish(dag, one))
-kept = one._params, one._non_derived_params, one._resources
-assert kept == ((None,) * 3 if sys.argv[1] == "less" else ("made",) * 3)
-assert other._params == other._resources == "made"
-asyncio.run(DAG.update_needrun(dag, True))
-assert (other._params is None) == (sys.argv[1] == "less")
-assert asked == [(one,), (True,)]
+job = SimpleNamespace(is_group=lambda: False)
+dag = SimpleNamespace(jobs=[job])
+left = [None if sys.argv[1] == "less" else "made"] * 3
+def kept():
+    return [job._params, job._non_derived_params, job._resources]
+asyncio.run(DAG.finish(dag, job))
+assert kept() == left
+assert PersistenceBase.params_changed(None, job) == "changed" and kept() == left
+said = ""
+assert PersistenceBase.params_changed(None, job) is (NO_PARAMS_CHANGE if sys.argv[1] == "less" else "")
+DAG.update_conda_envs(dag)
+assert kept() == left
 """
 
 

@@ -26,6 +26,7 @@ from snakemake.dag import DAG
 from snakemake.io import AnnotatedString, _IOFile
 from snakemake.iocontainers import AttributeGuard, InputFiles, Namedlist
 from snakemake.jobs import Job
+from snakemake.persistence import NO_PARAMS_CHANGE, PersistenceBase
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 # Below this, building the index costs more than it saves.
@@ -43,7 +44,8 @@ _clone_flags = _IOFile.clone_flags
 _make_job = Job.__init__
 _output_mintime = Job.output_mintime
 _remaining_jobs = JobScheduler.remaining_jobs
-_update_needrun = DAG.update_needrun
+_update_conda_envs = DAG.update_conda_envs
+_params_changed = PersistenceBase.params_changed
 _finish = DAG.finish
 
 
@@ -100,9 +102,16 @@ def _forget(jobs: Iterable[Job]) -> None:
         job._params = job._non_derived_params = job._resources = None
 
 
-async def _forget_planned(dag: DAG, *arguments: Any, **keywords: Any) -> None:
-    await _update_needrun(dag, *arguments, **keywords)
+def _forget_after_envs(dag: DAG) -> None:
+    _update_conda_envs(dag)
     _forget(dag.jobs)
+
+
+def _forget_after_params(persistence: PersistenceBase, job: Job, *arguments: Any, **keywords: Any) -> Any:
+    changed = _params_changed(persistence, job, *arguments, **keywords)
+    _forget([job])
+    # One for all that have not changed.
+    return changed or NO_PARAMS_CHANGE
 
 
 async def _forget_finished(dag: DAG, job: Any, *arguments: Any, **keywords: Any) -> None:
@@ -141,7 +150,8 @@ def keep_less() -> None:
     Namedlist._allowed_overrides = property(lambda _: _OVERRIDABLE, lambda *_: None)
     Job.__init__ = _slim_job
     Job.output_mintime = property(_oldest_output)
-    DAG.update_needrun = _forget_planned
+    DAG.update_conda_envs = _forget_after_envs
+    PersistenceBase.params_changed = _forget_after_params
     DAG.finish = _forget_finished
 
 
