@@ -5,9 +5,9 @@ through the inputs one by one. The training has three inputs a slide, and each h
 that is a quarter of the time of a plan. And Python looks again and again for cycles among objects of which hardly any
 ever goes away: a seventh of the rest.
 
-Of the memory, a sixth goes to dictionaries that hold the two attributes of a file's flags, and another to tasks that
-ask how old each output is, all of them begun before the first one ends; sets that stay empty and guards of names take
-less.
+Of the memory, a sixth went to dictionaries that hold the two attributes of a file's flags, and another to tasks that
+ask how old each output is, all of them begun before the first one ends. Names of the same files, parameters of jobs
+whose turn has not come, sets that stay empty and guards of names took less each, and as much together.
 
 While jobs run, each that ends has all jobs that are ready looked at, of which `scheduler-subsample` then keeps some,
 and all jobs that are still to come, for schedulers that are not the greedy one.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -27,6 +28,7 @@ from snakemake.io import AnnotatedString, _IOFile
 from snakemake.iocontainers import AttributeGuard, InputFiles, Namedlist
 from snakemake.jobs import Job
 from snakemake.persistence import NO_PARAMS_CHANGE, PersistenceBase
+from snakemake.persistence.file import FilePersistence
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 # Below this, building the index costs more than it saves.
@@ -47,6 +49,7 @@ _remaining_jobs = JobScheduler.remaining_jobs
 _update_conda_envs = DAG.update_conda_envs
 _params_changed = PersistenceBase.params_changed
 _finish = DAG.finish
+_read = FilePersistence._io_read
 
 
 def _contains(files: InputFiles, file: Any) -> bool:
@@ -77,6 +80,20 @@ def _guard(name: str) -> AttributeGuard:
     guard: AttributeGuard = object.__new__(AttributeGuard)
     guard.name = name
     return guard
+
+
+def _shared_name(file: _IOFile) -> str:
+    return sys.intern(str.__str__(file))
+
+
+def _shared_record(persistence: FilePersistence, *arguments: Any) -> dict[str, Any]:
+    """What is recorded of a file, which has the names of all inputs: those of an evaluation in each of its outputs."""
+    record: dict[str, Any] = _read(persistence, *arguments)
+    if inputs := record.get("input"):
+        record["input"] = [sys.intern(name) for name in inputs]
+    if sums := record.get("input_checksums"):
+        record["input_checksums"] = {sys.intern(name): found and sys.intern(found) for name, found in sums.items()}
+    return record
 
 
 def _slim_job(job: Job, *arguments: Any, **keywords: Any) -> None:
@@ -146,6 +163,8 @@ def index_inputs() -> None:
 def keep_less() -> None:
     """Let a planned job take less memory; what is planned stays what it is."""
     _IOFile.clone_flags = _slim_flags
+    _IOFile.__str__ = _shared_name
+    FilePersistence._io_read = _shared_record
     AttributeGuard.__new__ = lambda _, name: _guard(name)
     Namedlist._allowed_overrides = property(lambda _: _OVERRIDABLE, lambda *_: None)
     Job.__init__ = _slim_job
