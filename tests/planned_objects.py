@@ -20,7 +20,7 @@ import snakemake.api  # noqa: F401 - before snakemake.dag
 from snakemake.dag import DAG
 from snakemake.io import AnnotatedString, IOCache, _IOFile, ancient, is_flagged
 from snakemake.iocontainers import InputFiles
-from snakemake.jobs import Job
+from snakemake.jobs import Job, Reason
 from snakemake.pathvars import Pathvars
 from snakemake.persistence import NO_PARAMS_CHANGE, PersistenceBase
 from snakemake.persistence.file import FilePersistence
@@ -91,6 +91,16 @@ aged.output, aged.rule, aged.wildcards_dict = files[:3], rule, {}
 for benchmark in (None, files[3]):
     aged._benchmark = benchmark
     print(asyncio.run(Job.output_mintime.fget(aged)))
+
+# Its reason to run.
+reason = Reason()
+assert not reason
+assert (
+    (reason._updated_input is None) == (reason._missing_output is None) == (reason._updated_input_run is None) == less
+)
+reason.missing_output.update(["a"])
+assert reason
+assert reason.missing_output == {"a"}
 
 
 def check_kept() -> None:

@@ -26,7 +26,7 @@ import snakemake.api  # noqa: F401 - before snakemake.dag, which cannot be impor
 from snakemake.dag import DAG
 from snakemake.io import AnnotatedString, _IOFile
 from snakemake.iocontainers import AttributeGuard, InputFiles, Namedlist
-from snakemake.jobs import Job
+from snakemake.jobs import Job, Reason
 from snakemake.persistence import NO_PARAMS_CHANGE, PersistenceBase
 from snakemake.persistence.file import FilePersistence
 from snakemake.scheduling.job_scheduler import JobScheduler
@@ -39,11 +39,14 @@ _COLLECT_AFTER = (50_000, 20, 100)
 # What a job hardly ever has; Snakemake fills these sets when it makes the job, and only asks afterwards.
 _MOSTLY_EMPTY = ("temp_output", "protected_output", "touch_output", "pipe_or_service_output", "_queue_input")
 _NOTHING: frozenset[Any] = frozenset()
+# What a job's reason to run hardly ever has; Snakemake makes a set where it finds none.
+_ASKED = ("_updated_input", "_missing_output", "_updated_input_run")
 # What each list of files, parameters and so on has a list of.
 _OVERRIDABLE = ("index", "sort")
 
 _clone_flags = _IOFile.clone_flags
 _make_job = Job.__init__
+_answer = Reason.__bool__
 _output_mintime = Job.output_mintime
 _remaining_jobs = JobScheduler.remaining_jobs
 _update_conda_envs = DAG.update_conda_envs
@@ -101,6 +104,15 @@ def _slim_job(job: Job, *arguments: Any, **keywords: Any) -> None:
     for name in _MOSTLY_EMPTY:
         if not getattr(job, name):
             setattr(job, name, _NOTHING)
+
+
+def _slim_answer(reason: Reason) -> bool:
+    """Whether there is a reason to run a job; Snakemake makes each of the sets for the question."""
+    answer: bool = _answer(reason)
+    for name in _ASKED:
+        if not getattr(reason, name):
+            setattr(reason, name, None)
+    return answer
 
 
 async def _oldest_output(job: Job) -> float | None:
@@ -168,6 +180,7 @@ def keep_less() -> None:
     AttributeGuard.__new__ = lambda _, name: _guard(name)
     Namedlist._allowed_overrides = property(lambda _: _OVERRIDABLE, lambda *_: None)
     Job.__init__ = _slim_job
+    Reason.__bool__ = _slim_answer
     Job.output_mintime = property(_oldest_output)
     DAG.update_conda_envs = _forget_after_envs
     PersistenceBase.params_changed = _forget_after_params
