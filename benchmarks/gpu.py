@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,94 @@ import torch
 from heatmap import print_rates
 from rates import rate
 from slides import write_slide
-from train import fastest, forward_ways, plain_steps, steps_of, table, write_store
+from torch import Tensor, nn
+from train import (
+    Way,
+    constant_steps,
+    fastest,
+    forward_ways,
+    predicting,
+    steps_of,
+    table,
+    trainer_of,
+    write_store,
+)
 
 from wsi_pipeline.config import PyramidRun, TrainingRun
-from wsi_pipeline.model.device import pick_device
+from wsi_pipeline.model.bank import PatchBank
+from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.folder import starting_network
+from wsi_pipeline.model.inception import BasicConv2d
 from wsi_pipeline.model.prediction import Predictor
 from wsi_pipeline.model.scan import scan
 from wsi_pipeline.pyramid import Pyramid
 from wsi_pipeline.stages import convert
+from wsi_pipeline.stages.train import PatchSet
 from wsi_pipeline.walk import Walk
+
+
+class CudnnConv2d(nn.Module):
+    """Convolution, bias and ReLU in one call of cuDNN."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        return torch.cudnn_convolution_relu(
+            x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+        )
+
+
+def compiled_steps(
+    patches: PatchSet, options: TrainingRun, device: Device, count: int, workers: int
+) -> dict[str, Callable[[], Way]]:
+    """Steps as they could be."""
+    bank = PatchBank(patches.stores, patches.indices, memory_gib=64, workers=workers)
+
+    def compiled() -> Way:
+        made = trainer_of(bank, options, device, workers)
+        return constant_steps(made, options.batch_size, count, is_compiled=True)
+
+    return {"constant batch, torch.compile": compiled}
+
+
+def other_forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Callable[[], Way]]:
+    """Forward passes as they could be."""
+    pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
+
+    def predictor() -> Predictor:
+        return Predictor(starting_network("random", 2, 1, None), size, 1, device, batch_size=batch)
+
+    def compiled() -> Way:
+        made = predictor()
+        made._network = torch.compile(made._network)
+        return predicting(made, pixels, count)
+
+    def fused() -> Way:
+        made = predictor()
+        for module in list(made._network.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, BasicConv2d):
+                    setattr(module, name, CudnnConv2d(child.conv))
+        return predicting(made, pixels, count)
+
+    return {"ours, torch.compile": compiled, "ours, bias and ReLU in cuDNN's call": fused}
+
+
+def possible(makers: dict[str, Callable[[], Way]]) -> dict[str, Way]:
+    """Those ways that run here; why the others do not is printed."""
+    ways = {}
+    for name, make in makers.items():
+        try:
+            way = make()
+            way()
+        except Exception as error:  # noqa: BLE001 (whatever a compiler or a driver lacks)
+            print(f"\n{name}: not possible here: {str(error).strip().splitlines()[0]}")
+        else:
+            ways[name] = way
+    return ways
 
 
 def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pixels: int) -> dict[str, float]:
@@ -92,13 +170,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         patches = write_store(Path(folder, "s"), arguments.patches, arguments.size)
         ways = steps_of(patches, options, device, arguments.steps, arguments.workers)
-        ways["plain eager float32 NCHW step, constant batch"] = plain_steps(
-            options, device, arguments.size, arguments.steps
-        )  # fmt: skip
+        ways |= possible(compiled_steps(patches, options, device, arguments.steps, arguments.workers))
         found["training"] = fastest(ways, arguments.rounds, device)
         table("training", images, found["training"])
         del ways
         forward = forward_ways(device, arguments.size, arguments.batch, arguments.steps)
+        forward |= possible(other_forward_ways(device, arguments.size, arguments.batch, arguments.steps))
         found["prediction"] = fastest(forward, arguments.rounds, device)
         table("prediction", images, found["prediction"])
         predictor = Predictor(starting_network("random", 2, 1, None), arguments.size, 1, device)

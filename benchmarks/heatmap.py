@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def bare(predictor: Predictor, threads: int) -> Iterator[int]:
             yield len(found)
 
 
-def forward_ways(network: InceptionV3, predictor: Predictor, threads: int) -> dict[str, float]:
+def forward_ways(network: InceptionV3, predictors: Sequence[Predictor], threads: int) -> dict[str, float]:
     """The same pixels to probabilities; a way for each batch size of plain PyTorch."""
     rows = {}
     channels_last = folded(network)
@@ -93,11 +94,14 @@ def forward_ways(network: InceptionV3, predictor: Predictor, threads: int) -> di
         rows[f"batch norms folded, channels last, batch {batch}"] = best(last, batch)
     torch.set_num_threads(1)
     few = torch.randint(0, 256, (64, SIZE, SIZE, 3), dtype=torch.uint8)
-    parts = few.split(predictor.batch_size)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        rows[f"ours, batch {predictor.batch_size} in each of {threads} threads"] = best(
-            lambda: list(pool.map(predictor, parts)), len(few)
-        )
+        for predictor in predictors:
+
+            def ours(predictor: Predictor = predictor) -> None:
+                deque(pool.map(predictor, few.split(predictor.batch_size)))
+
+            way = f"ours, {predictor.device.precision}, batch {predictor.batch_size} in each of {threads} threads"
+            rows[way] = best(ours, len(few))
     return rows
 
 
@@ -224,12 +228,15 @@ def main() -> None:
             return
         network = starting_network("random", 2, 1, None).eval()
         predictor = Predictor(network, SIZE, 1, device)
-        print_rates("forward pass", forward_ways(network, predictor, threads))
+        rounded = Predictor(network, SIZE, 1, pick_device(threads, "bfloat16"))
+        print_rates("forward pass", forward_ways(network, (predictor, rounded), threads))
         print(f"\nlargest difference of a logit from the plain network: {largest_difference(network, device):.1e}")
         ways = {
             "bare network, constant pixels": lambda: bare(predictor, threads),
             "whole stage, stride of a patch": lambda: whole_stage(folder, predictor, threads, 1),
             "whole stage, stride of a quarter patch": lambda: whole_stage(folder, predictor, threads, 0.25),
+            "bare network, constant pixels, bfloat16": lambda: bare(rounded, threads),
+            "whole stage, stride of a patch, bfloat16": lambda: whole_stage(folder, rounded, threads, 1),
             "OpenSlide and DataLoader, 0 workers": lambda: loader_loop(folder, arguments.slide, network, threads, 0),
             f"OpenSlide and DataLoader, {threads} workers": lambda: loader_loop(
                 folder, arguments.slide, network, threads, threads

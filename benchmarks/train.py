@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -82,42 +83,62 @@ def table(title: str, images: int, seconds: dict[str, float]) -> None:
         print(f"| {name} | {images / value:.1f} | {first / value:.2f} |", flush=True)
 
 
+def as_by_default() -> AbstractContextManager[None]:
+    """With the rounding to TF32 that PyTorch allows on a GPU and we do not."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
+
+
+def trainer_of(bank: PatchBank, options: TrainingRun, device: Device, workers: int) -> Trainer:
+    network = starting_network("random", 2, 1, None)
+    nothing, none = PatchBank([], []), Checkpoints(Path("none"))
+    return Trainer(network, bank, nothing, options, device, none, "", workers=workers)
+
+
+def constant_steps(made: Trainer, batch: int, count: int, *, is_compiled: bool = False) -> Way:
+    """`count` training steps on a batch that lies on the device."""
+    picked = made._sampler.batch(0, batch)
+    pixels = torch.from_numpy(np.stack([made._bank.read(int(k)) for k in picked])).to(made._device.device)
+    if is_compiled:
+        made._thaw(0)
+        made._loss = torch.compile(made._loss)
+
+    def run() -> None:
+        for step in range(count):
+            made._settle((step, picked, made._step(step, picked, pixels)))
+        made._settle(None)
+
+    return run
+
+
+def fed_steps(made: Trainer, batch: int, count: int, workers: int) -> Way:
+    """`count` training steps on the patches that are drawn for them."""
+
+    def run() -> None:
+        index = (made._sampler.batch(step, batch) for step in range(count))
+        for step, (picked, pixels) in enumerate(Feed(made._bank, index, workers=workers, pin=made._device.is_cuda)):
+            made._settle((step, picked, made._step(step, picked, pixels)))
+        made._settle(None)
+
+    return run
+
+
 def steps_of(patches: PatchSet, options: TrainingRun, device: Device, count: int, workers: int) -> dict[str, Way]:
-    """Ways to make `count` training steps."""
-    banks = {
-        "pixels in memory": PatchBank(patches.stores, patches.indices, memory_gib=64, workers=workers),
-        "JPEG, read from disk": PatchBank(patches.stores, patches.indices, memory_gib=0),
+    """Ways to make `count` training steps; the first is what the others are compared with."""
+    in_memory = PatchBank(patches.stores, patches.indices, memory_gib=64, workers=workers)
+    on_disk = PatchBank(patches.stores, patches.indices, memory_gib=0)
+    batch = options.batch_size
+
+    def made(bank: PatchBank, dtype: torch.dtype = device.dtype) -> Trainer:
+        return trainer_of(bank, options, Device(device.device, dtype), workers)
+
+    other = torch.float32 if device.dtype == torch.bfloat16 else torch.bfloat16
+    return {
+        f"constant batch, {device.precision}": constant_steps(made(in_memory), batch, count),
+        "pixels in memory": fed_steps(made(in_memory), batch, count, workers),
+        "JPEG, read from disk": fed_steps(made(on_disk), batch, count, workers),
+        f"pixels in memory, {other}".replace("torch.", ""): fed_steps(made(in_memory, other), batch, count, workers),
+        "plain eager float32 NCHW step, constant batch": plain_steps(options, device, in_memory.edge, count),
     }
-    nothing = PatchBank([], [])
-
-    def trainer(bank: PatchBank) -> Trainer:
-        network = starting_network("random", 2, 1, None)
-        return Trainer(network, bank, nothing, options, device, Checkpoints(Path("none")), "", workers=workers)
-
-    def constant() -> Way:
-        made = trainer(banks["pixels in memory"])
-        picked = made._sampler.batch(0, options.batch_size)
-        pixels = torch.from_numpy(np.stack([made._bank.read(int(k)) for k in picked])).to(device.device)
-
-        def run() -> None:
-            for step in range(count):
-                made._settle((step, picked, made._step(step, picked, pixels)))
-            made._settle(None)
-
-        return run
-
-    def fed(bank: PatchBank) -> Way:
-        made = trainer(bank)
-
-        def run() -> None:
-            index = (made._sampler.batch(step, options.batch_size) for step in range(count))
-            for step, (picked, pixels) in enumerate(Feed(bank, index, workers=workers, pin=device.is_cuda)):
-                made._settle((step, picked, made._step(step, picked, pixels)))
-            made._settle(None)
-
-        return run
-
-    return {"constant batch": constant(), **{name: fed(bank) for name, bank in banks.items()}}
 
 
 def plain_steps(options: TrainingRun, device: Device, size: int, count: int) -> Way:
@@ -128,12 +149,13 @@ def plain_steps(options: TrainingRun, device: Device, size: int, count: int) -> 
     labels = torch.arange(options.batch_size, device=device.device) % 2
 
     def run() -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(network(x), labels)
-            loss.backward()
-            optimizer.step()
-            loss.item()
+        with as_by_default():
+            for _ in range(count):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(network(x), labels)
+                loss.backward()
+                optimizer.step()
+                loss.item()
 
     return run
 
@@ -141,19 +163,28 @@ def plain_steps(options: TrainingRun, device: Device, size: int, count: int) -> 
 def forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
     """The network alone, from the same uint8 pixels to probabilities; benchmarks/heatmap.py has more on a CPU."""
     network = starting_network("random", 2, 1, None).eval().to(device.device)
-    ours = Predictor(network, size, 1, device, batch_size=batch)
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
 
     def plain() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), as_by_default():
             for _ in range(count):
                 network(pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()).softmax(1)
 
-    def optimised() -> None:
-        for _ in range(count):
-            ours(pixels)
+    ways: dict[str, Way] = {"plain eager float32 NCHW": plain}
+    for dtype in (torch.float32, torch.bfloat16):
+        predictor = Predictor(network, size, 1, Device(device.device, dtype), batch_size=batch)
+        ways[f"ours, {predictor.device.precision}"] = predicting(predictor, pixels, count)
+    return ways
 
-    return {"plain eager float32 NCHW": plain, "ours": optimised}
+
+def predicting(predictor: Predictor, pixels: torch.Tensor, count: int) -> Way:
+    """Predict the same pixels `count` times."""
+
+    def run() -> None:
+        for _ in range(count):
+            predictor(pixels)
+
+    return run
 
 
 def main() -> None:
@@ -173,9 +204,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         patches = write_store(Path(folder, "s"), arguments.patches, arguments.size)
         ways = steps_of(patches, options, device, arguments.steps, arguments.workers)
-        ways["plain eager float32 NCHW step, constant batch"] = plain_steps(
-            options, device, arguments.size, arguments.steps
-        )  # fmt: skip
         images = arguments.steps * arguments.batch
         table("training", images, fastest(ways, arguments.rounds, device))
         forward = forward_ways(device, arguments.size, arguments.batch, arguments.steps)

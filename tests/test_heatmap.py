@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tissue_picture, write_tiff
+from training import needs_bfloat16
 
 from wsi_pipeline.config import HeatmapRun, PyramidRun, TissueOptions
 from wsi_pipeline.errors import ModelError, StoreError
@@ -92,13 +93,51 @@ def test_values_are_steps_of_16_bits(slide: Path, model: Path, tmp_path: Path) -
     np.testing.assert_allclose(steps, np.rint(steps), atol=0.01)
 
 
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 @pytest.mark.parametrize(("batch_size", "threads"), [(2, 3), (7, 2), (64, 1), (1, 2)])
 def test_batches_and_threads_leave_the_same_map(
-    slide: Path, model: Path, tmp_path: Path, batch_size: int, threads: int
+    slide: Path, model: Path, tmp_path: Path, batch_size: int, threads: int, precision: str
 ) -> None:
-    one = run(slide, model, tmp_path / "a", threads=1)
-    two = run(slide, model, tmp_path / "b", threads=threads, batch_size=batch_size)
+    one = run(slide, model, tmp_path / "a", threads=1, precision=precision)
+    two = run(slide, model, tmp_path / "b", threads=threads, batch_size=batch_size, precision=precision)
     np.testing.assert_array_equal(one, two)
+
+
+@needs_bfloat16
+def test_bfloat16_is_near_float32_and_says_how_near(slide: Path, model: Path, tmp_path: Path) -> None:
+    exact = run(slide, model, tmp_path, stride_um=40)
+    rounded = run(slide, model, tmp_path, stride_um=40, precision="bfloat16")
+    facts = json.loads((tmp_path / "s1.json").read_text())["precision"]
+    known = np.isfinite(exact)
+    np.testing.assert_array_equal(np.isfinite(rounded), known)
+    away = np.abs(rounded[known] - exact[known])
+    assert (facts["dtype"], facts["patches_compared"]) == ("bfloat16", 64)
+    assert 0 < facts["largest_difference"] <= away.max() + 1 / 65535
+    assert facts["largest_difference"] > away.max() / 10
+    # The last layer is exact: values are no coarser than the map's own steps.
+    assert len(np.unique(rounded[known])) > 0.9 * len(np.unique(exact[known]))
+    assert away.max() < np.std(exact[known]) / 4
+
+
+@needs_bfloat16
+def test_what_was_predicted_in_other_numbers_is_kept_only_where_none_are_asked_for(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = run(slide, model, tmp_path, precision="bfloat16")
+    predicted = count_predicted(monkeypatch)
+    np.testing.assert_array_equal(run(slide, model, tmp_path), rounded)
+    assert not predicted
+    assert (run(slide, model, tmp_path, precision="float32") != rounded).any()
+    assert predicted
+
+
+def test_a_device_without_bfloat16_is_refused(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ModelError, match=r"this CPU does not compute with bfloat16\. Set precision to auto or float32"):
+        run(slide, model, tmp_path, precision="bfloat16")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_way_of_a_gpu_gives_the_same_as_that_of_a_cpu(slide: Path, model: Path) -> None:

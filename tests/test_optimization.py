@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from training import OPTIONS, write_patches
+from training import OPTIONS, needs_bfloat16, write_patches
 
 from wsi_pipeline.config import Config, TrainingRun
 from wsi_pipeline.errors import ModelError
@@ -19,7 +20,7 @@ from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.folder import starting_network
 from wsi_pipeline.model.inception import InceptionV3, dropout_mask
 from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
-from wsi_pipeline.model.trainer import Trainer
+from wsi_pipeline.model.trainer import StoppedError, Trainer
 from wsi_pipeline.options import options_json, parse_options
 from wsi_pipeline.stages.train import PatchSet
 
@@ -90,7 +91,7 @@ def trainer(tmp_path: Path, labels: list[int] | None = None, **options: object) 
     banks = [PatchBank(s.stores, s.indices) for s in (PatchSet.of([receipt]), PatchSet.of([held_out]))]
     chosen = OPTIONS.model_copy(update={"max_steps": 2, "validate_every": 1, **options})
     network = starting_network("random", 2, 1, None, auxiliary=bool(options.get("auxiliary_weight")))
-    return Trainer(network, *banks, chosen, pick_device(1), Checkpoints(tmp_path), "")
+    return Trainer(network, *banks, chosen, pick_device(1, chosen.precision), Checkpoints(tmp_path), "")
 
 
 def test_frozen_layers_stay_as_they_are_and_thaw(tmp_path: Path) -> None:
@@ -131,6 +132,31 @@ def test_the_auxiliary_head_learns_and_is_not_kept(tmp_path: Path) -> None:
     assert not torch.equal(network.AuxLogits.fc.weight, before)
     assert network.AuxLogits.fc.weight.grad.abs().max() > 1e-4
     assert made.kept_state().keys() == InceptionV3(2).state_dict().keys()
+
+
+@needs_bfloat16
+def test_bfloat16_trains_float32_weights_and_goes_on_to_the_bit(tmp_path: Path) -> None:
+    options = {"max_steps": 4, "validate_every": 4, "average_decay": 0.9}
+    exact = trainer(tmp_path / "exact", **options)
+    exact.train(1e9)
+    whole = trainer(tmp_path / "whole", precision="bfloat16", **options)
+    whole.train(1e9)
+    losses = [one.progress.history[0]["train_loss"] for one in (exact, whole)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert {tensor.dtype for tensor in whole.kept_state().values()} == {torch.float32, torch.int64}
+
+    stopped = trainer(tmp_path / "stopped", precision="bfloat16", **options)
+    stopped._watch.step = lambda step, *_: step == 2 and stopped.stop()  # type: ignore[method-assign]
+    with pytest.raises(StoppedError):
+        stopped.train(1e9)
+    shutil.rmtree(tmp_path / "stopped" / "s")
+    shutil.rmtree(tmp_path / "stopped" / "v")
+    again = trainer(tmp_path / "stopped", precision="bfloat16", **options)
+    again.train(1e9)
+    assert stopped.progress.step == 3
+    for name, tensor in whole.last_state().items():
+        assert torch.equal(tensor, again.last_state()[name]), name
 
 
 def test_it_stops_where_validation_gets_no_better(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 import training
 from safetensors.torch import load_file
 from torch import nn
+from training import needs_bfloat16
 
 from wsi_pipeline.model.team import STOPPED, Team
 
@@ -49,12 +50,14 @@ def test_two_processes_make_the_losses_of_one(cohort: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-7)
 
 
-def test_two_processes_train_from_the_command_line(cohort: Path, tmp_path: Path) -> None:
-    process = training.start(cohort, tmp_path, "--gpus", "2", max_steps=2, validate_every=1, average_decay=0.5)
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+def test_two_processes_train_from_the_command_line(cohort: Path, tmp_path: Path, precision: str) -> None:
+    options = {"max_steps": 2, "validate_every": 1, "average_decay": 0.5, "precision": precision}
+    process = training.start(cohort, tmp_path, "--gpus", "2", **options)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     facts = training.described(tmp_path)
-    assert (facts["processes"], facts["steps"]) == (2, 2)
+    assert (facts["processes"], facts["steps"], facts["dtype"]) == (2, 2, precision)
     # Names and shapes are those of a network that was trained alone.
     state = load_file(tmp_path / "weights.safetensors")
     assert state["Mixed_5b.branch1x1.bn.running_mean"].shape == (64,)

@@ -13,12 +13,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import torch
 
 from wsi_pipeline import patch_store
 from wsi_pipeline.codecs import Lossless
 from wsi_pipeline.config import TrainingRun
 from wsi_pipeline.files import canonical_json
 from wsi_pipeline.geometry import Size
+
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not compute with bfloat16"
+)
 
 EDGE = 75
 OPTIONS = TrainingRun(

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from wsi_pipeline.config.base import CLASSES, NAME_PATTERN, LabelRule, Section
+from wsi_pipeline.config.base import CLASSES, NAME_PATTERN, LabelRule, Precision, Section
 from wsi_pipeline.config.evaluation import (
     CalibrationOptions,
     EvaluationOptions,
@@ -71,6 +71,7 @@ __all__ = [
     "PatchDraw",
     "PatchLevelOptions",
     "PatchesOptions",
+    "Precision",
     "PyramidOptions",
     "PyramidRun",
     "ReportOptions",

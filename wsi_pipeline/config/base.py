@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 LabelRule = Literal["centre_nearest", "centre_region", "area_fraction"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 

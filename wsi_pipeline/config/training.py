@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wsi_pipeline.config.base import Count, Fraction, Name, NotNegative, Positive, Section
+from wsi_pipeline.config.base import Count, Fraction, Name, NotNegative, Positive, Precision, Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -133,6 +133,11 @@ class TrainingOptions(Section):
         description="Keep the weights with the highest validation AUC (of equal ones the lowest validation loss), "
         "or the last ones; the others lie beside them as last.safetensors.",
     )
+    precision: Precision = Field(
+        "auto",
+        description="Numbers that convolutions take: bfloat16 on a GPU that computes with it and else float32 (auto), "
+        "or the given ones.",
+    )
     cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
     hard_negatives: HardNegativesOptions = Field(
         default_factory=HardNegativesOptions,
@@ -191,6 +196,11 @@ class HeatmapRun(Section):
     smoothing_um: NotNegative = Field(0.0, description="Standard deviation of a Gaussian filter, um; 0 is none.")
     batch_size: Count | None = Field(
         None, description="Patches of one forward pass; null is what is fastest and fits into the device's memory."
+    )
+    precision: Precision = Field(
+        "auto",
+        description="Numbers that convolutions take: bfloat16 on a GPU that computes with it and else float32 (auto), "
+        "or the given ones.",
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_pipeline.config import AugmentationOptions
+from wsi_pipeline.model.device import sent
 from wsi_pipeline.seeds import generator
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -86,7 +87,7 @@ def augment(unit: Tensor, options: AugmentationOptions, draws: Draws) -> Tensor:
         unit = oriented(unit, draws.orientation)
     if options.stain:
         unit = restained(unit, draws.stains * options.stain)
-    matrix = _color_matrices(saturation * options.saturation, hue * options.hue).to(unit)
+    matrix = _beside(_color_matrices(saturation * options.saturation, hue * options.hue), unit)
     unit = torch.einsum("nij,njhw->nihw", matrix, unit)
     mean = unit.mean(dim=(1, 2, 3), keepdim=True)
     gain = _column(1 + contrast * options.contrast, unit)
@@ -98,7 +99,7 @@ def oriented(images: Tensor, orientation: NDArray[np.int64]) -> Tensor:
     """Each image in its own of the 8 orientations, see `turned`."""
     out = torch.empty_like(images)
     for kind in np.unique(orientation):
-        members = torch.from_numpy(np.flatnonzero(orientation == kind)).to(images.device)
+        members = sent(torch.from_numpy(np.flatnonzero(orientation == kind)), images.device)
         out[members] = turned(images[members], int(kind))
     return out
 
@@ -123,17 +124,22 @@ def restained(unit: Tensor, changes: Floats) -> Tensor:
     # Densities are rows: density @ inverse(stains) are the amounts.
     turn = np.linalg.inv(stains) @ (gains[:, :, None] * stains)
     density = -torch.log(unit.clamp(min=_DARKEST))
-    matrix = torch.from_numpy(turn.transpose(0, 2, 1)).to(unit)
-    added = torch.from_numpy(shifts @ stains).to(unit)[:, :, None, None]
+    matrix = _beside(turn.transpose(0, 2, 1), unit)
+    added = _beside(shifts @ stains, unit)[:, :, None, None]
     changed = torch.einsum("nij,njhw->nihw", matrix, density) + added
     return torch.exp(-changed).clamp_(0, 1)
 
 
-def _column(values: Floats, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like).view(-1, 1, 1, 1)
+def _beside(values: Floats, images: Tensor) -> Tensor:
+    """On the device of the images and in their type."""
+    return sent(torch.from_numpy(values).to(images.dtype), images.device)
 
 
-def _color_matrices(saturation: Floats, hue: Floats) -> Tensor:
+def _column(values: Floats, images: Tensor) -> Tensor:
+    return _beside(values, images).view(-1, 1, 1, 1)
+
+
+def _color_matrices(saturation: Floats, hue: Floats) -> Floats:
     """(n, 3, 3) matrices that scale saturation by 1 + `saturation` and turn hue by `hue` circles."""
     to_yiq = np.array(_YIQ)
     cos, sin = np.cos(2 * math.pi * hue), np.sin(2 * math.pi * hue)
@@ -143,4 +149,5 @@ def _color_matrices(saturation: Floats, hue: Floats) -> Tensor:
     turned = np.linalg.inv(to_yiq) @ turn @ to_yiq
     gray = np.tile(np.array(_LUMA), (3, 1))
     scale = (1 + saturation)[:, None, None]
-    return torch.from_numpy((scale * np.eye(3) + (1 - scale) * gray) @ turned)
+    matrices: Floats = (scale * np.eye(3) + (1 - scale) * gray) @ turned
+    return matrices

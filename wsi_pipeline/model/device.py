@@ -1,4 +1,4 @@
-"""Where the network runs."""
+"""Where the network runs, and in which numbers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from wsi_pipeline.config import Precision
+from wsi_pipeline.errors import ModelError
+
+# CUDA's from Ampere on.
+_COMPUTES_BFLOAT16 = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device and the precision used on it: bf16 autocast on CUDA, float32 on CPU."""
+    """A device and the type of the numbers that convolutions take there, float32 or bfloat16.
+
+    Weights in training, statistics, the last layer and the loss are float32 with both.
+    """
 
     device: torch.device
+    dtype: torch.dtype = torch.float32
 
     @property
     def kind(self) -> str:
@@ -23,26 +34,48 @@ class Device:
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def precision(self) -> str:
+        """The type's name."""
+        return str(self.dtype).removeprefix("torch.")
+
     def autocast(self) -> AbstractContextManager[object]:
-        if self.is_cuda:
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return nullcontext()
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.kind, dtype=self.dtype)
 
     def free_gib(self) -> float | None:
         """Free memory, GiB; None on a CPU."""
         return torch.cuda.mem_get_info(self.device)[0] / 2**30 if self.is_cuda else None
 
 
-def pick_device(cpu_threads: int) -> Device:
+def pick_device(cpu_threads: int, precision: Precision = "auto") -> Device:
     """This process's CUDA device, else the CPU with exactly `cpu_threads` threads.
 
     The number of threads decides in which order a CPU adds numbers, and so the last bits of a result:
     it is fixed by the config and not by how many cores a scheduler grants.
+    `precision` auto is bfloat16 on a GPU that computes with it, else float32. Raises `ModelError` where the device
+    has no bfloat16.
     """
+    # float32 is to mean float32, also where a GPU would round to TF32.
+    torch.backends.cudnn.allow_tf32 = False
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
-        # What is not bf16 (the loss, the last layer's gradients) is small; TF32 keeps it on the fast units.
-        torch.set_float32_matmul_precision("high")
-        return Device(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
-    torch.set_num_threads(cpu_threads)
-    return Device(torch.device("cpu"))
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        name = torch.cuda.get_device_name(place)
+        has_bfloat16 = torch.cuda.get_device_capability(place) >= _COMPUTES_BFLOAT16
+        preferred = torch.bfloat16 if has_bfloat16 else torch.float32
+    else:
+        torch.set_num_threads(cpu_threads)
+        place, name = torch.device("cpu"), "this CPU"
+        has_bfloat16, preferred = torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.float32
+    if precision == "bfloat16" and not has_bfloat16:
+        raise ModelError(f"{name} does not compute with bfloat16", remedy="Set precision to auto or float32")
+    return Device(place, preferred if precision == "auto" else getattr(torch, precision))
+
+
+def sent(tensor: Tensor, to: torch.device) -> Tensor:
+    """A tensor of the CPU on the device, without waiting for what the device still does."""
+    if to.type == "cuda":
+        return tensor.pin_memory().to(to, non_blocking=True)
+    return tensor.to(to)

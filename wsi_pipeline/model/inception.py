@@ -42,6 +42,13 @@ def _pooled(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1)
 
 
+def _logits(layer: nn.Linear, x: Tensor) -> Tensor:
+    """In the numbers of the layer's weights, whatever those before it take: in bfloat16 scores would tie."""
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = layer(x.to(layer.weight.dtype))
+        return out
+
+
 class InceptionA(nn.Module):
     """35 x 35 block (at 299 px)."""
 
@@ -160,8 +167,7 @@ class InceptionAux(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(self.conv0(F.avg_pool2d(x, kernel_size=5, stride=3)))
-        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
-        return logits
+        return _logits(self.fc, F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 class InceptionV3(nn.Module):
@@ -213,10 +219,8 @@ class InceptionV3(nn.Module):
 
     def _classify(self, x: Tensor, keep: Tensor | None) -> Tensor:
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
-        x = x if keep is None else x * keep
-        logits: Tensor = self.fc(x)
-        return logits
+        x = F.adaptive_avg_pool2d(x.to(self.fc.weight.dtype), 1).flatten(1)
+        return _logits(self.fc, x if keep is None else x * keep)
 
 
 def folded(network: InceptionV3) -> InceptionV3:

@@ -51,8 +51,9 @@ class FusedConv2d(nn.Module):
 
 
 def optimised(network: InceptionV3, device: Device) -> InceptionV3:
-    """A copy of the network for prediction on `device`; the same function but for rounding."""
-    out = folded(network)
+    """A copy of the network for prediction on `device`, which takes inputs of its type; else the same function."""
+    out = folded(network).to(device.dtype)
+    out.fc.float()
     if not device.is_cuda and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         for module in list(out.modules()):
             for name, child in list(module.named_children()):
@@ -76,7 +77,7 @@ class Predictor:
     ) -> None:
         """`batch_size` None is what is fastest and fits; `orientations` averages over all 8 of a patch."""
         self.device, self._tumor, self._orientations = device, tumor, orientations
-        self._network = optimised(network, device)
+        self._given, self._network = network, optimised(network, device)
         self._size_px = size_px
         self._most = _GPU_BATCH if device.is_cuda else CPU_BATCH
         self.batch_size = max(_LEAST_BATCH, batch_size or self._fitting())
@@ -101,10 +102,11 @@ class Predictor:
     @torch.inference_mode()
     def difference(self, pixels: Tensor) -> float:
         """Largest difference of a probability from what float32 gives, over a batch."""
-        found = self(pixels)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            exact = self._mean(to_unit(pixels[: self._most], self.device.device))
-        return float((found[: self._most] - exact).abs().max())
+        exact = Predictor(
+            self._given, self._size_px, self._tumor, Device(self.device.device),
+            batch_size=min(self._most, len(pixels)), orientations=self._orientations,
+        )  # fmt: skip
+        return float((self(pixels) - exact(pixels)).abs().max())
 
     def _halve(self, most: int, error: Exception) -> None:
         if most <= _LEAST_BATCH:
@@ -124,8 +126,7 @@ class Predictor:
         unit = to_unit(pixels, self.device.device)
         if missing > 0:
             unit = torch.cat([unit, unit[-1:].expand(missing, -1, -1, -1)])
-        with self.device.autocast():
-            return self._mean(unit)[: len(pixels)]
+        return self._mean(unit)[: len(pixels)]
 
     def _mean(self, unit: Tensor) -> Tensor:
         if not self._orientations:
@@ -136,8 +137,8 @@ class Predictor:
         return total / ORIENTATIONS
 
     def _of(self, unit: Tensor) -> Tensor:
-        logits: Tensor = self._network(to_input(unit))
-        return logits.float().softmax(1)[:, self._tumor]
+        logits: Tensor = self._network(to_input(unit).to(self.device.dtype))
+        return logits.softmax(1)[:, self._tumor]
 
     def _fitting(self) -> int:
         if not self.device.is_cuda:

@@ -168,6 +168,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        given, x = x.dtype, x.to(self.weight.dtype)
         count = _summed(torch.tensor(float(x.numel() // self.num_features)))
         mean = _summed(x.sum(dim=(0, 2, 3))) / count
         away = x - mean[:, None, None]
@@ -179,7 +180,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             self.get_buffer("num_batches_tracked").add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         out: Tensor = away * scale[:, None, None] + self.bias[:, None, None]
-        return out
+        return out.to(given)
 
 
 class _Sum(torch.autograd.Function):

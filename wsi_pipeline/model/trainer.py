@@ -24,7 +24,7 @@ from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.model.augment import Draws, augment, centred, jittered, to_input, to_unit
 from wsi_pipeline.model.bank import BalancedSampler, Feed, Index, PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.device import Device
+from wsi_pipeline.model.device import Device, sent
 from wsi_pipeline.model.inception import MIN_AUXILIARY_PX, InceptionV3, dropout_mask
 from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
 from wsi_pipeline.model.team import Team, with_shared_statistics
@@ -72,9 +72,7 @@ class _Loss(nn.Module):
 
     def _of(self, logits: Tensor, labels: Tensor) -> Tensor:
         smoothing = self._options.label_smoothing
-        # Not in bf16; a network in float64 keeps its own.
-        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(exact, labels, reduction="sum", label_smoothing=smoothing)
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
 
 class Trainer:
@@ -177,8 +175,8 @@ class Trainer:
         part = team.part(options.batch_size)
         self._thaw(step)
         draws = Draws.of(options.batch_size, options.seed, step).part(part)
-        keep = dropout_mask(options.batch_size, options.seed, step)[part].to(device, non_blocking=True)
-        labels = torch.from_numpy(self._bank.labels[picked]).to(device, non_blocking=True)
+        keep = sent(dropout_mask(options.batch_size, options.seed, step)[part], device)
+        labels = sent(torch.from_numpy(self._bank.labels[picked]), device)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(options, step, self.steps)
         try:
@@ -294,7 +292,7 @@ class Trainer:
         with torch.inference_mode(), self._device.autocast():
             for _, pixels in Feed(self._held_out, batches, workers=self._workers, pin=self._device.is_cuda):
                 unit = to_unit(centred(pixels, self._held_out.border_px), device)
-                found.append(network(to_input(unit)).float())
+                found.append(network(to_input(unit)))
         return torch.cat(found)
 
     def _save(self) -> None:

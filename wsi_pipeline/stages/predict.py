@@ -81,8 +81,7 @@ class Model:
                 f"{weights}: not the weights that {model_json} describes", remedy="Take both from the same model folder"
             )
         # The threads of a CPU each run a batch of their own.
-        self.device = pick_device(1)
-        self.dtype = "bfloat16" if self.device.is_cuda else "float32"
+        self.device = pick_device(1, options.precision)
         self._predictor: Predictor | None = None
 
     @property
@@ -161,8 +160,9 @@ def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads:
     )
     path, count = output / f"{slide}.raw.npz", len(positions.rows)
     scores = RawScores.open(path, inputs, count)
-    # A map whose parts come from two kinds of device would be neither's.
-    if not scores.facts or (scores.done < count and scores.facts["dtype"] != model.dtype):
+    # A map whose parts come from two kinds of device would be neither's; a whole one will do where none is asked for.
+    done, asked = scores.done == count, model.options.precision != "auto"
+    if not scores.facts or (scores.facts["dtype"] != model.device.precision and (asked or not done)):
         scores = RawScores(path, inputs, count)
         scores.facts = precision(model, positions)
     if 0 < scores.done < count:
@@ -197,9 +197,9 @@ def predict(walk: Walk, model: Model, scores: RawScores, threads: int) -> None:
 def precision(model: Model, positions: Positions) -> Facts:
     """The type of the network's numbers and, where it is not float32, how far that takes probabilities of some
     patches, all over the slide, from those of float32."""
-    facts: Facts = {"dtype": model.dtype}
+    facts: Facts = {"dtype": model.device.precision}
     count = len(positions.rows)
-    if not model.device.is_cuda or not count:
+    if model.device.dtype == torch.float32 or not count:
         return facts
     walk = positions.walk(some=np.unique(np.linspace(0, count - 1, min(count, _COMPARED)).astype(np.int64)))
     pixels = torch.empty((len(walk), *walk.shape), dtype=torch.uint8)

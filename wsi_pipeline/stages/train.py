@@ -99,7 +99,7 @@ def run(
     """
     facts = [read_patch_receipt(path) for path in (*training.receipts, *validation.receipts)]
     made_for = _made_for(facts)
-    device, team = pick_device(options.cpu_threads), join()
+    device, team = pick_device(options.cpu_threads, options.precision), join()
     bank = PatchBank(training.stores, training.indices, memory_gib=memory_gib, workers=workers)
     _check_classes(bank)
     held_out = PatchBank(validation.stores, validation.indices, memory_gib=memory_gib, workers=workers)
@@ -108,6 +108,7 @@ def run(
     described = {
         "options": options.model_dump(mode="json"),
         "device": device.kind,
+        "dtype": device.precision,
         "went_on_from": None if go_on_from is None else digest_file(go_on_from),
     }
     inputs = digest_json({**described, "patches": facts})
