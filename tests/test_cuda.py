@@ -13,7 +13,7 @@ import pytest
 import training
 from conftest import GPUS, tissue_picture, write_tiff
 
-from wsi_pipeline.config import HeatmapRun, PyramidRun, TissueOptions
+from wsi_pipeline.config import AugmentationOptions, HeatmapRun, PyramidRun, TissueOptions
 from wsi_pipeline.model.team import STOPPED
 from wsi_pipeline.stages import convert, tissue
 from wsi_pipeline.store import read_image
@@ -106,6 +106,31 @@ def test_a_gpu_trains_stops_goes_on_and_predicts(
     np.testing.assert_allclose(found, on_cpu, atol=0.05)
     turned, _ = heatmap(slides, model, tmp_path / "e", 2, orientations=True)
     np.testing.assert_allclose(fewer, turned, atol=0.05)
+
+
+def test_a_step_is_launched_without_waiting_for_the_one_before(gpu: None, cohort: Path, tmp_path: Path) -> None:
+    code = """
+import torch
+from wsi_pipeline.cli import main
+from wsi_pipeline.model.trainer import Trainer
+
+step = Trainer._step
+
+def watched(self, number, *given):
+    torch.cuda.set_sync_debug_mode("error" if number > 2 else "default")
+    try:
+        return step(self, number, *given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+Trainer._step = watched
+main()
+"""
+    chosen = {**OPTIONS, "max_steps": 6, "clip_norm": 1.0, "augmentation": AugmentationOptions(stain=0.1)}
+    process = training.start(cohort, tmp_path, code=code, **chosen)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert training.described(tmp_path)["steps"] == 6
 
 
 @pytest.mark.skipif(not Path("/dev/nvidia1").exists(), reason="no second GPU here")

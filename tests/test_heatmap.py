@@ -78,13 +78,31 @@ def test_each_pixel_is_the_probability_of_its_patch(slide: Path, model: Path, tm
     assert np.nanstd(heat) > 1e-4
 
 
-def probability(model: Path, patch: np.ndarray) -> float:
+def probability(
+    model: Path, patch: np.ndarray, classes: tuple[str, ...] = ("normal", "tumor"), which: str = "tumor"
+) -> float:
     """By the network as it was trained."""
-    network = load_network(model / "weights.safetensors", ModelFacts(75, 1.0, ("normal", "tumor"), ""))
+    network = load_network(model / "weights.safetensors", ModelFacts(75, 1.0, classes, ""))
     with torch.inference_mode():
         logits = network(to_input(to_unit(patch[None].copy(), torch.device("cpu"))))
-    value: float = logits.softmax(1)[0, 1].item()
+    value: float = logits.softmax(1)[0, classes.index(which)].item()
     return value
+
+
+def test_a_model_of_three_classes_gives_the_probability_of_tumour(slide: Path, tmp_path: Path) -> None:
+    classes = ("normal", "stroma", "tumor")
+    network = InceptionV3(3)
+    initialize(network, 3)
+    torch.nn.init.normal_(network.fc.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    digest = save_weights(tmp_path / "weights.safetensors", network.state_dict())
+    write_model_json(tmp_path / "model.json", ModelFacts(75, 1.0, classes, digest))
+    heat = run(slide, tmp_path, tmp_path / "out", stride_um=150)
+    pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
+    row, column = np.argwhere(np.isfinite(heat))[2]
+    patch = pyramid.read_patch(int(column * 300), int(row * 300), pyramid.patch_spec(75, 1.0))
+    found = [probability(tmp_path, patch, classes, which) for which in classes]
+    assert min(abs(found[2] - found[0]), abs(found[2] - found[1])) > 1e-3
+    assert heat[row, column] == pytest.approx(found[2], abs=1e-5)
 
 
 def test_values_are_steps_of_16_bits(slide: Path, model: Path, tmp_path: Path) -> None:

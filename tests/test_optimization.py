@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -171,8 +172,9 @@ def test_a_loss_that_is_no_number_names_step_and_patches(tmp_path: Path) -> None
     made = trainer(tmp_path, max_steps=3)
     step = made._step
 
-    def broken(number: int, *args: object) -> torch.Tensor:
-        return step(number, *args) * (float("nan") if number == 1 else 1)
+    def broken(number: int, *args: object) -> Callable[[], torch.Tensor]:
+        said = step(number, *args)
+        return lambda: said() * (float("nan") if number == 1 else 1)
 
     made._step = broken  # type: ignore[method-assign]
     with pytest.raises(

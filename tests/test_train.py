@@ -18,7 +18,14 @@ from wsi_pipeline.model.bank import GIB, BalancedSampler, Feed, PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.download import download_imagenet
-from wsi_pipeline.model.folder import read_imagenet, read_model_json, read_weights, starting_network
+from wsi_pipeline.model.folder import (
+    ModelFacts,
+    read_imagenet,
+    read_model_json,
+    read_weights,
+    starting_network,
+    write_model_json,
+)
 from wsi_pipeline.model.inception import InceptionV3
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.patch_store import PatchStore
@@ -155,6 +162,25 @@ def test_weights_that_do_not_fit_name_the_first_difference(tmp_path: Path) -> No
     save_file(InceptionV3(3).state_dict(), tmp_path / "w3.safetensors")
     with pytest.raises(ModelError, match=r"fc\.bias is \(3,\), but the network has \(2,\)"):
         train.take(tmp_path / "w3.safetensors", Outputs.of(tmp_path / "o"), size_px=96, mpp=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"classes": ["benign", "malignant"]}, "none of the classes benign, malignant is tumor. Name the class"),
+        ({"size_px": "large"}, r"not what training writes \(.*'large'\)\. Use the model\.json that training wrote"),
+        ({"classes": None}, "not what training writes"),
+        ({"architecture": "resnet50"}, "architecture resnet50, not inception_v3"),
+    ],
+)
+def test_a_model_json_that_says_something_else_is_refused(
+    tmp_path: Path, changed: dict[str, object], error: str
+) -> None:
+    path = tmp_path / "model.json"
+    write_model_json(path, ModelFacts(96, 1.0, ("normal", "tumor"), "0" * 64))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(ModelError, match=rf"model\.json: {error}"):
+        read_model_json(path)
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:

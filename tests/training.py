@@ -64,9 +64,11 @@ def write_cohort(root: Path) -> None:
     (root / "slides.tsv").write_text("\n".join(["slide\tpath\tsplit\tlabel\tannotation", *rows]) + "\n")
 
 
-def start(root: Path, out: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+def start(
+    root: Path, out: Path, *arguments: str, code: str = "from wsi_pipeline.cli import main; main()", **options: Any
+) -> subprocess.Popen[str]:
     """`wsi-pipeline train` on the cohort in `root`; a checkpoint after every step."""
-    command = [sys.executable, "-m", "wsi_pipeline", "train", "--sheet", str(root / "slides.tsv")]
+    command = [sys.executable, "-c", code, "train", "--sheet", str(root / "slides.tsv")]
     command += ["--slides", str(root / "slides"), "--output", str(out), "--checkpoints", str(out / "checkpoints")]
     command += ["--checkpoint-minutes", "0", *arguments]
     command += ["--options", OPTIONS.model_copy(update=options).model_dump_json()]

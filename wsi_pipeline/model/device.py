@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -79,3 +80,19 @@ def sent(tensor: Tensor, to: torch.device) -> Tensor:
     if to.type == "cuda":
         return tensor.pin_memory().to(to, non_blocking=True)
     return tensor.to(to)
+
+
+def fetched(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the CPU; the call returned waits for that, and for nothing begun later."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    here.copy_(tensor, non_blocking=True)
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there.record()
+
+    def wait() -> Tensor:
+        there.synchronize()
+        return here
+
+    return wait

@@ -20,6 +20,7 @@ from wsi_pipeline.model.inception import InceptionV3, initialize, initialize_hea
 from wsi_pipeline.receipts import read_receipt
 
 ARCHITECTURE = "inception_v3"
+_OWN = "Use the model.json that training wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def read_model_json(path: Path) -> ModelFacts:
     try:
         if content["architecture"] != ARCHITECTURE:
             raise ModelError(f"{path}: architecture {content['architecture']}, not {ARCHITECTURE}")
-        return ModelFacts(
+        facts = ModelFacts(
             size_px=int(content["size_px"]),
             mpp=float(content["mpp"]),
             classes=tuple(content["classes"]),
@@ -76,7 +77,15 @@ def read_model_json(path: Path) -> ModelFacts:
             stain_normalisation=content.get("stain_normalisation", "none"),
         )
     except KeyError as error:
-        raise ModelError(f"{path}: no {error.args[0]}", remedy="Use the model.json that training wrote") from error
+        raise ModelError(f"{path}: no {error.args[0]}", remedy=_OWN) from error
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not what training writes ({error})", remedy=_OWN) from error
+    if "tumor" not in facts.classes:
+        raise ModelError(
+            f"{path}: none of the classes {', '.join(map(str, facts.classes))} is tumor",
+            remedy="Name the class whose probability is wanted tumor there",
+        )
+    return facts
 
 
 def load_network(weights: Path, facts: ModelFacts) -> InceptionV3:

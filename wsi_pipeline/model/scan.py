@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_pipeline.bars import Bar, on_terminal
+from wsi_pipeline.model.device import fetched
 from wsi_pipeline.model.prediction import Predictor
 from wsi_pipeline.walk import Walk
 
@@ -96,23 +97,7 @@ def scan_batches(walk: Walk, predictor: Predictor, threads: int, first: int = 0)
         there.record_stream(now)
         return there
 
-    def begun(found: Tensor) -> Callable[[], NDArray[np.float32]]:
-        """Begin to copy what the network says; the call returned waits for that, and for nothing begun later."""
-        if not is_cuda:
-            return found.numpy
-        here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-        here.copy_(found, non_blocking=True)
-        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        there.record()
-
-        def wait() -> NDArray[np.float32]:
-            there.synchronize()
-            values: NDArray[np.float32] = here.numpy()
-            return values
-
-        return wait
-
-    launched: deque[tuple[int, Callable[[], NDArray[np.float32]], NDArray[np.bool_]]] = deque()
+    launched: deque[tuple[int, Callable[[], Tensor], NDArray[np.bool_]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         starts = iter(batches)
         pending = deque(submit(start) for start in islice(starts, _AHEAD))
@@ -124,11 +109,11 @@ def scan_batches(walk: Walk, predictor: Predictor, threads: int, first: int = 0)
                     whole = np.concatenate([part.result() for part in parts])
                     pace.waited(time.perf_counter() - began)
                     pending.extend(submit(following) for following in islice(starts, 1))
-                    launched.append((start, begun(predictor(moved(pixels))), whole))
+                    launched.append((start, fetched(predictor(moved(pixels))), whole))
                 # The batch before is asked for when the next one is on its way, so that a GPU never waits for us.
                 if len(launched) > 1 or not pending:
                     start, found, whole = launched.popleft()
-                    yield Scored(start, found(), whole)
+                    yield Scored(start, found().numpy(), whole)
                     pace.reached(start + len(whole))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.model.augment import Draws, augment, centred, jittered, to_input, to_unit
 from wsi_pipeline.model.bank import BalancedSampler, Feed, Index, PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.device import Device, sent
+from wsi_pipeline.model.device import Device, fetched, sent
 from wsi_pipeline.model.inception import MIN_AUXILIARY_PX, InceptionV3, dropout_mask
 from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
 from wsi_pipeline.model.team import Team, with_shared_statistics
@@ -37,6 +37,8 @@ _SHOWN_PATCHES = 8
 
 HistoryRow = dict[str, Any]
 State = dict[str, Tensor]
+# A step, its patches, and the call that waits for what it says.
+_Launched = tuple[int, Index, Callable[[], Tensor]]
 
 
 class StoppedError(Exception):
@@ -111,7 +113,7 @@ class Trainer:
         self.keeps_best = options.keep == "best" and len(held_out) > 0
         self.progress = Progress()
         self._frozen: bool | None = None
-        self._pending: tuple[int, Index, Tensor] | None = None
+        self._pending: _Launched | None = None
         self._told = False
         self._told_step: int | None = None
 
@@ -129,8 +131,8 @@ class Trainer:
         feed = Feed(self._bank, index, workers=self._workers, pin=self._device.is_cuda)
         self._watch.begin(progress.step, self.steps, options.batch_size)
         for picked, pixels in feed:
-            loss = self._step(progress.step, picked, pixels)
-            self._settle((progress.step, picked, loss))
+            said = self._step(progress.step, picked, pixels)
+            self._settle((progress.step, picked, said))
             progress.step += 1
             if progress.step % options.validate_every == 0 or progress.step == self.steps:
                 self._finish_step()
@@ -169,8 +171,8 @@ class Trainer:
     def _augmented(self, unit: Tensor, draws: Draws) -> Tensor:
         return augment(jittered(unit, self._bank.border_px, draws), self._options.augmentation, draws)
 
-    def _step(self, step: int, picked: Index, pixels: Tensor) -> Tensor:
-        """One step; returns the mean loss and, besides, whether any process was told to stop, on the device."""
+    def _step(self, step: int, picked: Index, pixels: Tensor) -> Callable[[], Tensor]:
+        """Launch a step; what is returned waits for it and says its mean loss and whether a process is to stop."""
         options, team, device = self._options, self._team, self._device.device
         part = team.part(options.batch_size)
         self._thaw(step)
@@ -186,17 +188,17 @@ class Trainer:
             self._optimizer.zero_grad(set_to_none=True)
             # Processes' gradients are averaged, those of the whole batch are their sum.
             (loss * team.size).backward()
+            if options.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self._network.parameters(), options.clip_norm)
+            self._optimizer.step()
         except torch.cuda.OutOfMemoryError as error:
             raise ModelError(
                 f"a step of {len(picked)} patches does not fit the GPU ({self._device.free_gib():.1f} GiB are free)",
                 remedy="Lower training.batch_size, or train on several GPUs",
             ) from error
-        if options.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._network.parameters(), options.clip_norm)
-        self._optimizer.step()
         if self._average:
             self._average.update()
-        return team.total(torch.stack([loss.detach(), torch.full_like(loss, float(self._told))]).detach())
+        return fetched(team.total(torch.stack([loss.detach(), torch.full_like(loss, float(self._told))]).detach()))
 
     def _thaw(self, step: int) -> None:
         """Let just the layers learn that are to at this step."""
@@ -212,13 +214,13 @@ class Trainer:
         # Layers that do not learn keep their statistics too.
         self._network.train(not frozen)
 
-    def _settle(self, launched: tuple[int, Index, Tensor] | None) -> None:
+    def _settle(self, launched: _Launched | None) -> None:
         """Read the loss of the step before the one just launched, so that a GPU never waits for us."""
         before, self._pending = self._pending, launched
         if before is None:
             return
-        step, picked, values = before
-        loss, told = values.tolist()
+        step, picked, said = before
+        loss, told = said().tolist()
         if not np.isfinite(loss):
             raise ModelError(
                 self._about_loss(loss, step, picked), remedy="Lower training.learning_rate, or look at them"
