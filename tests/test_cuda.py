@@ -102,7 +102,7 @@ def test_a_gpu_trains_stops_goes_on_and_predicts(
     fewer, _ = heatmap(slides, model, tmp_path / "c", 2, batch_size=16, orientations=True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     on_cpu, receipt = heatmap(slides, model, tmp_path / "d", 2)
-    assert receipt["precision"] == {"dtype": "float32"}
+    assert receipt["precision"] == {"device": "cpu", "dtype": "float32"}
     np.testing.assert_allclose(found, on_cpu, atol=0.05)
     turned, _ = heatmap(slides, model, tmp_path / "e", 2, orientations=True)
     np.testing.assert_allclose(fewer, turned, atol=0.05)

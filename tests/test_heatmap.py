@@ -180,7 +180,7 @@ def test_the_map_lies_on_the_slide(slide: Path, model: Path, tmp_path: Path) -> 
     assert (image.mpp, image.first_centre_um) == (pytest.approx(60), pytest.approx(37.5))
     facts = json.loads((tmp_path / "s1.json").read_text())
     assert facts["model_sha256"] == json.loads((model / "model.json").read_text())["weights_sha256"]
-    assert facts["precision"] == {"dtype": "float32"}
+    assert facts["precision"] == {"device": "cpu", "dtype": "float32"}
 
 
 def without_tissue(slide: Path, folder: Path, name: str) -> None:
@@ -197,7 +197,11 @@ def test_a_slide_without_tissue_gives_an_empty_map(
     without_tissue(slide, tmp_path / "bare", "s1")
     assert np.isnan(run(tmp_path / "bare", model, tmp_path / "none", overlap_mean=True, smoothing_um=9)).all()
     facts = json.loads((tmp_path / "none" / "s1.json").read_text())
-    assert (facts["maximum"], facts["positions"], facts["precision"]) == (None, 0, {"dtype": "float32"})
+    assert (facts["maximum"], facts["positions"], facts["precision"]) == (
+        None,
+        0,
+        {"device": "cpu", "dtype": "float32"},
+    )
     assert "no position has more than 0 tissue, the map is empty" in caplog.text
 
 
@@ -316,14 +320,15 @@ def test_the_network_is_not_asked_again_for_another_average(
     assert (again != plain).any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_another_kind_of_device_began_is_begun_again(
-    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     whole = run(slide, model, tmp_path / "a", stride_um=40)
     save = RawScores.save
 
     def as_a_gpu(self: RawScores) -> None:
-        self.facts = {"dtype": "bfloat16"}
+        self.facts = {"device": "cuda", "dtype": dtype}
         save(self)
 
     with monkeypatch.context() as other:

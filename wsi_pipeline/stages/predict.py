@@ -160,9 +160,7 @@ def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads:
     )
     path, count = output / f"{slide}.raw.npz", len(positions.rows)
     scores = RawScores.open(path, inputs, count)
-    # A map whose parts come from two kinds of device would be neither's; a whole one will do where none is asked for.
-    done, asked = scores.done == count, model.options.precision != "auto"
-    if not scores.facts or (scores.facts["dtype"] != model.device.precision and (asked or not done)):
+    if not scores.facts or not _goes_with(scores.facts, model, is_whole=scores.done == count):
         scores = RawScores(path, inputs, count)
         scores.facts = precision(model, positions)
     if 0 < scores.done < count:
@@ -172,6 +170,15 @@ def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads:
     if not scores.whole.all():
         log.warning("%s: %d of %d patches touch damaged chunks and are left out", slide, scores.unread, count)
     return Predicted(positions, walk, scores)
+
+
+def _goes_with(facts: Facts, model: Model, *, is_whole: bool) -> bool:
+    """Whether scores are what the model would give, by where and in which numbers they were made."""
+    has_its_numbers: bool = facts["dtype"] == model.device.precision
+    if is_whole:
+        return has_its_numbers or model.options.precision == "auto"
+    # A map whose parts come from two kinds of device would be neither's.
+    return has_its_numbers and bool(facts["device"] == model.device.kind)
 
 
 def predict(walk: Walk, model: Model, scores: RawScores, threads: int) -> None:
@@ -195,9 +202,9 @@ def predict(walk: Walk, model: Model, scores: RawScores, threads: int) -> None:
 
 
 def precision(model: Model, positions: Positions) -> Facts:
-    """The type of the network's numbers and, where it is not float32, how far that takes probabilities of some
-    patches, all over the slide, from those of float32."""
-    facts: Facts = {"dtype": model.device.precision}
+    """The kind of device, the type of its numbers and, where that is not float32, how far it takes probabilities of
+    some patches, all over the slide, from those of float32."""
+    facts: Facts = {"device": model.device.kind, "dtype": model.device.precision}
     count = len(positions.rows)
     if model.device.dtype == torch.float32 or not count:
         return facts
