@@ -203,8 +203,10 @@ def train(
     take: Annotated[Path | None, typer.Option(help="Take these trained weights instead of training.")] = None,
     size_px: Annotated[int, typer.Option(help="Patch size of taken weights without model.json.")] = 299,
     mpp: Annotated[float, typer.Option(help="Scale of taken weights without model.json.")] = 0.25,
-    memory_gib: Annotated[float, typer.Option(help="Patches kept in memory, GiB; more are read as needed.")] = 4.0,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode patches.")] = 2,
+    memory_gib: Annotated[
+        float, typer.Option(help="Patches kept in memory by all processes, GiB; more are read as needed.")
+    ] = 4.0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode patches, of all processes.")] = 2,
     gpus: Annotated[int, typer.Option(min=0, help="Processes that train together, a GPU each; 0 is 1.")] = 1,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10.0,
     events: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's files.")] = None,

@@ -80,8 +80,6 @@ def join() -> Team:
         return Team()
     rank = int(os.environ["RANK"])
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store = os.environ.get(_STORE)
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",

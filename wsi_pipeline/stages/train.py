@@ -100,6 +100,8 @@ def run(
     facts = [read_patch_receipt(path) for path in (*training.receipts, *validation.receipts)]
     made_for = _made_for(facts)
     device, team = pick_device(options.cpu_threads, options.precision), join()
+    # What the job has, all of its processes share.
+    memory_gib, workers = memory_gib / team.size, max(1, workers // team.size)
     bank = PatchBank(training.stores, training.indices, memory_gib=memory_gib, workers=workers)
     _check_classes(bank)
     held_out = PatchBank(validation.stores, validation.indices, memory_gib=memory_gib, workers=workers)
