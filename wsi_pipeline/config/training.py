@@ -10,6 +10,8 @@ from wsi_pipeline.config.base import Count, Fraction, Name, NotNegative, Positiv
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
+_PRECISION = "Numbers that convolutions take: float32, bfloat16, or bfloat16 on GPUs only that compute with it (auto)."
+
 # What a recipe sets other than the defaults; whatever a config sets itself wins.
 RECIPES: dict[str, dict[str, Any]] = {
     # MathWorks' example: these are the defaults.
@@ -133,11 +135,7 @@ class TrainingOptions(Section):
         description="Keep the weights with the highest validation AUC (of equal ones the lowest validation loss), "
         "or the last ones; the others lie beside them as last.safetensors.",
     )
-    precision: Precision = Field(
-        "auto",
-        description="Numbers that convolutions take: bfloat16 on a GPU that computes with it and else float32 (auto), "
-        "or the given ones.",
-    )
+    precision: Precision = Field("auto", description=_PRECISION)
     cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
     hard_negatives: HardNegativesOptions = Field(
         default_factory=HardNegativesOptions,
@@ -197,11 +195,7 @@ class HeatmapRun(Section):
     batch_size: Count | None = Field(
         None, description="Patches of one forward pass; null is what is fastest and fits into the device's memory."
     )
-    precision: Precision = Field(
-        "auto",
-        description="Numbers that convolutions take: bfloat16 on a GPU that computes with it and else float32 (auto), "
-        "or the given ones.",
-    )
+    precision: Precision = Field("auto", description=_PRECISION)
 
 
 class HeatmapOptions(HeatmapRun):
