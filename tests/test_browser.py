@@ -24,6 +24,7 @@ from wsi_pipeline.stages import report
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.workflow,
+    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
 ]
 # Kept by CI: what the pages looked like.

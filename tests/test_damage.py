@@ -294,6 +294,7 @@ def test_a_full_disk(tmp_path: Path, slide: Path) -> None:
         raise OSError("other")
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_nothing_that_looks_whole_and_starts_again(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (4096, 4096, 3), dtype=np.uint8)
     source, out = write_tiff(tmp_path / "s.tif", noise, compression="deflate"), tmp_path / "out"

@@ -250,7 +250,7 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(slide: Path, model: Path, tmp_path: Path) -> None:
-    options = HeatmapRun(stride_um=12)
+    options = HeatmapRun(stride_um=18)
     code = (
         "from wsi_pipeline.stages import predict; predict._SAVE_SECONDS = 0.2; "
         "from wsi_pipeline.cli import main; main()"
@@ -309,13 +309,13 @@ def stopping_at(number: int) -> Callable[..., None]:
 def test_the_network_is_not_asked_again_for_another_average(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = run(slide, model, tmp_path, stride_um=25)
+    plain = run(slide, model, tmp_path, stride_um=37.5)
     predicted = count_predicted(monkeypatch)
-    mean = run(slide, model, tmp_path, stride_um=25, overlap_mean=True)
+    mean = run(slide, model, tmp_path, stride_um=37.5, overlap_mean=True)
     assert not predicted
     assert np.nanstd(mean) < np.nanstd(plain)
     assert json.loads((tmp_path / "s1.json").read_text())["options"]["overlap_mean"]
-    again = run(slide, model, tmp_path, stride_um=25, orientations=True)
+    again = run(slide, model, tmp_path, stride_um=37.5, orientations=True)
     assert predicted
     assert (again != plain).any()
 

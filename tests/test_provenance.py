@@ -103,6 +103,7 @@ def test_every_id_that_it_refers_to_is_there(run: Path) -> None:
     assert not [name for name in missing if not name.startswith(tuple(outside))]
 
 
+@pytest.mark.slow
 def test_a_second_call_of_snakemake_is_a_run_of_its_own(run: Path) -> None:
     (run / "results" / "report.html").unlink()
     assert snakemake(run).returncode == 0

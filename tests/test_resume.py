@@ -92,7 +92,10 @@ def test_stopped_and_killed_five_times_it_ends_with_the_same_weights(cohort: Pat
     assert_same(tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGUSR1, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_told_to_stop_it_writes_a_checkpoint(cohort: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = training.start(cohort, tmp_path, "--checkpoint-minutes", "60", **OPTIONS)
     while (line := process.stderr.readline()) and "step 5:" not in line:

@@ -50,7 +50,7 @@ def test_two_processes_make_the_losses_of_one(cohort: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=[needs_bfloat16, pytest.mark.slow])])
 def test_two_processes_train_from_the_command_line(cohort: Path, tmp_path: Path, precision: str) -> None:
     options = {"max_steps": 2, "validate_every": 1, "average_decay": 0.5, "precision": precision}
     process = training.start(cohort, tmp_path, "--gpus", "2", **options)

@@ -178,6 +178,7 @@ def test_a_changed_annotation_reruns_its_slide(run: Path) -> None:
     assert planned(run) == {"truth": 1, "scores": 1, "confusion": 1, **AGGREGATION}
 
 
+@pytest.mark.slow
 def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
     config = changed(training={"hard_negatives": {"rounds": 2, "per_slide": 20}})
     # The first model stays; each round predicts both training slides and trains once; the last one is judged.
