@@ -249,6 +249,7 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(
     assert (tmp_path / "a" / "s1.json").read_bytes() == (tmp_path / "b" / "s1.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(slide: Path, model: Path, tmp_path: Path) -> None:
     options = HeatmapRun(stride_um=18)
     code = (
