@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,59 +62,40 @@ class CudnnConv2d(nn.Module):
         )
 
 
-def compiled_steps(
-    patches: PatchSet, options: TrainingRun, device: Device, count: int, workers: int
-) -> dict[str, Callable[[], Way]]:
-    """Steps as they could be."""
-    bank = PatchBank(patches.stores, patches.indices, memory_gib=64, workers=workers)
-
-    def compiled() -> Way:
-        made = trainer_of(bank, options, device, workers)
-        return constant_steps(made, options.batch_size, count, is_compiled=True)
-
-    return {"constant batch, torch.compile": compiled}
+def compiled_steps(patches: PatchSet, options: TrainingRun, device: Device, count: int, workers: int) -> Way:
+    """Training steps as `torch.compile` makes them."""
+    trainer = trainer_of(PatchBank(patches.stores, patches.indices), options, device, workers)
+    return constant_steps(trainer, options.batch_size, count, is_compiled=True)
 
 
-def other_forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Callable[[], Way]]:
+def other_forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
     """Forward passes as they could be."""
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
-
-    def predictor() -> Predictor:
-        return Predictor(starting_network("random", 2, 1, None), size, 1, device, batch_size=batch)
-
-    def compiled() -> Way:
-        made = predictor()
-        made._network = torch.compile(made._network)
-        return predicting(made, pixels, count)
-
-    def fused() -> Way:
-        made = predictor()
-        for module in list(made._network.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, BasicConv2d):
-                    setattr(module, name, CudnnConv2d(child.conv))
-        return predicting(made, pixels, count)
-
-    return {"ours, torch.compile": compiled, "ours, bias and ReLU in cuDNN's call": fused}
+    compiled, fused = (
+        Predictor(starting_network("random", 2, 1, None), size, 1, device, batch_size=batch) for _ in range(2)
+    )
+    compiled._network = torch.compile(compiled._network)
+    for module in list(fused._network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BasicConv2d):
+                setattr(module, name, CudnnConv2d(child.conv))
+    return {
+        "ours, torch.compile": predicting(compiled, pixels, count),
+        "ours, bias and ReLU in cuDNN's call": predicting(fused, pixels, count),
+    }
 
 
-def made(ways: dict[str, Way]) -> dict[str, Callable[[], Way]]:
-    """Ways that need no making."""
-    return {name: lambda way=way: way for name, way in ways.items()}
-
-
-def possible(makers: dict[str, Callable[[], Way]]) -> dict[str, Way]:
-    """Those ways that run and fit here; why the others do not is printed."""
-    ways = {}
-    for name, make in makers.items():
+def possible(ways: dict[str, Way]) -> dict[str, Way]:
+    """Those that run and fit here; why the others do not is printed."""
+    found = {}
+    for name, way in ways.items():
         try:
-            way = make()
             way()
         except Exception as error:  # noqa: BLE001 (whatever a compiler or a driver lacks)
             print(f"\n{name}: not possible here: {str(error).strip().splitlines()[0]}")
         else:
-            ways[name] = way
-    return ways
+            found[name] = way
+    return found
 
 
 def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pixels: int) -> dict[str, float]:
@@ -174,13 +155,13 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory() as folder:
         patches = write_store(Path(folder, "s"), arguments.patches, arguments.size)
-        ways = possible(made(steps_of(patches, options, device, arguments.steps, arguments.workers)))
-        ways |= possible(compiled_steps(patches, options, device, arguments.steps, arguments.workers))
+        given = patches, options, device, arguments.steps, arguments.workers
+        ways = possible(steps_of(*given) | {"constant batch, torch.compile": compiled_steps(*given)})
         found["training"] = fastest(ways, arguments.rounds, device)
         table("training", images, found["training"])
         del ways
-        forward = possible(made(forward_ways(device, arguments.size, arguments.batch, arguments.steps)))
-        forward |= possible(other_forward_ways(device, arguments.size, arguments.batch, arguments.steps))
+        sizes = device, arguments.size, arguments.batch, arguments.steps
+        forward = possible(forward_ways(*sizes) | other_forward_ways(*sizes))
         found["prediction"] = fastest(forward, arguments.rounds, device)
         table("prediction", images, found["prediction"])
         predictor = Predictor(starting_network("random", 2, 1, None), arguments.size, 1, device)

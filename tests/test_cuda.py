@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import training
-from conftest import GPUS, tissue_picture, write_tiff
+from conftest import GPUS
+from predicting import write_slide
 
-from wsi_pipeline.config import AugmentationOptions, HeatmapRun, PyramidRun, TissueOptions
+from wsi_pipeline.config import AugmentationOptions, HeatmapRun, PyramidRun
 from wsi_pipeline.model.team import STOPPED
-from wsi_pipeline.stages import convert, tissue
 from wsi_pipeline.store import read_image
 
 DEVICE, DTYPE = "cuda", "bfloat16"
@@ -43,14 +43,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("slides")
-    own = folder / "s1"
-    source = write_tiff(folder / "s1.tif", tissue_picture(1300, 1000))
-    convert.run("s1", source, own / "pyramid.ome.zarr", own / "pyramid.json", PyramidRun())
-    tissue.run(
-        "s1", own / "pyramid.ome.zarr", own / "tissue.ome.zarr", own / "tissue.json", own / "t.png", TissueOptions(), 1,
-    )  # fmt: skip
-    return folder
+    return write_slide(tmp_path_factory.mktemp("slides"), PyramidRun())
 
 
 def train(cohort: Path, out: Path, *arguments: str) -> str:

@@ -1,0 +1,66 @@
+"""A slide, a model with random weights and what it makes of it, for the tests of prediction and of heatmaps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conftest import tissue_picture, write_tiff
+
+from wsi_pipeline.config import HeatmapRun, PyramidRun, TissueOptions
+from wsi_pipeline.model.augment import to_input, to_unit
+from wsi_pipeline.model.folder import ModelFacts, load_network, save_weights, write_model_json
+from wsi_pipeline.model.inception import InceptionV3, initialize
+from wsi_pipeline.stages import convert, heatmap, tissue
+from wsi_pipeline.store import Image, read_image, write_image
+
+CLASSES = ("normal", "tumor")
+
+
+def write_model(folder: Path, classes: tuple[str, ...] = CLASSES, *, bias: float = 0) -> Path:
+    """A model folder with random weights for 75 px at 1 um per pixel."""
+    network = InceptionV3(len(classes))
+    initialize(network, 3)
+    torch.nn.init.normal_(network.fc.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.constant_(network.fc.bias, bias)
+    digest = save_weights(folder / "weights.safetensors", network.state_dict())
+    write_model_json(folder / "model.json", ModelFacts(75, 1.0, classes, digest))
+    return folder
+
+
+def write_slide(folder: Path, pyramid: PyramidRun) -> Path:
+    """The slide s1 in `folder`, of 1,300 x 1,000 px at 0.5 um per pixel: its pyramid and its tissue."""
+    source = write_tiff(folder / "s.tif", tissue_picture(1300, 1000))
+    own = folder / "s1"
+    convert.run("s1", source, own / "pyramid.ome.zarr", own / "pyramid.json", pyramid)
+    tissue.run(
+        "s1", own / "pyramid.ome.zarr", own / "tissue.ome.zarr", own / "tissue.json", own / "t.png", TissueOptions(), 1,
+    )  # fmt: skip
+    return folder
+
+
+def run(slides: Path, model: Path, out: Path, threads: int = 2, **options: Any) -> np.ndarray:
+    """The heatmap of s1."""
+    weights, facts = model / "weights.safetensors", model / "model.json"
+    heatmap.run("s1", slides, weights, facts, out, HeatmapRun(**options), threads)
+    return read_image(out / "s1.ome.zarr", 0.5).data
+
+
+def without_tissue(slide: Path, folder: Path, name: str) -> None:
+    """A slide beside `slide`'s s1 with the same pyramid."""
+    (folder / name).mkdir(parents=True)
+    empty = Image.from_corner(np.zeros((63, 82), np.uint8), 8)
+    write_image(folder / name / "tissue.ome.zarr", empty, name="t", slide_mpp=0.5)
+    for file in ("pyramid.ome.zarr", "pyramid.json"):
+        (folder / name / file).symlink_to(slide / "s1" / file)
+
+
+def probability(model: Path, patch: np.ndarray, classes: tuple[str, ...] = CLASSES, which: str = "tumor") -> float:
+    """By the network as it was trained."""
+    network = load_network(model / "weights.safetensors", ModelFacts(75, 1.0, classes, ""))
+    with torch.inference_mode():
+        logits = network(to_input(to_unit(patch[None].copy(), torch.device("cpu"))))
+    value: float = logits.softmax(1)[0, classes.index(which)].item()
+    return value
