@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import CalibrateOptions, CalibrationOptions, EvaluateOptions, PatchLevelOptions
-from wsi_pipeline.files import canonical_json
+from wsi_pipeline.evaluation.score_histogram import ScoreCounts
+from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.metrics.curves import Histogram, counts_at
 from wsi_pipeline.metrics.steps import STEPS, to_values
-from wsi_pipeline.score_counts import ScoreCounts
-from wsi_pipeline.sheet import Sheet, SlideRow
 from wsi_pipeline.stages import calibrate, evaluate
 
 KINDS = 100
@@ -46,19 +46,42 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
     counts = counts_at(Histogram(to_values(known), normal[known], tumor[known]), 0.8)
     common = {"model_sha256": "m", "options": PatchLevelOptions().model_dump(mode="json")}
     features = dict.fromkeys(FEATURES, float(number)) | {"maximum": float(known[-1] / STEPS)}
-    (folder / f"{number}.scores").write_text(canonical_json({
-        **common, "stage": "scores", "truth": {"tumor": share > 0, "ignored": False}, "features": features,
-        "unread_positions": 0, "counts_sha256": found.digest,
-    }))  # fmt: skip
-    (folder / f"{number}.confusion").write_text(canonical_json({
-        **common, "stage": "confusion", "threshold": 0.8,
-        "counts": {name: getattr(counts, name) for name in ("tp", "fp", "fn", "tn")},
-    }))  # fmt: skip
+    (folder / f"{number}.scores").write_text(
+        canonical_json(
+            {
+                **common,
+                "stage": "scores",
+                "truth": {"tumor": share > 0, "ignored": False},
+                "features": features,
+                "unread_positions": 0,
+                "counts_sha256": found.digest,
+            }
+        )
+    )
+    (folder / f"{number}.confusion").write_text(
+        canonical_json(
+            {
+                **common,
+                "stage": "confusion",
+                "threshold": 0.8,
+                "counts": {name: getattr(counts, name) for name in ("tp", "fp", "fn", "tn")},
+            }
+        )
+    )
     lesions = rng.random(rng.integers(1, 6)).tolist() if share else []
-    (folder / f"{number}.detect").write_text(canonical_json({
-        **common, "stage": "detect", "lesions": lesions, "false_positives": rng.random(5).tolist(),
-        "isolated": 0, "reason": None, "detections": 5 + len(lesions),
-    }))  # fmt: skip
+    (folder / f"{number}.detect").write_text(
+        canonical_json(
+            {
+                **common,
+                "stage": "detect",
+                "lesions": lesions,
+                "false_positives": rng.random(5).tolist(),
+                "isolated": 0,
+                "reason": None,
+                "detections": 5 + len(lesions),
+            }
+        )
+    )
 
 
 def main() -> None:

@@ -36,16 +36,16 @@ from train import (
 )
 
 from wsi_pipeline.config import PyramidRun, TrainingRun
-from wsi_pipeline.model.bank import PatchBank
+from wsi_pipeline.model.dataset import PatchBank
 from wsi_pipeline.model.device import Device, pick_device
-from wsi_pipeline.model.folder import starting_network
 from wsi_pipeline.model.inception import BasicConv2d
-from wsi_pipeline.model.prediction import Predictor
-from wsi_pipeline.model.scan import scan
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.model.inference import scan
+from wsi_pipeline.model.model_dir import starting_network
+from wsi_pipeline.model.predictor import Predictor
+from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 from wsi_pipeline.stages.train import PatchSet
-from wsi_pipeline.walk import Walk
 
 
 class CudnnConv2d(nn.Module):

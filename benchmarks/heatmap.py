@@ -27,17 +27,17 @@ from rates import rate
 from torch import Tensor
 
 from wsi_pipeline.config import PyramidRun, TissueOptions
-from wsi_pipeline.masks import grid_shares
+from wsi_pipeline.masks.label_images import grid_shares
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.device import Device, pick_device
-from wsi_pipeline.model.folder import starting_network
 from wsi_pipeline.model.inception import InceptionV3, folded
-from wsi_pipeline.model.prediction import CPU_BATCH, Predictor, optimised
-from wsi_pipeline.model.scan import in_order, scan
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.model.inference import in_order, scan
+from wsi_pipeline.model.model_dir import starting_network
+from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, optimised
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue
-from wsi_pipeline.store import read_image
-from wsi_pipeline.walk import Walk
 
 SIZE, MPP = 299, 0.25
 # Each as it is used when nothing else is said, and at its best on a CPU.

@@ -52,9 +52,13 @@ def wsinfer(slide: Path, folder: Path, pace: Pace, workers: int, speedup: bool =
         TransformConfigurationItem("Normalize", {"mean": [0.5] * 3, "std": [0.5] * 3}),
     ]
     configuration = ModelConfiguration(
-        architecture="inception_v3", num_classes=2, class_names=["normal", "tumor"], patch_size_pixels=SIZE,
-        spacing_um_px=0.25, transform=transform,
-    )  # fmt: skip
+        architecture="inception_v3",
+        num_classes=2,
+        class_names=["normal", "tumor"],
+        patch_size_pixels=SIZE,
+        spacing_um_px=0.25,
+        transform=transform,
+    )
     model = LocalModelTorchScript(configuration, str(folder / "network.pt"))
     module.run_inference(slides, results, model, batch_size=BATCH, num_workers=workers, speedup=speedup)
 
@@ -77,9 +81,15 @@ def lazyslide(slide: Path, folder: Path, pace: Pace, workers: int) -> None:
     zs.pp.tile_tissues(opened, SIZE)
     scaled = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
     zs.tl.feature_extraction(
-        opened, watched, model_name="inception_v3", transform=scaled, batch_size=BATCH, num_workers=workers,
-        device="cpu", pbar=False,
-    )  # fmt: skip
+        opened,
+        watched,
+        model_name="inception_v3",
+        transform=scaled,
+        batch_size=BATCH,
+        num_workers=workers,
+        device="cpu",
+        pbar=False,
+    )
 
 
 WAYS: dict[str, Callable[..., None]] = {

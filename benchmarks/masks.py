@@ -43,15 +43,20 @@ def tissue_ours(_: Path, folder: Path) -> None:
     from wsi_pipeline.stages import tissue
 
     tissue.run(
-        "s", folder / "pyramid.ome.zarr", folder / "tissue.ome.zarr", folder / "tissue.json", folder / "tissue.png",
-        TissueOptions(), THREADS,
-    )  # fmt: skip
+        "s",
+        folder / "pyramid.ome.zarr",
+        folder / "tissue.ome.zarr",
+        folder / "tissue.json",
+        folder / "tissue.png",
+        TissueOptions(),
+        THREADS,
+    )
 
 
 def mask_ours(_: Path, folder: Path) -> None:
     """Only the mask, without its store, picture and receipt."""
     from wsi_pipeline.config import TissueOptions
-    from wsi_pipeline.pyramid import Pyramid
+    from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.stages.tissue import find_tissue
 
     find_tissue(Pyramid(folder / "pyramid.ome.zarr"), TissueOptions(), THREADS)
@@ -61,7 +66,7 @@ def openslide_regions(source: Path, folder: Path) -> Iterator[tuple[int, int, An
     """Row, column and pixels of regions of 512 px at 8 um, from the level of the slide that is nearest to it."""
     import openslide
 
-    from wsi_pipeline.pyramid import Pyramid
+    from wsi_pipeline.pyramid.pyramid import Pyramid
 
     mpp, mpps = 8.0, Pyramid(folder / "pyramid.ome.zarr").mpps
     slide = openslide.OpenSlide(source)
@@ -85,7 +90,7 @@ def put_together(parts: list[tuple[int, int, Any]]) -> Any:
 def mask_openslide(source: Path, folder: Path) -> None:
     """Our own functions on regions that OpenSlide reads in one thread."""
     from wsi_pipeline.config import TissueOptions
-    from wsi_pipeline.foreground import features, find_mask
+    from wsi_pipeline.masks.tissue_detection import features, find_mask
 
     options = TissueOptions()
     regions = openslide_regions(source, folder)
@@ -112,21 +117,35 @@ def truth_ours(_: Path, folder: Path) -> None:
     annotation = folder / "annotation.xml"
     given = annotation if annotation.is_file() else None
     truth.run(
-        "s", folder / "pyramid.ome.zarr", folder / "truth.ome.zarr", folder / "truth.json", folder / "truth.png",
-        TruthOptions(), annotation=given, label="tumor" if given else "normal", threads=THREADS,
-    )  # fmt: skip
+        "s",
+        folder / "pyramid.ome.zarr",
+        folder / "truth.ome.zarr",
+        folder / "truth.json",
+        folder / "truth.png",
+        TruthOptions(),
+        annotation=given,
+        label="tumor" if given else "normal",
+        threads=THREADS,
+    )
 
 
 def patches_ours(_: Path, folder: Path) -> None:
     from wsi_pipeline.config import PatchDraw
-    from wsi_pipeline.pyramid import Pyramid
+    from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.stages import patches
 
     options = PatchDraw(mpp=Pyramid(folder / "pyramid.ome.zarr").mpp, size_px=PATCH_PX)
     patches.run(
-        "s", folder / "pyramid.ome.zarr", folder / "tissue.ome.zarr", folder / "truth.ome.zarr",
-        folder / "patches.zarr", folder / "patches.parquet", folder / "patches.json", options, THREADS,
-    )  # fmt: skip
+        "s",
+        folder / "pyramid.ome.zarr",
+        folder / "tissue.ome.zarr",
+        folder / "truth.ome.zarr",
+        folder / "patches.zarr",
+        folder / "patches.parquet",
+        folder / "patches.json",
+        options,
+        THREADS,
+    )
 
 
 def patches_openslide(source: Path, folder: Path, encode: bool = True) -> None:
@@ -203,7 +222,7 @@ def compare(source: Path, folder: Path, repeat: int, mpp: float | None) -> None:
 
 
 def full(source: Path, folder: Path) -> None:
-    from wsi_pipeline.pyramid import Pyramid
+    from wsi_pipeline.pyramid.pyramid import Pyramid
 
     converted(source, folder, None)
     size = Pyramid(folder / "pyramid.ome.zarr").size

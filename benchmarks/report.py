@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import (
     CalibrateOptions,
     EvaluateOptions,
@@ -28,13 +29,12 @@ from wsi_pipeline.config import (
     PyramidRun,
     ReportRun,
 )
-from wsi_pipeline.files import canonical_json
 from wsi_pipeline.geometry import Grid
+from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.metrics.steps import to_steps, to_values
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import calibrate, confusion, convert, detect, evaluate, report, scores
-from wsi_pipeline.store import Image, write_image
 
 PATCH_UM = 299 * 0.5
 MASK_MPP = 8.0
@@ -104,9 +104,13 @@ def judge(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stri
     heatmap, receipt = root / "heatmaps" / f"{slide}.ome.zarr", root / "heatmaps" / f"{slide}.json"
     write_image(heatmap, image, name="heatmap", slide_mpp=pyramid.mpp, fill=float("nan"))
     facts = {
-        "stage": "heatmap", "slide": slide, "model_sha256": "0" * 64, "slide_mpp": pyramid.mpp, "unread_positions": 0,
+        "stage": "heatmap",
+        "slide": slide,
+        "model_sha256": "0" * 64,
+        "slide_mpp": pyramid.mpp,
+        "unread_positions": 0,
         "grid": {name: getattr(grid, name) for name in ("columns", "rows", "stride_px", "patch_px")},
-    }  # fmt: skip
+    }
     receipt.write_text(canonical_json(facts))
     truth = here / "truth.ome.zarr"
     options = PatchLevelOptions()

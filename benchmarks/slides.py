@@ -31,9 +31,17 @@ def write_slide(path: Path, width: int, height: int, tile: int = 512) -> None:
     glass = (pyvips.Image.black(width, height, bands=3) + 243).cast("uchar")
     picture = mask.ifthenelse(tissue, glass).copy(interpretation="srgb")
     picture.tiffsave(
-        str(path), compression="jpeg", Q=80, tile=True, tile_width=tile, tile_height=tile, pyramid=True, bigtiff=True,
-        xres=1000 / MPP, yres=1000 / MPP,
-    )  # fmt: skip
+        str(path),
+        compression="jpeg",
+        Q=80,
+        tile=True,
+        tile_width=tile,
+        tile_height=tile,
+        pyramid=True,
+        bigtiff=True,
+        xres=1000 / MPP,
+        yres=1000 / MPP,
+    )
 
 
 def _texture() -> np.ndarray:

@@ -22,17 +22,17 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
-from wsi_pipeline.codecs import picture_codec
 from wsi_pipeline.config import TrainingRun
-from wsi_pipeline.files import canonical_json
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.model.bank import Feed, PatchBank
+from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.dataset import Feed, PatchBank
 from wsi_pipeline.model.device import Device, pick_device
-from wsi_pipeline.model.folder import starting_network
-from wsi_pipeline.model.prediction import Predictor
+from wsi_pipeline.model.model_dir import starting_network
+from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.model.trainer import Trainer
-from wsi_pipeline.patch_store import write_patches
+from wsi_pipeline.pyramid.codecs import picture_codec
+from wsi_pipeline.pyramid.patch_store import write_patches
 from wsi_pipeline.stages.train import PatchSet
 
 Way = Callable[[], None]

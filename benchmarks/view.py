@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 
 from wsi_pipeline.config import PyramidRun
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 
 
@@ -52,8 +52,9 @@ def main() -> None:
         paths = drawn(pyramid, arguments.slides, arguments.tiles)
         with subprocess.Popen(  # noqa: S603
             [str(Path(sys.executable).with_name("wsi-pipeline")), "view", folder, "--port", "0"],
-            stdout=subprocess.PIPE, text=True,
-        ) as server:  # fmt: skip
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server:
             address = re.search(r"http://\S+", server.stdout.readline())[0]
             alone = times(address, paths)
             began = time.perf_counter()

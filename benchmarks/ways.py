@@ -53,9 +53,12 @@ def naive_zarr(source: Path, out: Path) -> Found:
         group = zarr.create_group(out / "p.zarr")
         for level, (width, height) in enumerate(slide.level_dimensions):
             array = group.create_array(
-                str(level), shape=(height, width, 3), chunks=(TILE_PX, TILE_PX, 3), dtype="uint8",
+                str(level),
+                shape=(height, width, 3),
+                chunks=(TILE_PX, TILE_PX, 3),
+                dtype="uint8",
                 compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
-            )  # fmt: skip
+            )
             for x, y, pixels in regions(slide, level, width, height):
                 array[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
 
@@ -98,9 +101,15 @@ def vips_tiffsave(source: Path, out: Path) -> Found:
 
     def run() -> None:
         pyvips.Image.new_from_file(str(source), access="sequential").tiffsave(
-            str(out / "p.tif"), compression="jpeg", Q=90, tile=True, tile_width=TILE_PX, tile_height=TILE_PX,
-            pyramid=True, bigtiff=True,
-        )  # fmt: skip
+            str(out / "p.tif"),
+            compression="jpeg",
+            Q=90,
+            tile=True,
+            tile_width=TILE_PX,
+            tile_height=TILE_PX,
+            pyramid=True,
+            bigtiff=True,
+        )
 
     return timed(run)
 
@@ -178,7 +187,7 @@ def read_tiffslide(source: Path, _: Path) -> Found:
 def read_zarr(source: Path, store: Path) -> Found:
     import zarr
 
-    import wsi_pipeline.codecs  # noqa: F401 (registers the codec)
+    import wsi_pipeline.pyramid.codecs  # noqa: F401 (registers the codec)
 
     array: Any = zarr.open_array(store / "0", mode="r")
     return rates(source, lambda x, y, edge: np.asarray(array[:, y : y + edge, x : x + edge]).transpose(1, 2, 0))
@@ -186,7 +195,7 @@ def read_zarr(source: Path, store: Path) -> Found:
 
 def read_pyramid(source: Path, store: Path) -> Found:
     from wsi_pipeline.geometry import Box
-    from wsi_pipeline.pyramid import Pyramid
+    from wsi_pipeline.pyramid.pyramid import Pyramid
 
     pyramid = Pyramid(store)
     return rates(source, lambda x, y, edge: pyramid.read(Box(x, y, edge, edge), 0))

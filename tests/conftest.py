@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import pyvips
 import yaml
-from evaluated import SLIDES, maps, write_slide
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from helpers.evaluated import SLIDES, maps, write_slide
+from wsi_pipeline.cohort.synthetic import Plan, write_cohort
 from wsi_pipeline.config import PyramidRun
-from wsi_pipeline.demo import Plan, write_cohort
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 
 ROOT = Path(__file__).parent.parent

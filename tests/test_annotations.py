@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import shapely
-from conftest import square, write_asap
 
-from wsi_pipeline.annotations import Regions, read_annotation
+from conftest import square, write_asap
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
+from wsi_pipeline.masks.annotations import Regions, read_annotation
 
 SIZE = Size(1600, 1200)
 Ring = list[tuple[float, float]]
@@ -27,8 +27,11 @@ def read(path: Path, **options: Any) -> Regions:
 def feature(geometry: dict[str, Any] | None, group: str | None) -> dict[str, Any]:
     classification = {} if group is None else {"classification": {"name": group, "color": [200, 0, 0]}}
     return {
-        "type": "Feature", "id": "x", "geometry": geometry, "properties": {"objectType": "annotation"} | classification
-    }  # fmt: skip
+        "type": "Feature",
+        "id": "x",
+        "geometry": geometry,
+        "properties": {"objectType": "annotation"} | classification,
+    }
 
 
 def polygon(*rings: Ring) -> dict[str, Any]:
@@ -60,14 +63,25 @@ def test_the_same_regions_in_each_format(tmp_path: Path) -> None:
     tumor, hole, ignored = square(100, 100, 400), square(200, 200, 100), square(350, 350, 300)
     files = [
         write_asap(tmp_path / "a.xml", [("_0", tumor), ("_2", hole), ("Ignore*", ignored)]),
-        write_imagescope(tmp_path / "b.xml", {"Tumor": [region(tumor), region(hole, negative=1)],
-                                              "Ignore*": [region(ignored)]}),
-        write_geojson(tmp_path / "c.geojson", feature(polygon(tumor, hole), "Tumor"),
-                      feature(polygon(ignored), "Ignore*")),
-        write_geojson(tmp_path / "d.json", feature({"type": "MultiPolygon", "coordinates": [
-            polygon(tumor, hole)["coordinates"], polygon(square(110, 110, 5))["coordinates"]]}, "Tumor"),
-            feature(polygon(ignored), "Ignore*"), collection=False),
-    ]  # fmt: skip
+        write_imagescope(
+            tmp_path / "b.xml", {"Tumor": [region(tumor), region(hole, negative=1)], "Ignore*": [region(ignored)]}
+        ),
+        write_geojson(
+            tmp_path / "c.geojson", feature(polygon(tumor, hole), "Tumor"), feature(polygon(ignored), "Ignore*")
+        ),
+        write_geojson(
+            tmp_path / "d.json",
+            feature(
+                {
+                    "type": "MultiPolygon",
+                    "coordinates": [polygon(tumor, hole)["coordinates"], polygon(square(110, 110, 5))["coordinates"]],
+                },
+                "Tumor",
+            ),
+            feature(polygon(ignored), "Ignore*"),
+            collection=False,
+        ),
+    ]
     for path in files:
         regions = read(path)
         assert regions.tumor.area == pytest.approx(400**2 - 100**2 - 150**2), path
@@ -164,7 +178,7 @@ RING = '[{"geometry": {"type": "Polygon", "coordinates": [[[1, %s], [2, 3], [4, 
         ("a.xml", '<ASAP_Annotations>\n<Annotations>\n<b a="', "not well-formed XML (unclosed token: line 3"),
         ("a.xml", "", "not well-formed XML (no element found: line 1"),
     ],
-)  # fmt: skip
+)
 def test_broken_files_say_where(tmp_path: Path, name: str, text: str, said: str) -> None:
     path = tmp_path / name
     path.write_bytes(text.encode(errors="surrogateescape"))

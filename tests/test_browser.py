@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import served
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from conftest import served
+from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import ReportRun
-from wsi_pipeline.files import digest_file
-from wsi_pipeline.sheet import Sheet
+from wsi_pipeline.io.digests import digest_file
 from wsi_pipeline.stages import report
 
 CHROMIUM = shutil.which("chromium")

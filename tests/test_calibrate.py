@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluated import MODEL, SHEET, SLIDES, folders_of, maps, write_slide
 from sklearn import metrics as sk
 
+from helpers.evaluated import MODEL, SHEET, SLIDES, folders_of, maps, write_slide
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import CalibrateOptions, EvaluateOptions
 from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.masks import TUMOR
-from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.stages import calibrate, evaluate
 
 # The validation slides: other draws than the test slides of test_evaluate.
@@ -111,9 +111,7 @@ def test_slides_of_two_models_are_not_mixed(tissue_slide: Path, tmp_path: Path) 
 def judged(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validated: Path) -> Path:
     """The slides judged at a threshold, and at a temperature, that were chosen before."""
     root = tmp_path_factory.mktemp("judged")
-    chosen(
-        validated, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True}
-    )  # fmt: skip
+    chosen(validated, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True})
     for slide in SLIDES:
         write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
     return root

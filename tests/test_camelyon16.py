@@ -12,13 +12,13 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
-from conftest import CONFIG, DATA, ROOT, needs_data, snakemake, square, tissue_picture, write_asap, write_tiff
 from moto.server import ThreadedMotoServer
 
-from wsi_pipeline.camelyon16 import NOT_EXHAUSTIVE, write_sheet
+from conftest import CONFIG, DATA, ROOT, needs_data, snakemake, square, tissue_picture, write_asap, write_tiff
+from wsi_pipeline.cohort.camelyon16 import NOT_EXHAUSTIVE, write_sheet
+from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.provenance import write_crate
-from wsi_pipeline.sheet import Sheet, load_sheet
+from wsi_pipeline.provenance.ro_crate import write_crate
 
 REFERENCE = DATA / "annotations" / "camelyon16-reference.csv"
 BUCKET = "s3://camelyon-dataset/CAMELYON16"
@@ -138,9 +138,7 @@ def test_slides_and_annotations_come_from_a_bucket(tmp_path: Path, bucket: str) 
     result = snakemake(tmp_path, "results/slides/tumor_001/truth.json", config=CONFIG | {"cohort": cohort})
     assert result.returncode == 0, result.stdout + result.stderr
     assert '"polygons": 1' in (tmp_path / "results/slides/tumor_001/truth.json").read_text()
-    again = snakemake(
-        tmp_path, "results/slides/tumor_001/truth.json", "--dry-run", config=CONFIG | {"cohort": cohort}
-    )  # fmt: skip
+    again = snakemake(tmp_path, "results/slides/tumor_001/truth.json", "--dry-run", config=CONFIG | {"cohort": cohort})
     assert "Nothing to be done" in again.stdout + again.stderr
     crate = json.loads(write_crate(tmp_path / "results", tmp_path / ".snakemake", 1, "none").read_text())["@graph"]
     taken = {one["name"]: one["object"] for one in crate if one["@id"].startswith("#job-")}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import tissue_picture, write_tiff
 
-from wsi_pipeline.cli import app
+from conftest import tissue_picture, write_tiff
+from wsi_pipeline.cli.app import app
 from wsi_pipeline.config import STEP_VERSIONS
 
 
@@ -53,7 +53,7 @@ def test_wrong_options_are_refused(tmp_path: Path, options: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from wsi_pipeline.cli import app\n"
+        "import sys; from wsi_pipeline.cli.app import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'zarr', 'numpy', 'openslide', 'pydantic', 'matplotlib'} & set(sys.modules)\n"

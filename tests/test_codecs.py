@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.registry import get_codec_class
 
-from wsi_pipeline import direct
-from wsi_pipeline.codecs import CODEC, ImagecodecsJpeg, Lossless, codec_of, register, zarr_codecs
-from wsi_pipeline.direct import BLOCK_BYTES, write_blocks
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.jpeg import Jpeg, ends, head_of, self_contained
-from wsi_pipeline.shards import ChunkGrid, Shard, write_shard, write_shards
+from wsi_pipeline.io import direct_io as direct
+from wsi_pipeline.io.direct_io import BLOCK_BYTES, write_blocks
+from wsi_pipeline.pyramid.codecs import CODEC, ImagecodecsJpeg, Lossless, codec_of, register, zarr_codecs
+from wsi_pipeline.pyramid.shards import ChunkGrid, Shard, write_shard, write_shards
+from wsi_pipeline.slides.jpeg import Jpeg, ends, head_of, self_contained
 
 
 def gradient(height: int = 64, width: int = 96) -> np.ndarray:
@@ -56,9 +56,13 @@ def test_zarr_encodes_and_decodes_with_the_codec(
 def test_grey_chunks_are_pictures_too(tmp_path: Path) -> None:
     grey = gradient()[..., 0]
     array = zarr.create_array(
-        tmp_path / "a", shape=grey.shape, chunks=grey.shape, dtype="uint8",
-        serializer=ImagecodecsJpeg(Jpeg(level=100)), compressors=None,
-    )  # fmt: skip
+        tmp_path / "a",
+        shape=grey.shape,
+        chunks=grey.shape,
+        dtype="uint8",
+        serializer=ImagecodecsJpeg(Jpeg(level=100)),
+        compressors=None,
+    )
     array[...] = grey
     assert np.abs(np.asarray(array[...]).astype(int) - grey).max() <= 2
 
@@ -110,12 +114,12 @@ def test_a_configuration_that_is_not_known_is_refused() -> None:
 def test_an_installed_package_with_the_codec_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     assert get_codec_class(CODEC) is ImagecodecsJpeg
     registered: list[str] = []
-    monkeypatch.setattr("wsi_pipeline.codecs.register_codec", lambda name, _: registered.append(name))
+    monkeypatch.setattr("wsi_pipeline.pyramid.codecs.register_codec", lambda name, _: registered.append(name))
     register()
     assert registered == [CODEC]
     entry = importlib.metadata.EntryPoint(CODEC, "imagecodecs.zarr:Jpeg", "zarr.codecs")
     found = importlib.metadata.EntryPoints([entry])
-    monkeypatch.setattr("wsi_pipeline.codecs.entry_points", lambda **selection: found.select(**selection))
+    monkeypatch.setattr("wsi_pipeline.pyramid.codecs.entry_points", lambda **selection: found.select(**selection))
     register()
     assert registered == [CODEC]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from wsi_pipeline.cohort import findings, outliers, patch_counts
-from wsi_pipeline.receipts import write_receipt
+from wsi_pipeline.io.receipts import write_receipt
+from wsi_pipeline.report.cohort_checks import findings, outliers, patch_counts
 
 
 def write_slide(folder: Path, slide: str, mm2: float, pen: int = 0, damaged: int = 0, **patches: Any) -> None:
@@ -46,9 +46,12 @@ def test_patches_are_counted_by_class_and_slide(tmp_path: Path) -> None:
     assert patch_counts(tmp_path, ["a"]) == []
     for slide, tumor in (("a", 0), ("b", 1500)):
         write_slide(
-            tmp_path, slide, 1,
-            candidates={"normal": 2000, "tumor": tumor}, drawn={"normal": 1000, "tumor": min(tumor, 1000)},
-        )  # fmt: skip
+            tmp_path,
+            slide,
+            1,
+            candidates={"normal": 2000, "tumor": tumor},
+            drawn={"normal": 1000, "tumor": min(tumor, 1000)},
+        )
     assert patch_counts(tmp_path, ["b", "a"]) == [
         ("b", "2,000", "1,000", "1,500", "1,000"),
         ("a", "2,000", "1,000", "0", "0"),

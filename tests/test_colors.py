@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from wsi_pipeline.figures import save_figure, slide_figure
-from wsi_pipeline.pictures import bar_length, color_heat, heat_palette, length_text
-from wsi_pipeline.summary import SYNTHETIC
+from wsi_pipeline.evaluation.summary import SYNTHETIC
+from wsi_pipeline.plots.colors import bar_length, color_heat, heat_palette, length_text
+from wsi_pipeline.plots.figures import save_figure, slide_figure
 
 
 @pytest.mark.parametrize(

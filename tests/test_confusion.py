@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-from evaluated import SLIDES, STRIDE, maps, write_slide
 
+from helpers.evaluated import SLIDES, STRIDE, maps, write_slide
 from wsi_pipeline.config import (
     PatchLevelOptions,
 )
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR, grid_truth
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR, grid_truth
+from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 from wsi_pipeline.stages import confusion
-from wsi_pipeline.store import Image, read_image
 
 
 def test_error_regions_are_where_the_errors_are(scored: Path) -> None:
@@ -77,7 +77,11 @@ def test_label_rules(rule: str, wanted: list[int]) -> None:
     grid = Grid(columns=4, rows=1, stride_px=80, patch_px=80)
     options = PatchLevelOptions(label_rule=rule, region_um=20)
     labels = grid_truth(
-        Image.from_corner(truth, 10), grid, 0.5,
-        rule=rule, region_um=options.region_um, min_tumor=options.min_tumor,
-    )  # fmt: skip
+        Image.from_corner(truth, 10),
+        grid,
+        0.5,
+        rule=rule,
+        region_um=options.region_um,
+        min_tumor=options.min_tumor,
+    )
     assert labels.tolist() == [wanted]

@@ -10,14 +10,14 @@ import PIL.Image
 import pytest
 import tifffile
 import zarr
-from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 
+from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.reencode import halved
-from wsi_pipeline.slides import SourceSlide
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.pyramid.reencode import halved
+from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.stages import convert
 
 LOSSLESS = PyramidRun(codec="zstd", chunk_px=256, shard_px=1024)
@@ -65,9 +65,13 @@ def test_slides_without_jpeg_tiles_are_kept_without_loss_by_zstd(tmp_path: Path,
 def test_jpeg_2000_tiles_of_aperio_are_read(tmp_path: Path) -> None:
     description = "Aperio Image Library v10\r\n1700x1100 (256x256) J2K/YUV16 Q=70|AppMag = 20|MPP = 0.5"
     source = write_plain(
-        tmp_path / "s.svs", tissue_picture(1700, 1100), tile=(256, 256), compression="aperio_jp2000_rgb",
-        description=description, metadata=None,
-    )  # fmt: skip
+        tmp_path / "s.svs",
+        tissue_picture(1700, 1100),
+        tile=(256, 256),
+        compression="aperio_jp2000_rgb",
+        description=description,
+        metadata=None,
+    )
     folder = convert_with(tmp_path / "s1", source, LOSSLESS)
     assert receipt_of(folder)["vendor"] == "aperio"
     assert receipt_of(folder)["objective_power"] == "20"
@@ -82,9 +86,14 @@ def test_stripped_tiffs_are_read(tmp_path: Path, compression: str | None, kind: 
     stored = picture if kind == "rgb" else picture[..., 0]
     source = tmp_path / "s.tif"
     tifffile.imwrite(
-        source, stored, photometric="rgb" if kind == "rgb" else "minisblack", rowsperstrip=16,
-        compression=compression, resolution=(20000, 20000), resolutionunit=3,
-    )  # fmt: skip
+        source,
+        stored,
+        photometric="rgb" if kind == "rgb" else "minisblack",
+        rowsperstrip=16,
+        compression=compression,
+        resolution=(20000, 20000),
+        resolutionunit=3,
+    )
     folder = convert_with(tmp_path / "s1", source, LOSSLESS.model_copy(update={"verify": "all"}))
     receipt = receipt_of(folder)
     assert (receipt["vendor"], receipt["mpp"]) == ("stripped-tiff", pytest.approx(0.5))
@@ -124,8 +133,11 @@ def test_jpeg_is_as_near_as_its_quality(tmp_path: Path, subsampling: Any, qualit
     metadata = json.loads((folder / "pyramid.ome.zarr" / "0" / "zarr.json").read_text())
     configuration = metadata["codecs"][0]["configuration"]["codecs"][1]["configuration"]
     assert configuration == {
-        "level": quality, "colorspace_data": "RGB", "colorspace_jpeg": "YCbCr", "subsampling": subsampling
-    }  # fmt: skip
+        "level": quality,
+        "colorspace_data": "RGB",
+        "colorspace_jpeg": "YCbCr",
+        "subsampling": subsampling,
+    }
 
 
 def test_passthrough_off_reads_every_level(tmp_path: Path) -> None:
@@ -248,11 +260,17 @@ class Mirax:
     level_count = 2
     level_downsamples = (1.0, (1000 / 333 + 800 / 267) / 2)
     properties: ClassVar = {
-        "openslide.vendor": "mirax", "openslide.mpp-x": "0.25", "openslide.mpp-y": "0.25",
-        "openslide.bounds-x": "100", "openslide.bounds-y": "50", "openslide.bounds-width": "600",
-        "openslide.bounds-height": "700", "openslide.background-color": "F0E0D0", "openslide.quickhash-1": "abc",
+        "openslide.vendor": "mirax",
+        "openslide.mpp-x": "0.25",
+        "openslide.mpp-y": "0.25",
+        "openslide.bounds-x": "100",
+        "openslide.bounds-y": "50",
+        "openslide.bounds-width": "600",
+        "openslide.bounds-height": "700",
+        "openslide.background-color": "F0E0D0",
+        "openslide.quickhash-1": "abc",
         "mirax.GENERAL.SLIDE_NAME": "Doe, Jane",
-    }  # fmt: skip
+    }
 
     def __init__(self, _: Path) -> None:
         rgba = np.zeros((800, 1000, 4), np.uint8)

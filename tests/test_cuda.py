@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import training
-from conftest import GPUS
-from predicting import write_slide
 
+from conftest import GPUS
+from helpers import training
+from helpers.predicting import write_slide
 from wsi_pipeline.config import AugmentationOptions, HeatmapRun, PyramidRun
-from wsi_pipeline.model.team import STOPPED
-from wsi_pipeline.store import read_image
+from wsi_pipeline.model.distributed import STOPPED
+from wsi_pipeline.pyramid.ome_zarr import read_image
 
 DEVICE, DTYPE = "cuda", "bfloat16"
 STEPS = 40
@@ -104,7 +104,7 @@ def test_a_gpu_trains_stops_goes_on_and_predicts(
 def test_a_step_is_launched_without_waiting_for_the_one_before(gpu: None, cohort: Path, tmp_path: Path) -> None:
     code = """
 import torch
-from wsi_pipeline.cli import main
+from wsi_pipeline.cli.app import main
 from wsi_pipeline.model.trainer import Trainer
 
 step = Trainer._step

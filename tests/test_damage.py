@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+
 from conftest import tissue_picture, write_tiff
 from test_passthrough import drop_tile, write_pages
-
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.files import publish
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.slides import SourceSlide
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.slides.openslide_reader import SourceSlide
+from wsi_pipeline.slides.tiff_tiles import TiledTiff
 from wsi_pipeline.stages import convert
-from wsi_pipeline.tiff import TiledTiff
 
 OPTIONS = PyramidRun(chunk_px=256, shard_px=1024)
 WHITE = OPTIONS.model_copy(update={"damaged_tiles": "white"})
@@ -200,9 +200,17 @@ def directory(entries: list[tuple[int, int, int, int]], following: int) -> bytes
 
 def tiled_entries(width: int, height: int, tile: int, count: int) -> list[tuple[int, int, int, int]]:
     return [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 7), (262, 3, 1, 6), (277, 3, 1, 3),
-        (322, 4, 1, tile), (323, 4, 1, tile), (324, 4, count, 8), (325, 4, count, 8),
-    ]  # fmt: skip
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8),
+        (259, 3, 1, 7),
+        (262, 3, 1, 6),
+        (277, 3, 1, 3),
+        (322, 4, 1, tile),
+        (323, 4, 1, tile),
+        (324, 4, count, 8),
+        (325, 4, count, 8),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -233,14 +241,22 @@ def test_a_billion_levels(tmp_path: Path) -> None:
 
 def convert_arguments(source: Path, out: Path) -> list[str]:
     return [
-        "convert", str(source), "--slide", "s1", "--mpp", "0.5", "--store", str(out / "p.ome.zarr"),
-        "--receipt", str(out / "p.json"),
-    ]  # fmt: skip
+        "convert",
+        str(source),
+        "--slide",
+        "s1",
+        "--mpp",
+        "0.5",
+        "--store",
+        str(out / "p.ome.zarr"),
+        "--receipt",
+        str(out / "p.json"),
+    ]
 
 
 def run_command(source: Path, out: Path, before: str = "") -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, after the Python code `before`."""
-    code = f"import os, resource, sys\nfrom wsi_pipeline import cli\n{before}\ncli.main()"
+    code = f"import os, resource, sys\nfrom wsi_pipeline.cli import app as cli\n{before}\ncli.main()"
     command = [sys.executable, "-c", code, *convert_arguments(source, out)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -260,7 +276,7 @@ def test_permissions(tmp_path: Path, slide: Path) -> None:
     # Permissions do not hold for root; what is imported later could not be read by another user.
     before = (
         f"from pathlib import Path\nfrom wsi_pipeline.config import PyramidRun\n"
-        f"from wsi_pipeline.stages import convert\nfrom wsi_pipeline.options import parse_options\n"
+        f"from wsi_pipeline.stages import convert\nfrom wsi_pipeline.config.loading import parse_options\n"
         f"convert.run('w', Path({str(warm / 's.tif')!r}), Path({str(warm / 'p')!r}), Path({str(warm / 'r')!r}),"
         f" PyramidRun(), 0.5)\nif os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
     )

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluated import maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from helpers.evaluated import maps
 from wsi_pipeline.config import LesionLevelOptions
 from wsi_pipeline.metrics.lesions import (
     Detection,
@@ -175,9 +175,14 @@ def test_detections_may_be_connected_areas(scored: Path, tmp_path: Path) -> None
     heat = np.nan_to_num(np.rint(maps("t1")[0].astype(np.float32) * 65535) / 65535, nan=-1)
     _, areas = ndimage.label(heat >= 0.6, structure=np.ones((3, 3)))
     detect.run(
-        "t1", scored / "t1.truth.ome.zarr", scored / "heatmaps" / "t1.ome.zarr", scored / "heatmaps" / "t1.json",
-        tmp_path / "t1.csv", tmp_path / "t1.geojson", tmp_path / "t1.json",
+        "t1",
+        scored / "t1.truth.ome.zarr",
+        scored / "heatmaps" / "t1.ome.zarr",
+        scored / "heatmaps" / "t1.json",
+        tmp_path / "t1.csv",
+        tmp_path / "t1.geojson",
+        tmp_path / "t1.json",
         LesionLevelOptions(method="components", min_score=0.6),
-    )  # fmt: skip
+    )
     rows = (tmp_path / "t1.csv").read_text().splitlines()
     assert 0 < len(rows) == areas != len((scored / "detections" / "t1.csv").read_text().splitlines())

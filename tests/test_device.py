@@ -38,8 +38,11 @@ def start() -> Iterator[Start]:
         environment = {**os.environ, "WORLD_SIZE": str(size)}
         process = subprocess.Popen(
             [sys.executable, "-c", CODE, machine],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         started.append(process)
         assert process.stdout
         return process, process.stdout.readline().strip()

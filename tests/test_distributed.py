@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import training
 from safetensors.torch import load_file
 from torch import nn
-from training import needs_bfloat16
 
-from wsi_pipeline.model.team import STOPPED, Team
+from helpers import training
+from helpers.training import needs_bfloat16
+from wsi_pipeline.model.distributed import STOPPED, Team
 
 
 @pytest.fixture(scope="module")

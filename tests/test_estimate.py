@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import square, tissue_picture, write_asap, write_tiff
-from test_passthrough import write_pages
 from typer.testing import CliRunner
 
-from wsi_pipeline.cli import app
+from conftest import square, tissue_picture, write_asap, write_tiff
+from test_passthrough import write_pages
+from wsi_pipeline.cli.app import app
+from wsi_pipeline.cohort.estimate import plan_cohort, plan_text
+from wsi_pipeline.cohort.sheet import load_sheet
 from wsi_pipeline.config import Config, PyramidOptions
+from wsi_pipeline.config.loading import read_yaml
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.masks import grid_shares
-from wsi_pipeline.options import read_yaml
-from wsi_pipeline.plan import plan_cohort, plan_text
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.sheet import load_sheet
+from wsi_pipeline.masks.label_images import grid_shares
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue
-from wsi_pipeline.store import read_image
 
 CONFIG = Config.model_validate({"patches": {"mpp": 0.5, "size_px": 96}})
 
@@ -98,11 +98,16 @@ def test_what_looks_wrong_is_said_with_its_remedy_and_the_rest_is_planned(tmp_pa
     broken.write_text("no")
     far = write_asap(tmp_path / "far.xml", [("Tumor", square(90000, 300, 200))])
     sheet = write_sheet(
-        tmp_path, ("good", str(good), "test", "", ""), ("scaleless", str(scaleless), "test", "", ""),
-        ("coarse", str(coarse), "test", "", ""), ("odd", str(odd), "test", "", ""),
-        ("blank", str(blank), "test", "", ""), ("broken", str(broken), "test", "", ""),
-        ("gone", str(tmp_path / "gone.tif"), "test", "", ""), ("far", str(good), "train", str(far), ""),
-    )  # fmt: skip
+        tmp_path,
+        ("good", str(good), "test", "", ""),
+        ("scaleless", str(scaleless), "test", "", ""),
+        ("coarse", str(coarse), "test", "", ""),
+        ("odd", str(odd), "test", "", ""),
+        ("blank", str(blank), "test", "", ""),
+        ("broken", str(broken), "test", "", ""),
+        ("gone", str(tmp_path / "gone.tif"), "test", "", ""),
+        ("far", str(good), "train", str(far), ""),
+    )
     plan = plan_cohort(load_sheet(sheet, check_files=False), CONFIG, threads=2)
     assert [slide.slide for slide in plan.slides] == ["good", "odd", "blank", "far"]
     errors = {problem.slide: problem.text for problem in plan.problems if problem.error}

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluated import KINDS, SHEET, SLIDES, maps, pooled, run, write_slide
 from sklearn import metrics as sk
 
+from helpers.evaluated import KINDS, SHEET, SLIDES, maps, pooled, run, write_slide
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import (
     SlideLevelOptions,
 )
 from wsi_pipeline.errors import ConfigError, IncompleteError, StoreError
-from wsi_pipeline.masks import TUMOR
-from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.masks.label_images import TUMOR
 
 
 def test_figures_are_those_of_the_pooled_patches(scored: Path, tmp_path: Path) -> None:

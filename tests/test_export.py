@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from wsi_pipeline.files import canonical_json
+from wsi_pipeline.io.digests import canonical_json
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.stages import export
-from wsi_pipeline.store import Image, write_image
 
 
 def test_values_and_place_come_back(tmp_path: Path) -> None:

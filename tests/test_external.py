@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from wsi_pipeline import cli
+from wsi_pipeline.cli import app as cli
 from wsi_pipeline.errors import PipelineError
-from wsi_pipeline.judge import read_detections, read_mask
+from wsi_pipeline.evaluation.external import read_detections, read_mask
 from wsi_pipeline.metrics.delong import compare, components, covariance, delong_interval
 
 
@@ -124,9 +124,11 @@ def square_mask(*corners: tuple[int, int], edge: int = 50) -> np.ndarray:
 def cases(tmp_path: Path) -> Path:
     # Level 5: a mask pixel is 32 level-0 pixels; (1000, 1000) is in pixel (31, 31).
     write_case(
-        tmp_path, "test_001", "0.9,1000,1000\n0.8,1010,1010\n0.7,9000,9000\n0.3,8000,1000\n",
+        tmp_path,
+        "test_001",
+        "0.9,1000,1000\n0.8,1010,1010\n0.7,9000,9000\n0.3,8000,1000\n",
         square_mask((20, 20), (20, 240)),
-    )  # fmt: skip
+    )
     write_case(
         tmp_path, "Test_002", "Confidence,X,Y\n0.6,50,50\n", square_mask((100, 100)), suffix="_evaluation_mask.png"
     )
@@ -146,9 +148,13 @@ def test_froc_by_hand(cases: Path) -> None:
     assert found["froc"] == pytest.approx((2 / 3 + 4 * 2 / 3) / 6)
     assert (found["n_slides"], found["n_lesions"], found["excluded"]) == (4, 3, [])
     assert found["slides"][1] == {
-        "slide": "test_001", "detections": 4, "lesions": 2, "lesions_hit": 2, "false_positives": 1,
+        "slide": "test_001",
+        "detections": 4,
+        "lesions": 2,
+        "lesions_hit": 2,
+        "false_positives": 1,
         "isolated_tumor_cells": 0,
-    }  # fmt: skip
+    }
     low, high = found["froc_interval"]
     assert 0 <= low <= found["froc"] <= high <= 1
     text = command("froc", cases / "detections", cases / "masks", "--exclude", "test_001", "--resamples", 100)

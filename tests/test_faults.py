@@ -21,11 +21,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import CONFIG
 
-from wsi_pipeline.files import digest_file, digest_tree, remove
-from wsi_pipeline.jobs import finished_jobs
-from wsi_pipeline.options import load_config, options_json
+from conftest import CONFIG
+from wsi_pipeline.config.loading import load_config, options_json
+from wsi_pipeline.io.atomic import remove
+from wsi_pipeline.io.digests import digest_file, digest_tree
+from wsi_pipeline.provenance.snakemake_metadata import finished_jobs
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
@@ -64,7 +65,7 @@ def child(folder: str, command: tuple[str, ...], log: str, fault: Callable[[], N
     sys.argv = list(command)
     if fault is not None:
         fault()
-    from wsi_pipeline.cli import main
+    from wsi_pipeline.cli.app import main
 
     main()
 
@@ -121,7 +122,7 @@ class FullDisk:
 def processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["wsi_pipeline.cli", "torch", "zarr", "pandas", "pyarrow.parquet", "sklearn.metrics"]
+        ["wsi_pipeline.cli.app", "torch", "zarr", "pandas", "pyarrow.parquet", "sklearn.metrics"]
     )
     return context
 

@@ -6,8 +6,9 @@ import pytest
 
 from wsi_pipeline.config import STEP_VERSIONS, PyramidRun
 from wsi_pipeline.errors import PipelineError, SlideError, StoreError
-from wsi_pipeline.files import canonical_json, digest_tree, publish
-from wsi_pipeline.receipts import read_receipt, write_receipt
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.digests import canonical_json, digest_tree
+from wsi_pipeline.io.receipts import read_receipt, write_receipt
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_mutated_slides_end_in_one_line_or_in_a_whole_store() -> None:
 
 def supervised_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
     whole = "import os, signal, sys, time\nfrom wsi_pipeline.errors import StoreError\n"
-    whole += f"from wsi_pipeline.supervise import CrashError, supervised\ndef run():\n    {code}\n"
+    whole += f"from wsi_pipeline.slides.crash_isolation import CrashError, supervised\ndef run():\n    {code}\n"
     whole += "try:\n    sys.exit(supervised(run))\nexcept CrashError as crash:\n    print('crash', crash)"
     return subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False)
 
@@ -39,7 +39,7 @@ def test_what_becomes_of_a_supervised_function() -> None:
 
 def test_the_fork_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "import os, time\nfrom pathlib import Path\nfrom wsi_pipeline.supervise import supervised\n"
+        "import os, time\nfrom pathlib import Path\nfrom wsi_pipeline.slides.crash_isolation import supervised\n"
         f"def run():\n    Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n    time.sleep(60)\n"
         "supervised(run)"
     )
@@ -60,7 +60,7 @@ def test_a_crash_names_slide_file_and_remedy(tmp_path: Path) -> None:
     source.touch()
     (out / ".partial-0123abcd-p.ome.zarr").mkdir()
     code = (
-        "import os, signal\nfrom wsi_pipeline import cli\nfrom wsi_pipeline.stages import convert\n"
+        "import os, signal\nfrom wsi_pipeline.cli import app as cli\nfrom wsi_pipeline.stages import convert\n"
         "convert.run = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)\ncli.main()"
     )
     arguments = ["convert", source, "--slide", "s1", "--store", out / "p.ome.zarr", "--receipt", out / "p.json"]

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from predicting import probability, run, without_tissue, write_model, write_slide
 
+from helpers.predicting import probability, run, without_tissue, write_model, write_slide
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.masks import grid_shares
-from wsi_pipeline.model.folder import ModelFacts, write_model_json
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.store import read_image
+from wsi_pipeline.masks.label_images import grid_shares
+from wsi_pipeline.model.model_dir import ModelFacts, write_model_json
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.heatmap_filters import overlap_mean, smoothed
+from wsi_pipeline.model.heatmap_filters import overlap_mean, smoothed
 
 
 def heat_of(shape: tuple[int, int], seed: int = 1) -> np.ndarray:

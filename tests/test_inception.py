@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
 
+from conftest import DATA
 from wsi_pipeline.model.inception import InceptionV3, folded
 
 GOLDEN = DATA.parent / "reference" / "inception_v3_golden.json"

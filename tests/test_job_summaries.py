@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import snakemake
 
-from wsi_pipeline.progress import last_line
+from conftest import snakemake
+from job_summaries import last_line
 
 
 @pytest.mark.parametrize(

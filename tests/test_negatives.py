@@ -10,19 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import training
-from conftest import square, write_asap
 from safetensors.torch import load_file
 
+from conftest import square, write_asap
+from helpers import training
 from wsi_pipeline.config import HardDraw, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import canonical_json
-from wsi_pipeline.patch_store import PatchStore
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.io.digests import canonical_json
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+from wsi_pipeline.pyramid.patch_store import PatchStore
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import negatives, tissue, train, truth
 from wsi_pipeline.stages.negatives import worst
 from wsi_pipeline.stages.train import Outputs, PatchSet
-from wsi_pipeline.store import Image, write_image
 
 STRIDE_UM = 37.5
 
@@ -35,10 +35,16 @@ def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     xml = write_asap(out / "a.xml", [("_0", square(200, 200, 500))])
     tissue.run("s1", store, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
     truth.run(
-        "s1", store, out / "truth.ome.zarr", out / "truth.json", out / "u.png",
-        out / "u.geojson", TruthOptions(), annotation=xml,
+        "s1",
+        store,
+        out / "truth.ome.zarr",
+        out / "truth.json",
+        out / "u.png",
+        out / "u.geojson",
+        TruthOptions(),
+        annotation=xml,
         label="tumor",
-    )  # fmt: skip
+    )
     pyramid = Pyramid(store)
     grid = pyramid.grid(pyramid.patch_spec(75, 0.5), None)
     heat = np.tile(np.linspace(0, 1, grid.columns, dtype=np.float32), (grid.rows, 1))
@@ -54,10 +60,17 @@ def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def run(predicted: Path, slide: Path, out: Path, name: str = "s1", **options: Any) -> dict[str, Any]:
     given = {"mpp": 0.5, "size_px": 75, "codec": "zstd", "min_tissue": 0.9, **options}
     negatives.run(
-        name, slide / "pyramid.ome.zarr", predicted / "tissue.ome.zarr", predicted / "truth.ome.zarr",
-        predicted / "heat.ome.zarr", predicted / "heat.json", out / "s1.zarr", out / "s1.parquet", out / "s1.json",
+        name,
+        slide / "pyramid.ome.zarr",
+        predicted / "tissue.ome.zarr",
+        predicted / "truth.ome.zarr",
+        predicted / "heat.ome.zarr",
+        predicted / "heat.json",
+        out / "s1.zarr",
+        out / "s1.parquet",
+        out / "s1.json",
         HardDraw(**given),
-    )  # fmt: skip
+    )
     facts: dict[str, Any] = json.loads((out / "s1.json").read_text())
     return facts
 

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training import OPTIONS, needs_bfloat16, write_patches
 
+from helpers.training import OPTIONS, needs_bfloat16, write_patches
 from wsi_pipeline.config import Config, TrainingRun
+from wsi_pipeline.config.loading import options_json, parse_options
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.model.augment import _STAINS, Draws, restained
-from wsi_pipeline.model.bank import PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.dataset import PatchBank
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.folder import starting_network
 from wsi_pipeline.model.inception import InceptionV3, dropout_mask
+from wsi_pipeline.model.model_dir import starting_network
 from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
 from wsi_pipeline.model.trainer import StoppedError, Trainer
-from wsi_pipeline.options import options_json, parse_options
 from wsi_pipeline.stages.train import PatchSet
 
 
@@ -33,12 +33,17 @@ def test_a_recipe_fills_what_the_config_leaves_open() -> None:
     assert training.batch_size == 64
     assert (training.augmentation.hue, training.augmentation.contrast) == (0.1, 0.75)
     assert (training.schedule.kind, training.schedule.every_patches, training.schedule.warmup_steps) == (
-        "step", 2_000_000, 5,
-    )  # fmt: skip
+        "step",
+        2_000_000,
+        5,
+    )
     matlab = Config().training
     assert (matlab.recipe, matlab.learning_rate, matlab.squared_gradient_decay, matlab.batch_size) == (
-        "matlab", 1e-4, 0.99, 256,
-    )  # fmt: skip
+        "matlab",
+        1e-4,
+        0.99,
+        256,
+    )
     # As a stage gets them.
     options = Config.model_validate({"training": given}).stage_options("train")
     assert parse_options("train", TrainingRun, options_json("train", options)) == options

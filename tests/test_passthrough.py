@@ -11,18 +11,18 @@ import openslide
 import pytest
 import tifffile
 import zarr
-from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 
-from wsi_pipeline import passthrough
+from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size, tiles
-from wsi_pipeline.jpeg import Jpeg, without_text
-from wsi_pipeline.levels import Level
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.slides import SourceSlide
+from wsi_pipeline.pyramid import passthrough
+from wsi_pipeline.pyramid.level import Level
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.slides.jpeg import Jpeg, without_text
+from wsi_pipeline.slides.openslide_reader import SourceSlide
+from wsi_pipeline.slides.tiff_tiles import TiledTiff
 from wsi_pipeline.stages import convert
-from wsi_pipeline.tiff import TiledTiff
 
 
 def levels_of(folder: Path) -> list[dict[str, Any]]:
@@ -55,10 +55,17 @@ def write_pages(
     with tifffile.TiffWriter(path) as tiff:
         for k, page in enumerate(pages):
             tiff.write(
-                page, tile=tile, photometric="rgb", compression="jpeg", metadata=None,
-                compressionargs={"level": 90, "outcolorspace": outcolorspace}, resolution=(20000, 20000),
-                resolutionunit=3, subfiletype=1 if k else 0, **(first if k == 0 else {}),
-            )  # fmt: skip
+                page,
+                tile=tile,
+                photometric="rgb",
+                compression="jpeg",
+                metadata=None,
+                compressionargs={"level": 90, "outcolorspace": outcolorspace},
+                resolution=(20000, 20000),
+                resolutionunit=3,
+                subfiletype=1 if k else 0,
+                **(first if k == 0 else {}),
+            )
     return path
 
 
@@ -245,9 +252,17 @@ def test_text_inside_the_streams_stays_behind(tmp_path: Path) -> None:
     stream = whole[:20] + text + whole[20:]
     source = tmp_path / "s.tif"
     tifffile.imwrite(
-        source, iter([stream]), shape=picture.shape, dtype="uint8", tile=(512, 512), photometric="ycbcr",
-        compression="jpeg", subsampling=(2, 2), resolution=(20000, 20000), resolutionunit=3,
-    )  # fmt: skip
+        source,
+        iter([stream]),
+        shape=picture.shape,
+        dtype="uint8",
+        tile=(512, 512),
+        photometric="ycbcr",
+        compression="jpeg",
+        subsampling=(2, 2),
+        resolution=(20000, 20000),
+        resolutionunit=3,
+    )
     assert b"Doe,Jane" in source.read_bytes()
     folder = converted(tmp_path, source)
     assert methods(folder) == ["copied"]

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import tissue_picture, write_tiff
 
+from conftest import tissue_picture, write_tiff
 from wsi_pipeline.config import PyramidRun
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
-from wsi_pipeline.walk import Walk
 
 SIZE = 1900, 1500
 

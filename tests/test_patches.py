@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from conftest import square, write_asap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import square, write_asap
 from wsi_pipeline.config import PatchDraw, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.masks import AreaShares
-from wsi_pipeline.patch_store import PatchStore
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.masks.label_images import AreaShares
+from wsi_pipeline.pyramid.patch_store import PatchStore
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import patches, tissue, truth
 from wsi_pipeline.stages.patches import draw
 
@@ -29,18 +29,31 @@ def prepared(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     tissue.run("s1", pyramid, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
     options = TruthOptions(ignore_groups=("Ignore",))
     truth.run(
-        "s1", pyramid, out / "truth.ome.zarr", out / "truth.json", out / "u.png",
-        out / "u.geojson", options, annotation=xml, label="tumor"
-    )  # fmt: skip
+        "s1",
+        pyramid,
+        out / "truth.ome.zarr",
+        out / "truth.json",
+        out / "u.png",
+        out / "u.geojson",
+        options,
+        annotation=xml,
+        label="tumor",
+    )
     return out
 
 
 def run(prepared: Path, slide: Path, out: Path, **options: object) -> tuple[dict[str, object], list[dict[str, object]]]:
     patches.run(
-        "s1", slide / "pyramid.ome.zarr", prepared / "tissue.ome.zarr", prepared / "truth.ome.zarr",
-        out / "patches.zarr", out / "patches.parquet", out / "patches.json",
-        PatchDraw(**{"mpp": 0.5, "size_px": 96, **options}), 2,
-    )  # fmt: skip
+        "s1",
+        slide / "pyramid.ome.zarr",
+        prepared / "tissue.ome.zarr",
+        prepared / "truth.ome.zarr",
+        out / "patches.zarr",
+        out / "patches.parquet",
+        out / "patches.json",
+        PatchDraw(**{"mpp": 0.5, "size_px": 96, **options}),
+        2,
+    )
     return json.loads((out / "patches.json").read_text()), pq.read_table(out / "patches.parquet").to_pylist()
 
 

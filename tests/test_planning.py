@@ -13,10 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from snakemake.iocontainers import InputFiles
 from snakemake.scheduling.job_scheduler import JobScheduler
 
+from conftest import ROOT
 from wsi_pipeline.planning import collect_rarely, index_inputs, look_at_some
 
 

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from predicting import CLASSES, run, without_tissue, write_model, write_slide
-from training import needs_bfloat16
 
+from helpers.predicting import CLASSES, run, without_tissue, write_model, write_slide
+from helpers.training import needs_bfloat16
 from wsi_pipeline.config import HeatmapRun, PyramidRun
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.model.device import Device
-from wsi_pipeline.model.folder import ModelFacts, load_network
 from wsi_pipeline.model.inception import InceptionV3
-from wsi_pipeline.model.prediction import CPU_BATCH, Predictor, fitting, optimised
-from wsi_pipeline.model.scan import scan_batches, scan_threads
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.raw_scores import RawScores
+from wsi_pipeline.model.inference import scan_batches, scan_threads
+from wsi_pipeline.model.model_dir import ModelFacts, load_network
+from wsi_pipeline.model.prediction_cache import RawScores
+from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, fitting, optimised
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import heatmap, predict
-from wsi_pipeline.store import read_image
-from wsi_pipeline.walk import Walk
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(slide: Path, model: P
     options = HeatmapRun(stride_um=18)
     code = (
         "from wsi_pipeline.stages import predict; predict._SAVE_SECONDS = 0.2; "
-        "from wsi_pipeline.cli import main; main()"
+        "from wsi_pipeline.cli.app import main; main()"
     )
 
     def start(out: Path, threads: int) -> subprocess.Popen[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_pipeline.raw_scores import RawScores
+from wsi_pipeline.model.prediction_cache import RawScores
 
 
 def some(path: Path) -> RawScores:

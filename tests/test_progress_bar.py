@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from conftest import tissue_picture, write_tiff
-
-from wsi_pipeline.bars import Bar, tracked
+from wsi_pipeline.progress_bar import Bar, tracked
 
 PROGRAM = Path(sys.executable).with_name("wsi-pipeline")
 
@@ -53,7 +52,6 @@ def test_bars_that_nobody_sees_cost_nothing() -> None:
     with Bar("things", 3) as shown:
         shown.advance()
         shown.at(3, "a note")
-    assert "rich.progress" not in subprocess.run(
-        [sys.executable, "-c", "import sys, wsi_pipeline.bars as b; b.Bar('a', 1).close(); print(sorted(sys.modules))"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    code = "import sys; from wsi_pipeline.progress_bar import Bar; Bar('a', 1).close(); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "rich.progress" not in done.stdout

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, ROOT, snakemake
 from typer.testing import CliRunner
 
-from wsi_pipeline.cli import app
+from conftest import CONFIG, ROOT, snakemake
+from wsi_pipeline.cli.app import app
+from wsi_pipeline.config.loading import load_config
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import digest_tree
-from wsi_pipeline.options import load_config
-from wsi_pipeline.provenance import check_crate, write_crate
-from wsi_pipeline.run_record import read_runs, record_run
+from wsi_pipeline.io.digests import digest_tree
+from wsi_pipeline.provenance.ro_crate import check_crate, write_crate
+from wsi_pipeline.provenance.run_record import read_runs, record_run
 
 pytestmark = pytest.mark.workflow
 

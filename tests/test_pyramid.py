@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import converted, tissue_picture, write_tiff
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import converted, tissue_picture, write_tiff
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.jpeg import Jpeg
-from wsi_pipeline.levels import Cache
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.shards import ChunkGrid, Shard, write_shards
-from wsi_pipeline.store import Image, read_image, write_image
+from wsi_pipeline.pyramid.level import Cache
+from wsi_pipeline.pyramid.ome_zarr import Image, read_image, write_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.pyramid.shards import ChunkGrid, Shard, write_shards
+from wsi_pipeline.slides.jpeg import Jpeg
 
 
 @given(st.integers(-300, 1700), st.integers(-300, 1300), st.integers(1, 400), st.integers(1, 400))
@@ -166,7 +166,7 @@ def test_a_fork_reads_while_a_thread_of_its_parent_holds_the_locks(tissue_slide:
 
 
 def test_files_that_are_replaced_are_closed(tissue_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_pipeline.levels.OPEN_SHARDS", 1)
+    monkeypatch.setattr("wsi_pipeline.pyramid.level.OPEN_SHARDS", 1)
     before = len(list(Path("/proc/self/fd").iterdir()))
     pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
     pyramid.read(Box(0, 0, 1600, 1200), 0)

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import square, write_asap
-from evaluated import folders_of, write_slide
 
+from conftest import square, write_asap
+from helpers.evaluated import folders_of, write_slide
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import EvaluateOptions, ReportRun, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.jobs import finished_jobs, job_of
-from wsi_pipeline.sheet import Sheet, SlideRow
-from wsi_pipeline.slide_views import heat_grid
+from wsi_pipeline.evaluation.summary import summary_text
+from wsi_pipeline.provenance.snakemake_metadata import finished_jobs, job_of
+from wsi_pipeline.report.slide_data import heat_grid
 from wsi_pipeline.stages import evaluate, report, tissue, truth
-from wsi_pipeline.summary import summary_text
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,16 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (folder / "pyramid.ome.zarr").symlink_to(tissue_slide / "pyramid.ome.zarr")
         xml = write_asap(folder / "a.xml", [("_0", square(200, 200, 400))]) if label == "tumor" else None
         truth.run(
-            slide, folder / "pyramid.ome.zarr", folder / "truth.ome.zarr", folder / "truth.json", folder / "truth.png",
+            slide,
+            folder / "pyramid.ome.zarr",
+            folder / "truth.ome.zarr",
+            folder / "truth.json",
+            folder / "truth.png",
             folder / "truth.geojson",
-            TruthOptions(), annotation=xml, label=label,
-        )  # fmt: skip
+            TruthOptions(),
+            annotation=xml,
+            label=label,
+        )
         found = [folder / f"tissue.{kind}" for kind in ("ome.zarr", "json", "png")]
         tissue.run(slide, folder / "pyramid.ome.zarr", *found, TissueOptions())
         heat = np.random.default_rng(len(sheet)).uniform(0, 1, (6, 8))
@@ -123,8 +129,17 @@ def test_the_commands_are_those_that_ran(finished: Path) -> None:
     found = re.findall(r"<dt>(\w+)</dt><dd><code>(.*?)</code></dd>", html)
     commands = {rule: unescape(command) for rule, command in found}
     assert list(commands) == [
-        "convert", "tissue", "truth", "patches", "train", "heatmap", "scores", "confusion", "calibrate", "evaluate",
-    ]  # fmt: skip
+        "convert",
+        "tissue",
+        "truth",
+        "patches",
+        "train",
+        "heatmap",
+        "scores",
+        "confusion",
+        "calibrate",
+        "evaluate",
+    ]
     assert " && wsi-pipeline detect --truth " in commands["scores"]
     ran = {job.command for job in finished_jobs(finished / ".snakemake")}
     assert set(commands.values()) <= ran

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import training
 from safetensors.torch import load_file
 
+from helpers import training
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.team import STOPPED
-from wsi_pipeline.model.watch import Watch
+from wsi_pipeline.model.distributed import STOPPED
+from wsi_pipeline.model.training_log import Watch
 from wsi_pipeline.stages.train import _stopped_by
 
 STEPS = 12

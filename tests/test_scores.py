@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluated import SHEET, maps, run, write_slide
 
+from helpers.evaluated import SHEET, maps, run, write_slide
+from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import PatchLevelOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.evaluation.score_histogram import ScoreCounts
+from wsi_pipeline.evaluation.slide_features import slide_features
+from wsi_pipeline.evaluation.summary import summary_text
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.steps import STEPS
-from wsi_pipeline.score_counts import ScoreCounts
-from wsi_pipeline.sheet import Sheet
-from wsi_pipeline.slide_features import slide_features
+from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.stages import scores
-from wsi_pipeline.store import Image
-from wsi_pipeline.summary import summary_text
 
 
 def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
@@ -40,9 +40,11 @@ def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
 
 def test_the_top_mean_is_that_of_the_highest_scores() -> None:
     counts = ScoreCounts(
-        np.array([0, 100, 500, 1000]), normal=np.array([90, 3, 1, 0]), tumor=np.array([0, 2, 1, 1]),
+        np.array([0, 100, 500, 1000]),
+        normal=np.array([90, 3, 1, 0]),
+        tumor=np.array([0, 2, 1, 1]),
         ignored=np.array([0, 0, 1, 1]),
-    )  # fmt: skip
+    )
     # 100 positions: 1000 twice, 500 three times, 100 five times.
     assert counts.top_mean(0.01) == pytest.approx(1000 / STEPS)
     assert counts.top_mean(0.04) == pytest.approx((2 * 1000 + 2 * 500) / 4 / STEPS)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow, load_sheet
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import ConfigError, SheetError
-from wsi_pipeline.sheet import Sheet, SlideRow, load_sheet
 
 HEAD = "slide\tpath\tsplit\tlabel\tannotation\texhaustive\tpatient\tmpp\n"
 

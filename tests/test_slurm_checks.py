@@ -15,8 +15,8 @@ import pytest
 from snakemake.resources import ResourceScopes
 from snakemake_executor_plugin_slurm import Executor
 
+from slurm_checks import COMMANDS, cancel_leftovers, check_slurm, start_once
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.slurm import COMMANDS, cancel_leftovers, check_slurm, start_once
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import DATA, converted, needs_data, write_tiff
 
+from conftest import DATA, converted, needs_data, write_tiff
 from wsi_pipeline.config import HeatmapRun, PatchDraw, TissueOptions, TruthOptions
 from wsi_pipeline.model.augment import to_input, to_unit
-from wsi_pipeline.model.folder import ModelFacts, save_weights, write_model_json
 from wsi_pipeline.model.inception import InceptionV3, initialize
-from wsi_pipeline.patch_store import PatchStore
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.model.model_dir import ModelFacts, save_weights, write_model_json
+from wsi_pipeline.pyramid.ome_zarr import Image, read_image
+from wsi_pipeline.pyramid.patch_store import PatchStore
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.pyramid.stain import REFERENCE, REFERENCE_MAXIMA, Stains, stains_of
 from wsi_pipeline.stages import heatmap, patches, tissue, truth
-from wsi_pipeline.stain import REFERENCE, REFERENCE_MAXIMA, Stains, stains_of
-from wsi_pipeline.store import Image, read_image
 
 PALE = np.array([[0.60, 0.72, 0.35], [0.10, 0.95, 0.30]])
 STRONG = np.array([[0.50, 0.75, 0.43], [0.28, 0.80, 0.53]])
@@ -73,18 +73,30 @@ def stained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pyramid = out / "pyramid.ome.zarr"
     tissue.run("s1", pyramid, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
     truth.run(
-        "s1", pyramid, out / "truth.ome.zarr", out / "truth.json", out / "u.png",
-        out / "u.geojson", TruthOptions(), label="normal"
-    )  # fmt: skip
+        "s1",
+        pyramid,
+        out / "truth.ome.zarr",
+        out / "truth.json",
+        out / "u.png",
+        out / "u.geojson",
+        TruthOptions(),
+        label="normal",
+    )
     return out
 
 
 def draw(stained: Path, out: Path, kind: str) -> tuple[dict[str, Any], PatchStore]:
     options = PatchDraw(mpp=0.5, size_px=75, max_normal=20, min_tissue=0.1, codec="zstd", stain_normalisation=kind)
     patches.run(
-        "s1", stained / "pyramid.ome.zarr", stained / "tissue.ome.zarr", stained / "truth.ome.zarr",
-        out / "patches.zarr", out / "patches.parquet", out / "patches.json", options,
-    )  # fmt: skip
+        "s1",
+        stained / "pyramid.ome.zarr",
+        stained / "tissue.ome.zarr",
+        stained / "truth.ome.zarr",
+        out / "patches.zarr",
+        out / "patches.parquet",
+        out / "patches.json",
+        options,
+    )
     return json.loads((out / "patches.json").read_text()), PatchStore(out / "patches.zarr")
 
 

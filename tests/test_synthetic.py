@@ -7,11 +7,11 @@ import openslide
 import pytest
 import shapely
 
-from wsi_pipeline.annotations import read_annotation
+from wsi_pipeline.cohort.sheet import load_sheet
+from wsi_pipeline.cohort.synthetic import PLANS, Plan, write_cohort
 from wsi_pipeline.config import TruthOptions
-from wsi_pipeline.demo import PLANS, Plan, write_cohort
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.sheet import load_sheet
+from wsi_pipeline.masks.annotations import read_annotation
 
 SIZE = Size(2048, 1536)
 

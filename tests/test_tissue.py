@@ -5,20 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from wsi_pipeline.annotations import read_annotation
+from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
 from wsi_pipeline.config import PyramidRun, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.foreground import clean
-from wsi_pipeline.masks import TUMOR
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.masks.annotations import read_annotation
+from wsi_pipeline.masks.label_images import TUMOR
+from wsi_pipeline.masks.tissue_detection import clean
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue, truth
 from wsi_pipeline.stages.tissue import read_features
-from wsi_pipeline.store import read_image
 
 NO_CLEANING = {"closing_um": 0, "min_hole_um2": 0, "min_area_um2": 0}
 
@@ -26,9 +26,14 @@ NO_CLEANING = {"closing_um": 0, "min_hole_um2": 0, "min_area_um2": 0}
 def run(folder: Path, out: Path, *, threads: int = 2, **options: object) -> np.ndarray:
     store = out / "tissue.ome.zarr"
     tissue.run(
-        "s1", folder / "pyramid.ome.zarr", store, out / "tissue.json", out / "tissue.png",
-        TissueOptions(**options), threads,
-    )  # fmt: skip
+        "s1",
+        folder / "pyramid.ome.zarr",
+        store,
+        out / "tissue.json",
+        out / "tissue.png",
+        TissueOptions(**options),
+        threads,
+    )
     return read_image(store, Pyramid(folder / "pyramid.ome.zarr").mpp).data.astype(bool)
 
 
@@ -169,10 +174,16 @@ def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, na
     pyramid = Pyramid(folder / "pyramid.ome.zarr")
     mask = run(folder, tmp_path, mpp=8)
     truth.run(
-        name, pyramid.path, tmp_path / "truth.ome.zarr", tmp_path / "truth.json", tmp_path / "truth.png",
+        name,
+        pyramid.path,
+        tmp_path / "truth.ome.zarr",
+        tmp_path / "truth.json",
+        tmp_path / "truth.png",
         tmp_path / "truth.geojson",
-        TruthOptions(), annotation=xml, label="tumor",
-    )  # fmt: skip
+        TruthOptions(),
+        annotation=xml,
+        label="tumor",
+    )
     tumor = read_image(tmp_path / "truth.ome.zarr", pyramid.mpp).data == TUMOR
     assert mask[tumor].mean() >= 0.98
     exact = read_annotation(name, xml, TruthOptions(), pyramid.size).tumor.area * pyramid.mpp**2

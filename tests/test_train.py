@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training import EDGE, OPTIONS, write_patches
 
+from helpers.training import EDGE, OPTIONS, write_patches
 from wsi_pipeline.config import AugmentationOptions, TrainingRun
 from wsi_pipeline.errors import ModelError, PipelineError, StoreError
-from wsi_pipeline.files import canonical_json
+from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.model.augment import Draws, augment, centred, jittered, oriented
-from wsi_pipeline.model.bank import GIB, BalancedSampler, Feed, PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.dataset import GIB, BalancedSampler, Feed, PatchBank
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.download import download_imagenet
-from wsi_pipeline.model.folder import (
+from wsi_pipeline.model.imagenet import download_imagenet
+from wsi_pipeline.model.inception import InceptionV3
+from wsi_pipeline.model.model_dir import (
     ModelFacts,
     read_imagenet,
     read_model_json,
@@ -26,9 +27,8 @@ from wsi_pipeline.model.folder import (
     starting_network,
     write_model_json,
 )
-from wsi_pipeline.model.inception import InceptionV3
 from wsi_pipeline.model.trainer import Trainer
-from wsi_pipeline.patch_store import PatchStore
+from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.stages import train
 from wsi_pipeline.stages.train import Outputs, PatchSet
 

@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-from conftest import square, write_asap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline.annotations import Regions, read_annotation
+from conftest import square, write_asap
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.rasterize import Crossings
+from wsi_pipeline.masks.annotations import Regions, read_annotation
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.masks.rasterize import Crossings
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import truth
 from wsi_pipeline.stages.truth import draw
-from wsi_pipeline.store import read_image
 
 SIZE = Size(1600, 1200)
 
@@ -135,9 +135,14 @@ def test_three_states(
     xml = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 300))]) if annotated else None
     store = tmp_path / "t.ome.zarr"
     truth.run(
-        "s1", tissue_slide / "pyramid.ome.zarr", *outputs(tmp_path),
-        TruthOptions(), annotation=xml, label=label, exhaustive=exhaustive,
-    )  # fmt: skip
+        "s1",
+        tissue_slide / "pyramid.ome.zarr",
+        *outputs(tmp_path),
+        TruthOptions(),
+        annotation=xml,
+        label=label,
+        exhaustive=exhaustive,
+    )
     image = read_image(store, Pyramid(tissue_slide / "pyramid.ome.zarr").mpp).data
     assert image[0, 0] == outside
     assert (image == TUMOR).any() == annotated
@@ -187,9 +192,13 @@ def test_label_and_annotation_have_to_agree(tissue_slide: Path, tmp_path: Path, 
     xml = write_asap(tmp_path / "a.xml", [(group, square(400, 400, 300))])
     with pytest.raises(AnnotationError, match=f"the sheet's label is {label}"):
         truth.run(
-            "s1", tissue_slide / "pyramid.ome.zarr", *outputs(tmp_path),
-            TruthOptions(), annotation=xml, label=label,
-        )  # fmt: skip
+            "s1",
+            tissue_slide / "pyramid.ome.zarr",
+            *outputs(tmp_path),
+            TruthOptions(),
+            annotation=xml,
+            label=label,
+        )
 
 
 @pytest.mark.parametrize("tumor_first", [True, False])
@@ -215,9 +224,13 @@ def test_a_band_along_the_borders_is_ignored(tumor_first: bool) -> None:
 def test_the_band_is_wanted_by_the_config(tissue_slide: Path, tmp_path: Path) -> None:
     xml = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 400))])
     truth.run(
-        "s1", tissue_slide / "pyramid.ome.zarr", *outputs(tmp_path),
-        TruthOptions(mpp=4, ignore_margin_um=20), annotation=xml, label="tumor",
-    )  # fmt: skip
+        "s1",
+        tissue_slide / "pyramid.ome.zarr",
+        *outputs(tmp_path),
+        TruthOptions(mpp=4, ignore_margin_um=20),
+        annotation=xml,
+        label="tumor",
+    )
     pixels = json.loads((tmp_path / "t.json").read_text())["pixels"]
     # 200 um of tumour, 20 um taken off on each side.
     assert pixels["tumor"] * 16 == pytest.approx(160**2, rel=0.02)
@@ -229,9 +242,13 @@ def test_micrometres_taken_for_pixels_are_noticed(tissue_slide: Path, tmp_path: 
 
     def run(ring: list[tuple[float, float]]) -> None:
         truth.run(
-            "s1", tissue_slide / "pyramid.ome.zarr", *outputs(tmp_path),
-            TruthOptions(), annotation=write_asap(tmp_path / "a.xml", [("_0", ring)]), label="tumor",
-        )  # fmt: skip
+            "s1",
+            tissue_slide / "pyramid.ome.zarr",
+            *outputs(tmp_path),
+            TruthOptions(),
+            annotation=write_asap(tmp_path / "a.xml", [("_0", ring)]),
+            label="tumor",
+        )
 
     run(square(300, 300, 80))
     with pytest.raises(AnnotationError, match=r"0 % of its vertices lie on tissue; 100 % would if they were micromet"):
@@ -242,8 +259,9 @@ def test_micrometres_taken_for_pixels_are_noticed(tissue_slide: Path, tmp_path: 
 
 @given(
     st.lists(st.tuples(st.floats(0, 90), st.floats(0, 60), st.floats(1, 40)), min_size=1, max_size=6),
-    st.integers(1, 70), st.integers(1, 4),
-)  # fmt: skip
+    st.integers(1, 70),
+    st.integers(1, 4),
+)
 @settings(max_examples=40, deadline=None)
 def test_truth_is_the_same_for_any_bands_and_workers(
     boxes: list[tuple[float, float, float]], band: int, threads: int

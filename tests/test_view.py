@@ -16,17 +16,17 @@ from urllib.parse import urlsplit
 import imagecodecs
 import numpy as np
 import pytest
-from conftest import DATA, needs_data, served, tissue_picture
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from conftest import DATA, needs_data, served, tissue_picture
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.masks import IGNORE, TUMOR
-from wsi_pipeline.overlays import outlines, tissue_overlay, truth_overlay
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.masks.label_images import IGNORE, TUMOR
+from wsi_pipeline.plots.overlays import outlines, tissue_overlay, truth_overlay
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
-from wsi_pipeline.store import Image, write_image
 
 
 def convert_here(source: Path, slide: Path, options: PyramidRun, mpp: float | None = None) -> Pyramid:
@@ -46,9 +46,11 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     mask = np.zeros((150, 200), np.uint8)
     mask[30:90, 40:120] = 1
     write_image(
-        folder / "slides" / "lossless" / "tissue.ome.zarr", Image.from_corner(mask, 4.0), name="t",
+        folder / "slides" / "lossless" / "tissue.ome.zarr",
+        Image.from_corner(mask, 4.0),
+        name="t",
         slide_mpp=pyramid.mpp,
-    )  # fmt: skip
+    )
     (folder / "slides" / "lossless" / "tissue.json").write_text('{"stage": "tissue"}')
     (folder / "secret.json").write_text("secret")
     return folder
@@ -108,9 +110,14 @@ def rgb_tiff(path: Path) -> Path:
     picture[..., 0] = np.maximum(picture[..., 0], 200)
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(
-            picture, tile=(256, 256), compression="jpeg", photometric="rgb", resolution=(20000, 20000),
-            resolutionunit="CENTIMETER", compressionargs={"level": 95, "outcolorspace": "rgb"},
-        )  # fmt: skip
+            picture,
+            tile=(256, 256),
+            compression="jpeg",
+            photometric="rgb",
+            resolution=(20000, 20000),
+            resolutionunit="CENTIMETER",
+            compressionargs={"level": 95, "outcolorspace": "rgb"},
+        )
     return path
 
 
@@ -190,13 +197,29 @@ def test_normal_inside_tumour_is_green_and_the_rest_of_the_normal_is_not() -> No
 @pytest.mark.parametrize(
     "path",
     [
-        "/../secret.json", "/secret.json", "/%2e%2e/secret.json", "/slides/..", "/slides/..%2f..%2fsecret.json",
-        "/slides/%2e%2e%2fsecret.json", "/tiles/../0/0/0", "/tiles/..%2fcopied/0/0/0", "/tiles/copied/0/0/0/../../..",
-        "/tiles/nobody/0/0/0", "/tiles/copied/99/0/0", "/tiles/copied/0/9999/0", "/tiles/copied/0/-1/0",
-        "/tiles/copied%00/0/0/0", "/heat/copied", "/heat/copied?model=..%2f..", "/slides/copied?model=../slides",
-        "/view.py", "/static/view.js", "//etc/passwd", "/%2fetc%2fpasswd",
+        "/../secret.json",
+        "/secret.json",
+        "/%2e%2e/secret.json",
+        "/slides/..",
+        "/slides/..%2f..%2fsecret.json",
+        "/slides/%2e%2e%2fsecret.json",
+        "/tiles/../0/0/0",
+        "/tiles/..%2fcopied/0/0/0",
+        "/tiles/copied/0/0/0/../../..",
+        "/tiles/nobody/0/0/0",
+        "/tiles/copied/99/0/0",
+        "/tiles/copied/0/9999/0",
+        "/tiles/copied/0/-1/0",
+        "/tiles/copied%00/0/0/0",
+        "/heat/copied",
+        "/heat/copied?model=..%2f..",
+        "/slides/copied?model=../slides",
+        "/view.py",
+        "/static/view.js",
+        "//etc/passwd",
+        "/%2fetc%2fpasswd",
     ],
-)  # fmt: skip
+)
 def test_nothing_else_can_be_read(address: str, path: str) -> None:
     status, _, content = ask(address, path)
     assert status == 404
@@ -261,12 +284,14 @@ def test_what_cannot_be_served_is_said(address: str, results: Path, tmp_path: Pa
     port = urlsplit(address).port
     found = run_view(str(results), "--port", str(port))
     assert (found.returncode, found.stderr) == (
-        2, f"error: port {port} is in use. Name another one with --port, or 0 for any\n",
-    )  # fmt: skip
+        2,
+        f"error: port {port} is in use. Name another one with --port, or 0 for any\n",
+    )
     found = run_view(str(tmp_path))
     assert (found.returncode, found.stderr) == (
-        2, f"error: {tmp_path}: no results of a run. Name a folder that Snakemake filled\n",
-    )  # fmt: skip
+        2,
+        f"error: {tmp_path}: no results of a run. Name a folder that Snakemake filled\n",
+    )
 
 
 def test_jpeg_decoders_agree_on_what_is_sent(results: Path, address: str) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_tiff
 
-from wsi_pipeline.files import digest_file, digest_tree
+from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_tiff
+from wsi_pipeline.io.digests import digest_file, digest_tree
 
 pytestmark = pytest.mark.workflow
 

@@ -1,5 +1,5 @@
 """`python -m wsi_pipeline` is `wsi-pipeline`."""
 
-from wsi_pipeline.cli import main
+from wsi_pipeline.cli.app import main
 
 main()

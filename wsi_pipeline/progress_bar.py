@@ -38,9 +38,14 @@ class Bar:
             if Bar._screen is None:
                 about = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
                 Bar._screen = Progress(
-                    about[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), about[1],
-                    console=Console(stderr=True), transient=True,
-                )  # fmt: skip
+                    about[0],
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TimeRemainingColumn(),
+                    about[1],
+                    console=Console(stderr=True),
+                    transient=True,
+                )
                 Bar._screen.start()
             Bar._count += 1
             self._task = Bar._screen.add_task(title, total=total, completed=done, note="")

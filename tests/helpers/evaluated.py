@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import (
     CalibrateOptions,
     EvaluateOptions,
@@ -15,11 +16,10 @@ from wsi_pipeline.config import (
     PatchLevelOptions,
     SlideLevelOptions,
 )
-from wsi_pipeline.files import canonical_json
-from wsi_pipeline.masks import NORMAL, TUMOR
-from wsi_pipeline.sheet import Sheet, SlideRow
+from wsi_pipeline.io.digests import canonical_json
+from wsi_pipeline.masks.label_images import NORMAL, TUMOR
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.stages import calibrate, confusion, detect, evaluate, scores
-from wsi_pipeline.store import Image, write_image
 
 STRIDE = 100.0
 KINDS = ("png", "pdf")
@@ -47,9 +47,13 @@ def write_slide(
     write_image(root / f"{slide}.truth.ome.zarr", Image.from_corner(truth, STRIDE), name="t", slide_mpp=0.5)
     grid = {"columns": heat.shape[1], "rows": heat.shape[0], "stride_px": STRIDE / 0.5, "patch_px": STRIDE / 0.5}
     facts = {
-        "stage": "heatmap", "slide": slide, "model_sha256": model, "slide_mpp": 0.5, "grid": grid,
+        "stage": "heatmap",
+        "slide": slide,
+        "model_sha256": model,
+        "slide_mpp": 0.5,
+        "grid": grid,
         "unread_positions": unread,
-    }  # fmt: skip
+    }
     receipt = root / "heatmaps" / f"{slide}.json"
     receipt.write_text(canonical_json(facts))
     calibration = root / "calibration.json"
@@ -66,14 +70,25 @@ def write_slide(
         return
     folder = root / "confusion"
     confusion.run(
-        slide, pyramid, *inputs, calibration, folder / f"{slide}.ome.zarr", folder / f"{slide}.json",
-        folder / f"{slide}.png", folder / f"{slide}.geojson", PatchLevelOptions(),
-    )  # fmt: skip
+        slide,
+        pyramid,
+        *inputs,
+        calibration,
+        folder / f"{slide}.ome.zarr",
+        folder / f"{slide}.json",
+        folder / f"{slide}.png",
+        folder / f"{slide}.geojson",
+        PatchLevelOptions(),
+    )
     found = root / "detections"
     detect.run(
-        slide, *inputs, found / f"{slide}.csv", found / f"{slide}.geojson", found / f"{slide}.json",
+        slide,
+        *inputs,
+        found / f"{slide}.csv",
+        found / f"{slide}.geojson",
+        found / f"{slide}.json",
         LesionLevelOptions(radius_um=100),
-    )  # fmt: skip
+    )
 
 
 SLIDES = {

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import tissue_picture, write_tiff
 
+from conftest import tissue_picture, write_tiff
 from wsi_pipeline.config import HeatmapRun, PyramidRun, TissueOptions
 from wsi_pipeline.model.augment import to_input, to_unit
-from wsi_pipeline.model.folder import ModelFacts, load_network, save_weights, write_model_json
 from wsi_pipeline.model.inception import InceptionV3, initialize
+from wsi_pipeline.model.model_dir import ModelFacts, load_network, save_weights, write_model_json
+from wsi_pipeline.pyramid.ome_zarr import Image, read_image, write_image
 from wsi_pipeline.stages import convert, heatmap, tissue
-from wsi_pipeline.store import Image, read_image, write_image
 
 CLASSES = ("normal", "tumor")
 
@@ -36,8 +36,14 @@ def write_slide(folder: Path, pyramid: PyramidRun) -> Path:
     own = folder / "s1"
     convert.run("s1", source, own / "pyramid.ome.zarr", own / "pyramid.json", pyramid)
     tissue.run(
-        "s1", own / "pyramid.ome.zarr", own / "tissue.ome.zarr", own / "tissue.json", own / "t.png", TissueOptions(), 1,
-    )  # fmt: skip
+        "s1",
+        own / "pyramid.ome.zarr",
+        own / "tissue.ome.zarr",
+        own / "tissue.json",
+        own / "t.png",
+        TissueOptions(),
+        1,
+    )
     return folder
 
 

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from wsi_pipeline import patch_store
-from wsi_pipeline.codecs import Lossless
 from wsi_pipeline.config import TrainingRun
-from wsi_pipeline.files import canonical_json
 from wsi_pipeline.geometry import Size
+from wsi_pipeline.io.digests import canonical_json
+from wsi_pipeline.pyramid import patch_store
+from wsi_pipeline.pyramid.codecs import Lossless
 
 needs_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not compute with bfloat16"
@@ -29,7 +29,7 @@ needs_bfloat16 = pytest.mark.skipif(
 EDGE = 75
 OPTIONS = TrainingRun(
     start="random", batch_size=8, max_steps=6, epochs=100, validate_every=2, learning_rate=1e-3, cpu_threads=1
-)  # fmt: skip
+)
 
 
 def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed: int = 0) -> Path:
@@ -65,7 +65,7 @@ def write_cohort(root: Path) -> None:
 
 
 def start(
-    root: Path, out: Path, *arguments: str, code: str = "from wsi_pipeline.cli import main; main()", **options: Any
+    root: Path, out: Path, *arguments: str, code: str = "from wsi_pipeline.cli.app import main; main()", **options: Any
 ) -> subprocess.Popen[str]:
     """`wsi-pipeline train` on the cohort in `root`; a checkpoint after every step."""
     command = [sys.executable, "-c", code, "train", "--sheet", str(root / "slides.tsv")]

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.run_record import RunRecord
+from wsi_pipeline.provenance.run_record import RunRecord
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,16 @@ from shlex import join, quote
 
 from snakemake.utils import validate
 
-from wsi_pipeline.options import load_config, options_json
+from wsi_pipeline.config.loading import load_config, options_json
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.planning import collect_rarely, index_inputs, keep_less, look_at_some
-from wsi_pipeline.progress import say_findings
-from wsi_pipeline.run_record import check_clock, read_runs, record_run
-from wsi_pipeline.sheet import is_remote, load_sheet
-from wsi_pipeline.slurm import cancel_leftovers, check_slurm, start_once
+from wsi_pipeline.provenance.run_record import check_clock, read_runs, record_run
+from wsi_pipeline.cohort.sheet import is_remote, load_sheet
+
+# Modules of the workflow that know Snakemake or SLURM: the package knows neither.
+sys.path.insert(0, str(Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent / "lib"))
+from job_summaries import say_findings
+from slurm_checks import cancel_leftovers, check_slurm, start_once
 
 try:
     CONFIG = load_config(config)

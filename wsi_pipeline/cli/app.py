@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
-from wsi_pipeline import cli_evaluation, tools
-from wsi_pipeline.cli_options import (
+from wsi_pipeline.cli import evaluation as cli_evaluation
+from wsi_pipeline.cli import tools
+from wsi_pipeline.cli.options import (
     AllowUpsampling,
     Exclude,
     FigureArg,
@@ -36,7 +37,7 @@ from wsi_pipeline.cli_options import (
     Weights,
 )
 from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
-from wsi_pipeline.files import no_room
+from wsi_pipeline.io.atomic import no_room
 
 if TYPE_CHECKING:
     from wsi_pipeline.config import HeatmapRun
@@ -93,9 +94,9 @@ def convert(
 ) -> None:
     """Convert a slide to an OME-Zarr pyramid."""
     from wsi_pipeline.config import PyramidRun
-    from wsi_pipeline.files import remove_leftovers
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.supervise import CrashError, supervised
+    from wsi_pipeline.config.loading import parse_options
+    from wsi_pipeline.io.atomic import remove_leftovers
+    from wsi_pipeline.slides.crash_isolation import CrashError, supervised
 
     parsed = parse_options("convert", PyramidRun, options)
     if verify is not None:
@@ -111,9 +112,11 @@ def convert(
     except CrashError as crash:
         remove_leftovers(store)
         raise SlideError(
-            slide, source, f"the libraries that read slides crashed on it ({crash})",
+            slide,
+            source,
+            f"the libraries that read slides crashed on it ({crash})",
             remedy="It is damaged: compare its checksum with the source's and copy it again",
-        ) from crash  # fmt: skip
+        ) from crash
     if code:
         raise typer.Exit(code)
 
@@ -131,7 +134,7 @@ def tissue(
 ) -> None:
     """Find the tissue on a slide."""
     from wsi_pipeline.config import TissueOptions
-    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import tissue as stage
 
     parsed = parse_options("tissue", TissueOptions, options)
@@ -157,13 +160,23 @@ def truth(
 ) -> None:
     """Draw what the annotations say: normal, tumour, ignore."""
     from wsi_pipeline.config import TruthOptions
-    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import truth as stage
 
     stage.run(
-        slide, pyramid, store, receipt, picture, geojson, parse_options("truth", TruthOptions, options),
-        annotation=annotation, label=label, exhaustive=exhaustive, threads=threads, synthetic=synthetic,
-    )  # fmt: skip
+        slide,
+        pyramid,
+        store,
+        receipt,
+        picture,
+        geojson,
+        parse_options("truth", TruthOptions, options),
+        annotation=annotation,
+        label=label,
+        exhaustive=exhaustive,
+        threads=threads,
+        synthetic=synthetic,
+    )
 
 
 @app.command()
@@ -180,7 +193,7 @@ def patches(
 ) -> None:
     """Draw training patches from a slide."""
     from wsi_pipeline.config import PatchDraw
-    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import patches as stage
 
     parsed = parse_options("patches", PatchDraw, options)
@@ -214,10 +227,10 @@ def train(
     options: Options = "{}",
 ) -> None:
     """Train Inception-v3, or take trained weights."""
+    from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config import TrainingRun
-    from wsi_pipeline.model.team import STOPPED, is_member, launch
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.sheet import load_sheet
+    from wsi_pipeline.config.loading import parse_options
+    from wsi_pipeline.model.distributed import STOPPED, is_member, launch
 
     parsed = parse_options("train", TrainingRun, options)
     if gpus > 1 and not is_member():
@@ -242,10 +255,19 @@ def train(
     )
     try:
         stage.run(
-            stage.PatchSet.of([*training, *hard]), stage.PatchSet.of(validation), outputs, checkpoints, parsed,
-            imagenet=imagenet, go_on_from=go_on_from, memory_gib=memory_gib,
-            workers=workers, checkpoint_minutes=checkpoint_minutes, events=events, synthetic=synthetic,
-        )  # fmt: skip
+            stage.PatchSet.of([*training, *hard]),
+            stage.PatchSet.of(validation),
+            outputs,
+            checkpoints,
+            parsed,
+            imagenet=imagenet,
+            go_on_from=go_on_from,
+            memory_gib=memory_gib,
+            workers=workers,
+            checkpoint_minutes=checkpoint_minutes,
+            events=events,
+            synthetic=synthetic,
+        )
     except StoppedError as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(STOPPED) from stopped
@@ -267,7 +289,7 @@ def negatives(
 ) -> None:
     """Draw normal patches that a model takes for tumour."""
     from wsi_pipeline.config import HardDraw
-    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import negatives as stage
 
     parsed = parse_options("negatives", HardDraw, options)
@@ -313,7 +335,7 @@ def heatmap(
 
 def _prediction(stage: str, options: str, allow_upsampling: bool) -> HeatmapRun:
     from wsi_pipeline.config import HeatmapRun
-    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.config.loading import parse_options
 
     parsed = parse_options(stage, HeatmapRun, options)
     return parsed.model_copy(update={"allow_upsampling": True}) if allow_upsampling else parsed

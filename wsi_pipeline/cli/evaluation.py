@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_pipeline.cli_options import (
+from wsi_pipeline.cli.options import (
     Calibration,
     DetectionsFolder,
     Exclude,
@@ -44,7 +44,7 @@ def scores(
 ) -> None:
     """Count the scores of a heatmap by truth."""
     from wsi_pipeline.config import PatchLevelOptions
-    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import scores as stage
 
     parsed = parse_options("scores", PatchLevelOptions, options)
@@ -64,7 +64,7 @@ def detect(
 ) -> None:
     """Find detections on a heatmap and the lesions that they hit."""
     from wsi_pipeline.config import LesionLevelOptions
-    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import detect as stage
 
     parsed = parse_options("detect", LesionLevelOptions, options)
@@ -82,9 +82,9 @@ def calibrate(
     options: Options = "{}",
 ) -> None:
     """Choose the operating point on the validation slides."""
+    from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config import CalibrateOptions
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.sheet import load_sheet
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import calibrate as stage
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
@@ -109,14 +109,24 @@ def confusion(
 ) -> None:
     """Compare a heatmap with the truth at the operating point."""
     from wsi_pipeline.config import PatchLevelOptions
-    from wsi_pipeline.options import parse_options
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import confusion as stage
 
     parsed = parse_options("confusion", PatchLevelOptions, options)
     stage.run(
-        slide, pyramid, truth, heatmap, heatmap_receipt, calibration, store, receipt, picture, geojson, parsed,
+        slide,
+        pyramid,
+        truth,
+        heatmap,
+        heatmap_receipt,
+        calibration,
+        store,
+        receipt,
+        picture,
+        geojson,
+        parsed,
         synthetic=synthetic,
-    )  # fmt: skip
+    )
 
 
 @app.command()
@@ -133,9 +143,9 @@ def evaluate(
     options: Options = "{}",
 ) -> None:
     """Compute all figures over the test slides."""
+    from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config import EvaluateOptions
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.sheet import load_sheet
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import evaluate as stage
 
     left_out = tuple(exclude or ())
@@ -157,9 +167,9 @@ def report(
     options: Options = "{}",
 ) -> None:
     """Write the report page."""
+    from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config import ReportRun
-    from wsi_pipeline.options import parse_options
-    from wsi_pipeline.sheet import load_sheet
+    from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import report as stage
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wsi_pipeline.cli_options import State
+from wsi_pipeline.cli.options import State
 
 app = typer.Typer()
 
@@ -33,10 +33,11 @@ def plan(
     threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 4,
 ) -> None:
     """Say what a cohort will cost and what looks wrong with it, before anything runs; exit 2 on errors."""
-    from wsi_pipeline.files import canonical_json, write_text
-    from wsi_pipeline.options import load_config, read_yaml
-    from wsi_pipeline.plan import plan_cohort, plan_text
-    from wsi_pipeline.sheet import load_sheet
+    from wsi_pipeline.cohort.estimate import plan_cohort, plan_text
+    from wsi_pipeline.cohort.sheet import load_sheet
+    from wsi_pipeline.config.loading import load_config, read_yaml
+    from wsi_pipeline.io.atomic import write_text
+    from wsi_pipeline.io.digests import canonical_json
 
     loaded = load_config({} if config is None else read_yaml(config))
     found = plan_cohort(load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False), loaded, threads)
@@ -53,7 +54,7 @@ def summary(
     report: Annotated[Path, typer.Argument(help="Its report.html.")],
 ) -> None:
     """Print the main figures of an evaluation, where its report is, and how to see its slides."""
-    from wsi_pipeline.summary import summary_text
+    from wsi_pipeline.evaluation.summary import summary_text
 
     print(summary_text(metrics, report))
     print(f"slides: {sys.argv[0]} view {shlex.quote(str(report.parent))}")
@@ -82,7 +83,7 @@ def provenance(
     threads: Annotated[int, typer.Option(min=1, help="Files that are read at once.")] = 4,
 ) -> None:
     """Describe results as a Workflow Run RO-Crate: inputs, config, versions, commands and outputs, with checksums."""
-    from wsi_pipeline.provenance import write_crate
+    from wsi_pipeline.provenance.ro_crate import write_crate
 
     path = write_crate(results, state, threads, licence, author)
     logging.info("%s: zip the folder, or hand it in as it is", path)
@@ -95,7 +96,7 @@ def verify(
     threads: Annotated[int, typer.Option(min=1, help="Files that are read at once.")] = 4,
 ) -> None:
     """Hash everything that `provenance` described again and say what changed; exit 1 where anything did."""
-    from wsi_pipeline.provenance import check_crate
+    from wsi_pipeline.provenance.ro_crate import check_crate
 
     differences = check_crate(results, threads, sources)
     print(differences.text())
@@ -116,12 +117,18 @@ def froc(
 ) -> None:
     """Judge anyone's detections by Camelyon16's FROC."""
     from wsi_pipeline.config import IntervalOptions, LesionLevelOptions
-    from wsi_pipeline.judge import froc_text, judge_detections
+    from wsi_pipeline.evaluation.external import froc_text, judge_detections
 
     figures = judge_detections(
-        detections, masks, mpp=mpp, level=level, exclude=exclude or [], options=LesionLevelOptions(),
-        interval=IntervalOptions(resamples=resamples), seed=seed,
-    )  # fmt: skip
+        detections,
+        masks,
+        mpp=mpp,
+        level=level,
+        exclude=exclude or [],
+        options=LesionLevelOptions(),
+        interval=IntervalOptions(resamples=resamples),
+        seed=seed,
+    )
     _tell(froc_text(figures), figures, output)
 
 
@@ -136,7 +143,7 @@ def roc(
 ) -> None:
     """Judge anyone's slide scores by their ROC AUC, and compare two models."""
     from wsi_pipeline.config import IntervalOptions
-    from wsi_pipeline.judge import judge_scores, roc_text
+    from wsi_pipeline.evaluation.external import judge_scores, roc_text
 
     interval = IntervalOptions(resamples=resamples)
     figures = judge_scores(scores, against, interval=interval, seed=seed, permutations=permutations)
@@ -144,7 +151,8 @@ def roc(
 
 
 def _tell(text: str, figures: dict[str, Any], output: Path | None) -> None:
-    from wsi_pipeline.files import canonical_json, write_text
+    from wsi_pipeline.io.atomic import write_text
+    from wsi_pipeline.io.digests import canonical_json
 
     print(text)
     if output is not None:
@@ -157,7 +165,7 @@ def imagenet_weights(
     url: Annotated[str | None, typer.Option(help="Another place to get it from.")] = None,
 ) -> None:
     """Download torchvision's ImageNet weights and check their SHA-256."""
-    from wsi_pipeline.model.download import download_imagenet
+    from wsi_pipeline.model.imagenet import download_imagenet
 
     download_imagenet(output, url)
 
@@ -165,7 +173,7 @@ def imagenet_weights(
 @app.command("demo-cohort")
 def demo_cohort(folder: Annotated[Path, typer.Argument(help="Folder to write into.")]) -> None:
     """Draw a small cohort of synthetic slides."""
-    from wsi_pipeline.demo import write_cohort
+    from wsi_pipeline.cohort.synthetic import write_cohort
 
     sheet = write_cohort(folder)
     logging.info("12 synthetic slides, sheet %s", sheet)
@@ -185,7 +193,7 @@ def camelyon16_sheet(
     ] = 0.2,
 ) -> None:
     """Write the slide sheet of Camelyon16, for config/camelyon16.yaml."""
-    from wsi_pipeline.camelyon16 import write_sheet
+    from wsi_pipeline.cohort.camelyon16 import write_sheet
 
     count = write_sheet(reference, folder, output, validation_share)
     logging.info("%d slides, sheet %s", count, output)
@@ -197,6 +205,6 @@ def config_files(
     schema: Annotated[Path, typer.Option(help="JSON schema to write.")],
 ) -> None:
     """Write the files that are generated from the config's models."""
-    from wsi_pipeline.config_files import write_config_files
+    from wsi_pipeline.config.generated import write_config_files
 
     write_config_files(defaults, schema)

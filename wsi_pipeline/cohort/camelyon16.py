@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from wsi_pipeline.cohort.sheet import is_remote
 from wsi_pipeline.config import CLASSES
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.files import write_text
-from wsi_pipeline.sheet import is_remote
+from wsi_pipeline.io.atomic import write_text
 
 COLUMNS = ("slide", "path", "split", "label", "annotation", "exhaustive", "patient", "centre", "excluded_from")
 _REFERENCE_COLUMNS = ("image", "type", "center")

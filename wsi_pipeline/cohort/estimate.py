@@ -17,23 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from wsi_pipeline.annotations import read_annotation
-from wsi_pipeline.bars import tracked
-from wsi_pipeline.codecs import chunk_codec
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow, is_remote
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
-from wsi_pipeline.foreground import features, find_mask
 from wsi_pipeline.geometry import Box, Grid, Size
-from wsi_pipeline.masks import grid_shares
-from wsi_pipeline.passthrough import merges_tables
-from wsi_pipeline.pyramid import patch_spec
+from wsi_pipeline.masks.annotations import read_annotation
+from wsi_pipeline.masks.label_images import grid_shares
+from wsi_pipeline.masks.tissue_detection import features, find_mask
+from wsi_pipeline.progress_bar import tracked
+from wsi_pipeline.pyramid.codecs import chunk_codec
+from wsi_pipeline.pyramid.level_plan import copied_page, level_scales, level_sizes
+from wsi_pipeline.pyramid.passthrough import merges_tables
+from wsi_pipeline.pyramid.pyramid import patch_spec
+from wsi_pipeline.pyramid.shards import ChunkGrid
+from wsi_pipeline.pyramid.writing import padded
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.shards import ChunkGrid
-from wsi_pipeline.sheet import Sheet, SlideRow, is_remote
-from wsi_pipeline.slides import SourceSlide
-from wsi_pipeline.stages.convert import copied_page, level_scales, level_sizes
-from wsi_pipeline.tiff import TiledTiff
-from wsi_pipeline.verify import padded
+from wsi_pipeline.slides.openslide_reader import SourceSlide
+from wsi_pipeline.slides.tiff_tiles import TiledTiff
 
 # Two cores of a current server copy a slide at about this rate, digests included (docs/benchmarks.md).
 COPIED_BYTES_PER_SECOND = 400e6
@@ -236,10 +236,17 @@ def plan_text(plan: CohortPlan, rate: float) -> str:
 def _cells(slide: SlidePlan) -> tuple[str, ...]:
     parts = ((slide.copied_levels, "copied"), (slide.read_levels, "read"), (slide.added_levels, "added"))
     return (
-        slide.slide, slide.split, slide.vendor, f"{slide.width} x {slide.height}", f"{slide.mpp:.4g}",
-        ", ".join(f"{count} {name}" for count, name in parts if count), _gigabytes(slide.store_bytes), str(slide.files),
-        _duration(slide.convert_seconds), "?" if slide.patches is None else str(slide.patches),
-    )  # fmt: skip
+        slide.slide,
+        slide.split,
+        slide.vendor,
+        f"{slide.width} x {slide.height}",
+        f"{slide.mpp:.4g}",
+        ", ".join(f"{count} {name}" for count, name in parts if count),
+        _gigabytes(slide.store_bytes),
+        str(slide.files),
+        _duration(slide.convert_seconds),
+        "?" if slide.patches is None else str(slide.patches),
+    )
 
 
 def _totals(plan: CohortPlan, rate: float) -> Iterator[str]:

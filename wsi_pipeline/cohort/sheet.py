@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueOptions
+from wsi_pipeline.config.loading import validated
 from wsi_pipeline.errors import ConfigError, SheetError
-from wsi_pipeline.files import digest_json
 from wsi_pipeline.geometry import MPP_RANGE
-from wsi_pipeline.options import validated
+from wsi_pipeline.io.digests import digest_json
 
 REMOTE = "s3://"
 SPLITS = ("train", "validation", "test")

@@ -25,10 +25,10 @@ from scipy import ndimage
 from shapely import affinity
 from shapely.geometry.base import BaseGeometry
 
-from wsi_pipeline.bars import tracked
-from wsi_pipeline.files import publish
+from wsi_pipeline.cohort.sheet import COLUMNS
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.sheet import COLUMNS
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.progress_bar import tracked
 
 MPP = 0.5
 SIZE = Size(4096, 3072)

@@ -2,8 +2,10 @@
 
 `config/defaults.yaml` and `workflow/schemas/config.schema.json` are generated from these models
 (`wsi-pipeline config`). Lengths are micrometres, scales um per pixel; threads, memory and partitions
-are not config but belong to rules and profiles. The one exception is `training.cpu_threads`: how many threads
-share a sum decides its last bits, so a result that is to be the same anywhere has to fix it.
+are not config but belong to rules and profiles. The one exception is `training.cpu_threads`: the number of threads
+that share a sum decides its last bits, so a reproducible result has to fix it.
+
+Every room may import this package; it imports `errors` only.
 """
 
 from __future__ import annotations

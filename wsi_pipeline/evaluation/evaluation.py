@@ -7,9 +7,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from wsi_pipeline.cohort.sheet import SlideRow
 from wsi_pipeline.config import EvaluateOptions, IntervalOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import digest_json
+from wsi_pipeline.evaluation.slide_scores import SlideScores
+from wsi_pipeline.evaluation.summary import Figures
+from wsi_pipeline.io.digests import digest_json
+from wsi_pipeline.io.receipts import Facts
 from wsi_pipeline.metrics.calibration import RELIABILITY_BINS, PooledCalibration
 from wsi_pipeline.metrics.curves import Band, Counts, Histogram, auc, average_precision, counts_at
 from wsi_pipeline.metrics.delong import Labels, Scores, delong_interval
@@ -22,10 +26,6 @@ from wsi_pipeline.metrics.pooled import (
     average_precisions_of,
     resampled_aucs,
 )
-from wsi_pipeline.receipts import Facts
-from wsi_pipeline.sheet import SlideRow
-from wsi_pipeline.slide_scores import SlideScores
-from wsi_pipeline.summary import Figures
 
 # The part of the slides that is all of them.
 _ALL = "slides"

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import CLASSES, IntervalOptions, LesionLevelOptions
 from wsi_pipeline.errors import PredictionError
-from wsi_pipeline.evaluation import lesion_figures, slide_figures
-from wsi_pipeline.files import digest_file, digest_names
+from wsi_pipeline.evaluation.evaluation import lesion_figures, slide_figures
+from wsi_pipeline.evaluation.summary import Figures, said
+from wsi_pipeline.io.digests import digest_file, digest_names
 from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare
 from wsi_pipeline.metrics.lesions import Detection, Lesions, SlideHits, find_lesions, match
-from wsi_pipeline.summary import Figures, said
 
 SCHEMA_VERSION = 1
 _MASK_SUFFIXES = ("", "_mask", "_evaluation_mask")
@@ -62,11 +62,16 @@ def judge_detections(
             lesions = find_lesions(mask, mpp * 2**level, merge_um=options.merge_um, itc_um=options.itc_um)
         hits.append(match(found, lesions, 2**level))
         isolated += len(lesions.isolated)
-        table.append({
-            "slide": slide, "detections": len(found), "lesions": len(hits[-1].lesions),
-            "lesions_hit": sum(c > 0 for c in hits[-1].lesions), "false_positives": len(hits[-1].false_positives),
-            "isolated_tumor_cells": len(lesions.isolated),
-        })  # fmt: skip
+        table.append(
+            {
+                "slide": slide,
+                "detections": len(found),
+                "lesions": len(hits[-1].lesions),
+                "lesions_hit": sum(c > 0 for c in hits[-1].lesions),
+                "false_positives": len(hits[-1].false_positives),
+                "isolated_tumor_cells": len(lesions.isolated),
+            }
+        )
     used = {slide: digest_file(files[slide]) for slide in slides}
     used |= {f"{slide} mask": digest_file(of_slide[slide]) for slide in slides if slide in of_slide}
     return {

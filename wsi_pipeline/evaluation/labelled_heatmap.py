@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import PatchLevelOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.masks import grid_truth
-from wsi_pipeline.receipts import Facts, read_receipt
-from wsi_pipeline.store import Image, read_image
+from wsi_pipeline.io.receipts import Facts, read_receipt
+from wsi_pipeline.masks.label_images import grid_truth
+from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 
 
 def grid_of(receipt: Facts) -> Grid:
@@ -40,7 +40,11 @@ class JudgedHeatmap:
         mpp = float(facts["slide_mpp"])
         heat, known = read_image(heatmap, mpp), read_image(truth, mpp)
         labels = grid_truth(
-            known, grid_of(facts), mpp,
-            rule=rule.label_rule, region_um=rule.region_um, min_tumor=rule.min_tumor,
-        )  # fmt: skip
+            known,
+            grid_of(facts),
+            mpp,
+            rule=rule.label_rule,
+            region_um=rule.region_um,
+            min_tumor=rule.min_tumor,
+        )
         return cls(heat, facts, known, labels)

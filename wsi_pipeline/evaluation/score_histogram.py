@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import digest_bytes, publish
-from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.digests import digest_bytes
+from wsi_pipeline.io.receipts import Facts
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram
 from wsi_pipeline.metrics.steps import STEPS, to_steps, to_values
-from wsi_pipeline.receipts import Facts
 
 _COLUMNS = ("score", "normal", "tumor", "ignored")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import regionprops
 
-from wsi_pipeline.store import Image
+from wsi_pipeline.pyramid.ome_zarr import Image
 
 THRESHOLDS = (0.5, 0.9)
 _EIGHT = np.ones((3, 3), bool)

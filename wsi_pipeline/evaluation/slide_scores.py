@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.files import digest_json
+from wsi_pipeline.evaluation.summary import Figures
+from wsi_pipeline.io.digests import digest_json
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.summary import Figures
 
 # None where nothing is predicted on a slide.
 Features = dict[str, float] | None

@@ -9,15 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.evaluation import Scored
-from wsi_pipeline.files import digest_bytes, write_text
+from wsi_pipeline.evaluation.evaluation import Scored
+from wsi_pipeline.evaluation.summary import Figures
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.metrics.curves import Band, Curve
-from wsi_pipeline.summary import Figures
 
 _SLIDES = (
-    "slide", "label", "centre", "patient", "score", "tp", "fp", "fn", "tn", "auc", "detections", "lesions",
+    "slide",
+    "label",
+    "centre",
+    "patient",
+    "score",
+    "tp",
+    "fp",
+    "fn",
+    "tn",
+    "auc",
+    "detections",
+    "lesions",
     "lesions_hit",
-)  # fmt: skip
+)
 
 
 def write_tables(folder: Path, tables: Mapping[str, str]) -> dict[str, str]:
@@ -66,10 +78,19 @@ def slides_table(slides: Sequence[Scored], scores: Mapping[str, float | None], a
 def _row(slide: Scored, score: float | None, area: float | None) -> list[Any]:
     row, counts, lesions = slide.row, slide.counts, slide.detections["lesions"]
     return [
-        row.slide, row.label, row.centre, row.patient, _cell(score),
-        counts.tp, counts.fp, counts.fn, counts.tn, _cell(area), slide.detections["detections"],
+        row.slide,
+        row.label,
+        row.centre,
+        row.patient,
+        _cell(score),
+        counts.tp,
+        counts.fp,
+        counts.fn,
+        counts.tn,
+        _cell(area),
+        slide.detections["detections"],
         *((None, None) if lesions is None else (len(lesions), sum(c > 0 for c in lesions))),
-    ]  # fmt: skip
+    ]
 
 
 def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

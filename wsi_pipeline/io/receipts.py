@@ -13,7 +13,8 @@ from typing import Any
 
 from wsi_pipeline.config import STEP_VERSIONS, Section
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import canonical_json, write_text
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import canonical_json
 
 Facts = dict[str, Any]
 

@@ -162,14 +162,18 @@ def _read_xml(slide: str, path: Path) -> list[Outline]:
         parser.close()
     except DefusedXmlException as error:
         raise AnnotationError(
-            slide, path, f"refused: the XML declares a DTD or entities ({type(error).__name__})",
+            slide,
+            path,
+            f"refused: the XML declares a DTD or entities ({type(error).__name__})",
             remedy="Export the annotation again as plain XML",
-        ) from error  # fmt: skip
+        ) from error
     except _UnknownRootError as error:
         raise AnnotationError(
-            slide, path, f"neither ASAP nor ImageScope XML (root element {error})",
+            slide,
+            path,
+            f"neither ASAP nor ImageScope XML (root element {error})",
             remedy="Export it from ASAP or ImageScope, or as GeoJSON from QuPath",
-        ) from error  # fmt: skip
+        ) from error
     except _NoNumberError as error:
         raise AnnotationError(slide, path, str(error), remedy=_AGAIN) from error
     except (ParseError, ValueError) as error:
@@ -190,9 +194,11 @@ def _read_geojson(slide: str, path: Path) -> list[Outline]:
         return [outline for feature in _features(content) for outline in _feature_outlines(feature)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AnnotationError(
-            slide, path, f"not GeoJSON as QuPath writes it ({error!r})",
+            slide,
+            path,
+            f"not GeoJSON as QuPath writes it ({error!r})",
             remedy="Export it from QuPath with File > Export objects as GeoJSON",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _with_arrays(found: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from shapely.geometry.base import BaseGeometry
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.outlines import Outline, read_outlines
+from wsi_pipeline.masks.annotation_formats import Outline, read_outlines
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,11 @@ def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -
     for outline in outlines:
         if outline.group not in meaning:
             raise AnnotationError(
-                slide, path, f"unknown annotation group {outline.group!r}",
+                slide,
+                path,
+                f"unknown annotation group {outline.group!r}",
                 remedy=f"Say in the config's truth section what it means (known: {', '.join(meaning)})",
-            )  # fmt: skip
+            )
         area = _area(outline)
         if not area.is_empty:
             areas["cut_out" if outline.is_negative else meaning[outline.group]].append(area)
@@ -69,9 +71,11 @@ def _check_place(slide: str, path: Path, outlines: list[Outline], size: Size) ->
     outside = int(np.count_nonzero((x < 0) | (y < 0) | (x > size.width) | (y > size.height)))
     if outside > len(x) / 2:
         raise AnnotationError(
-            slide, path, f"{outside} of {len(x)} vertices lie outside the slide ({size.width} x {size.height} px)",
+            slide,
+            path,
+            f"{outside} of {len(x)} vertices lie outside the slide ({size.width} x {size.height} px)",
             remedy="Check that the annotation belongs to this slide and is in level-0 pixels, not in micrometres",
-        )  # fmt: skip
+        )
 
 
 def _area(outline: Outline) -> BaseGeometry:

@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from wsi_pipeline.files import publish
+from wsi_pipeline.io.atomic import publish
 
 Feature = dict[str, Any]
 Color = tuple[int, int, int]

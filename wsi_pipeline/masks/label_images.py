@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.store import Image, LabelValue
+from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue
 
 Floats = NDArray[np.floating[Any]]
 

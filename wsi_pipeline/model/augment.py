@@ -48,9 +48,7 @@ class Draws:
 
     def part(self, which: slice) -> Draws:
         """Those of some of the patches."""
-        return Draws(
-            self.orientation[which], self.colors[:, which], self.stains[:, which], self.corners[:, which]
-        )  # fmt: skip
+        return Draws(self.orientation[which], self.colors[:, which], self.stains[:, which], self.corners[:, which])
 
 
 def to_unit(pixels: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import publish
+from wsi_pipeline.io.atomic import publish
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.levels import OPEN_SHARDS, Cache
-from wsi_pipeline.patch_store import PatchStore
+from wsi_pipeline.pyramid.level import OPEN_SHARDS, Cache
+from wsi_pipeline.pyramid.patch_store import PatchStore
+from wsi_pipeline.pyramid.shards import Shard
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.shards import Shard
 
 GIB = 1 << 30
 # Patches that one worker reads at a time.

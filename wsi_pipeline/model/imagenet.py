@@ -1,11 +1,15 @@
-"""Torchvision's published ImageNet weights of Inception-v3, as a file."""
+"""Torchvision's published ImageNet weights of Inception-v3: download and check."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.files import digest_file
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.digests import digest_file
 
 IMAGENET_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 IMAGENET_SHA256_PREFIX = "0cc3c7bd"
@@ -25,3 +29,17 @@ def check_imagenet(path: Path) -> None:
             f"{path}: SHA-256 is {found[:16]}…, but the published weights begin with {IMAGENET_SHA256_PREFIX}",
             remedy=OFFLINE,
         )
+
+
+def download_imagenet(output: Path, url: str | None = None) -> None:
+    """Download to `output`, atomically; `ModelError` without network or with another SHA-256."""
+    source = url or IMAGENET_URL
+    if not source.startswith(("https://", "http://127.0.0.1")):
+        raise ModelError(f"{source}: not an https address", remedy=OFFLINE)
+    with publish(output) as partial:
+        try:
+            with urlopen(source, timeout=60) as response, partial.open("wb") as file:  # noqa: S310 (checked above)
+                shutil.copyfileobj(response, file)
+        except (URLError, OSError) as error:
+            raise ModelError(f"{source} cannot be downloaded ({error})", remedy=OFFLINE) from error
+        check_imagenet(partial)

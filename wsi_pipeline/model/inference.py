@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.bars import Bar, on_terminal
 from wsi_pipeline.model.device import fetched
-from wsi_pipeline.model.prediction import Predictor
-from wsi_pipeline.walk import Walk
+from wsi_pipeline.model.predictor import Predictor
+from wsi_pipeline.progress_bar import Bar, on_terminal
+from wsi_pipeline.pyramid.patch_reader import Walk
 
 log = logging.getLogger(__name__)
 
@@ -158,5 +158,9 @@ class Pace:
         rate = (number - self._first) / passed
         log.info(
             "%d of %d patches, %.1f/s, %.0f %% of the time for reading them, %.1f min left",
-            number, self._total, rate, 100 * self._waited / passed / self._workers, (self._total - number) / rate / 60,
-        )  # fmt: skip
+            number,
+            self._total,
+            rate,
+            100 * self._waited / passed / self._workers,
+            (self._total - number) / rate / 60,
+        )

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from wsi_pipeline.config import STEP_VERSIONS
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.files import canonical_json, digest_file, publish, write_text
+from wsi_pipeline.io.atomic import publish, write_text
+from wsi_pipeline.io.digests import canonical_json, digest_file
+from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.model.imagenet import OFFLINE, check_imagenet
 from wsi_pipeline.model.inception import InceptionV3, initialize, initialize_head
-from wsi_pipeline.receipts import read_receipt
 
 ARCHITECTURE = "inception_v3"
 _OWN = "Use the model.json that training wrote"

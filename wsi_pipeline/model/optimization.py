@@ -19,18 +19,29 @@ def make_optimizer(
     """The optimizer; `fused` kernels where there are any for it."""
     if options.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay,
+            parameters,
+            lr=options.learning_rate,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
             fused=fused,
-        )  # fmt: skip
+        )
     if options.optimizer == "adamw":
         return torch.optim.AdamW(
-            parameters, lr=options.learning_rate, betas=(options.momentum, options.squared_gradient_decay),
-            eps=options.epsilon, weight_decay=options.weight_decay, fused=fused,
-        )  # fmt: skip
+            parameters,
+            lr=options.learning_rate,
+            betas=(options.momentum, options.squared_gradient_decay),
+            eps=options.epsilon,
+            weight_decay=options.weight_decay,
+            fused=fused,
+        )
     return torch.optim.RMSprop(
-        parameters, lr=options.learning_rate, alpha=options.squared_gradient_decay, eps=options.epsilon,
-        momentum=options.momentum, weight_decay=options.weight_decay,
-    )  # fmt: skip
+        parameters,
+        lr=options.learning_rate,
+        alpha=options.squared_gradient_decay,
+        eps=options.epsilon,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
 
 
 def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:

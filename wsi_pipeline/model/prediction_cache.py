@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.files import publish
+from wsi_pipeline.io.atomic import publish
 from wsi_pipeline.metrics.steps import to_steps, to_values
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,12 @@ class RawScores:
         known = slice(0, self.done)
         with publish(self._path) as partial, partial.open("wb") as file:
             np.savez_compressed(
-                file, inputs=np.array(self._inputs), steps=self.steps[known], whole=self.whole[known],
+                file,
+                inputs=np.array(self._inputs),
+                steps=self.steps[known],
+                whole=self.whole[known],
                 facts=np.array(json.dumps(self.facts)),
-            )  # fmt: skip
+            )
 
     def probabilities(self) -> NDArray[np.float32]:
         """In the order of the walk; not a number where a patch could not be read."""

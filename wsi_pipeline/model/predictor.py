@@ -103,9 +103,13 @@ class Predictor:
     def difference(self, pixels: Tensor) -> float:
         """Largest difference of a probability from what float32 gives, over a batch."""
         exact = Predictor(
-            self._given, self._size_px, self._tumor, Device(self.device.device),
-            batch_size=min(self._most, len(pixels)), orientations=self._orientations,
-        )  # fmt: skip
+            self._given,
+            self._size_px,
+            self._tumor,
+            Device(self.device.device),
+            batch_size=min(self._most, len(pixels)),
+            orientations=self._orientations,
+        )
         return float((self(pixels) - exact(pixels)).abs().max())
 
     def _halve(self, most: int, error: Exception) -> None:

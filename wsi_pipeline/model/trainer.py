@@ -22,13 +22,13 @@ from wsi_pipeline.config import CLASSES, TrainingRun
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.model.augment import Draws, augment, centred, jittered, to_input, to_unit
-from wsi_pipeline.model.bank import BalancedSampler, Feed, Index, PatchBank
 from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.dataset import BalancedSampler, Feed, Index, PatchBank
 from wsi_pipeline.model.device import Device, fetched, sent
+from wsi_pipeline.model.distributed import Team, with_shared_statistics
 from wsi_pipeline.model.inception import MIN_AUXILIARY_PX, InceptionV3, dropout_mask
 from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
-from wsi_pipeline.model.team import Team, with_shared_statistics
-from wsi_pipeline.model.watch import Watch
+from wsi_pipeline.model.training_log import Watch
 
 log = logging.getLogger(__name__)
 

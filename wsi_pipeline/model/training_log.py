@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_pipeline.bars import Bar, on_terminal
+from wsi_pipeline.progress_bar import Bar, on_terminal
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,13 @@ class Watch:
         if self._shows and not on_terminal():
             log.info(
                 "step %d of %d, %.1f images/s, %.0f %% of the time waiting for patches, %.0f min left, %s",
-                step, self._steps, images, 100 * idle, left / 60, shown,
-            )  # fmt: skip
+                step,
+                self._steps,
+                images,
+                100 * idle,
+                left / 60,
+                shown,
+            )
         self._scalars(step, {"images_per_second": images, "share_waiting": idle})
 
     def record(self, row: dict[str, Any]) -> None:
@@ -61,8 +66,11 @@ class Watch:
         if self._shows:
             log.info(
                 "step %d: training loss %.4f, validation loss %s, AUC %s",
-                row["step"], row["train_loss"], short(row["validation_loss"]), short(row["validation_auc"]),
-            )  # fmt: skip
+                row["step"],
+                row["train_loss"],
+                short(row["validation_loss"]),
+                short(row["validation_auc"]),
+            )
         self._scalars(row["step"], {name: value for name, value in row.items() if name != "step"})
 
     def picture(self, pixels: np.ndarray) -> None:

@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from wsi_pipeline.files import publish
-from wsi_pipeline.overlays import outlined, truth_overlay
-from wsi_pipeline.pictures import (
+from wsi_pipeline.evaluation.summary import SYNTHETIC
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.plots.colors import (
     HEAT_COLORS,
     Picture,
     bar_length,
@@ -30,16 +30,16 @@ from wsi_pipeline.pictures import (
     on_picture,
     paint_labels,
 )
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.store import Image
-from wsi_pipeline.summary import SYNTHETIC
+from wsi_pipeline.plots.overlays import outlined, truth_overlay
+from wsi_pipeline.pyramid.ome_zarr import Image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 
 if TYPE_CHECKING:
     # They bring scipy's optimizers, which the pictures of masks do without.
     from wsi_pipeline.metrics.calibration import Bin
     from wsi_pipeline.metrics.curves import Band, Counts, Curve
 
-matplotlib.style.use(str(files("wsi_pipeline").joinpath("figures.mplstyle")))
+matplotlib.style.use(str(files("wsi_pipeline.plots").joinpath("figures.mplstyle")))
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PANEL_PX = 900

@@ -10,8 +10,8 @@ from PIL import Image as Pillow
 from scipy import ndimage
 
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
-from wsi_pipeline.pictures import (
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.plots.colors import (
     IGNORED_COLOR,
     NORMAL_INSIDE_COLOR,
     TISSUE_COLOR,
@@ -19,8 +19,8 @@ from wsi_pipeline.pictures import (
     Picture,
     blend,
 )
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.store import Image
+from wsi_pipeline.pyramid.ome_zarr import Image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 
 QC_PX = 1024
 _OUTLINE_PX = 1

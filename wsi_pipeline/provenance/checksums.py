@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsi_pipeline.bars import Bar, on_terminal
-from wsi_pipeline.files import digest_source, digest_tree
+from wsi_pipeline.io.digests import digest_source, digest_tree
+from wsi_pipeline.progress_bar import Bar, on_terminal
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from wsi_pipeline.cohort.sheet import load_sheet
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import canonical_json, digest_tree, publish, write_text
-from wsi_pipeline.fixity import CRATE, Differences, compare, digests, parts
-from wsi_pipeline.jobs import Job, finished_jobs
-from wsi_pipeline.receipts import read_receipt
-from wsi_pipeline.run_record import RunRecord, read_runs
-from wsi_pipeline.sheet import load_sheet
-from wsi_pipeline.summary import SYNTHETIC
+from wsi_pipeline.evaluation.summary import SYNTHETIC
+from wsi_pipeline.io.atomic import publish, write_text
+from wsi_pipeline.io.digests import canonical_json, digest_tree
+from wsi_pipeline.io.receipts import read_receipt
+from wsi_pipeline.provenance.checksums import CRATE, Differences, compare, digests, parts
+from wsi_pipeline.provenance.run_record import RunRecord, read_runs
+from wsi_pipeline.provenance.snakemake_metadata import Job, finished_jobs
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ import psutil
 from wsi_pipeline import __version__
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.files import canonical_json, digest_tree, write_text
-from wsi_pipeline.versions import commit, versions
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import canonical_json, digest_tree
+from wsi_pipeline.provenance.versions import commit, versions
 
 RunRecord = dict[str, Any]
 

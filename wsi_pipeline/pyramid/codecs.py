@@ -25,7 +25,7 @@ from zarr.registry import register_codec
 
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.jpeg import Jpeg
+from wsi_pipeline.slides.jpeg import Jpeg
 
 CODEC = "imagecodecs_jpeg"
 # A level of a pyramid is (c, y, x); its chunks are kept as (y, x, c), as pictures are.

@@ -16,11 +16,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.codecs import codec_of
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.shards import ChunkGrid, Shard
-from wsi_pipeline.store import BACKGROUND
+from wsi_pipeline.pyramid.codecs import codec_of
+from wsi_pipeline.pyramid.ome_zarr import BACKGROUND
+from wsi_pipeline.pyramid.shards import ChunkGrid, Shard
 
 # Shared by the levels of a slide; the usual limit of a process is 1,024 open files.
 OPEN_SHARDS = 128

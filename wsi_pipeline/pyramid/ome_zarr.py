@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import publish
-from wsi_pipeline.shards import ChunkGrid
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.pyramid.shards import ChunkGrid
 
 Attributes = dict[str, Any]
 # What is not there is glass.

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.codecs import zarr_codecs
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.jpeg import Jpeg, self_contained
+from wsi_pipeline.pyramid.codecs import zarr_codecs
+from wsi_pipeline.pyramid.ome_zarr import create_level
+from wsi_pipeline.pyramid.shards import Chunk, ChunkGrid, write_shards
+from wsi_pipeline.pyramid.source_comparison import agrees, centre
+from wsi_pipeline.pyramid.writing import DamagedTiles, MadeLevel, Tile
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.shards import Chunk, ChunkGrid, write_shards
-from wsi_pipeline.slides import WHITE, SourceSlide
-from wsi_pipeline.store import create_level
-from wsi_pipeline.tiff import Stream, TiledTiff, TileLevel
-from wsi_pipeline.verify import DamagedTiles, MadeLevel, Tile, agrees, centre
+from wsi_pipeline.slides.jpeg import Jpeg, self_contained
+from wsi_pipeline.slides.openslide_reader import WHITE, SourceSlide
+from wsi_pipeline.slides.tiff_tiles import Stream, TiledTiff, TileLevel
 
 # Where tables would add more than this to a level, they are kept once, in its metadata.
 MOST_TABLES = 0.02

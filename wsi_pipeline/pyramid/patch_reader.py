@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, PatchSpec
-from wsi_pipeline.pyramid import Pyramid, resampled
+from wsi_pipeline.pyramid.pyramid import Pyramid, resampled
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from wsi_pipeline.bars import Bar
-from wsi_pipeline.codecs import ChunkCodec, array_codecs, picture_codec_of
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.levels import OPEN_SHARDS, Cache
-from wsi_pipeline.shards import Chunk, Shard, write_shard
+from wsi_pipeline.progress_bar import Bar
+from wsi_pipeline.pyramid.codecs import ChunkCodec, array_codecs, picture_codec_of
+from wsi_pipeline.pyramid.level import OPEN_SHARDS, Cache
+from wsi_pipeline.pyramid.shards import Chunk, Shard, write_shard
 
 _SHARD_PATCHES = 256
 # Read and encoded together; memory is bounded by this many decoded patches a thread.

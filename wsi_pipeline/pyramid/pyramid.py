@@ -15,8 +15,8 @@ from PIL import Image as Pillow
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Grid, PatchSpec, Size
-from wsi_pipeline.levels import Caches, Level, caches
-from wsi_pipeline.store import transformations
+from wsi_pipeline.pyramid.level import Caches, Level, caches
+from wsi_pipeline.pyramid.ome_zarr import transformations
 
 # Enough for a row of tiles of 512 px across a slide of 40,000 px.
 CACHE_BYTES = 64 << 20

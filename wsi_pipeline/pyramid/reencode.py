@@ -9,15 +9,15 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from wsi_pipeline.codecs import chunk_codec, zarr_codecs
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.levels import Level
-from wsi_pipeline.shards import Chunk, ChunkGrid, write_shards
-from wsi_pipeline.slides import SourceSlide
-from wsi_pipeline.store import BACKGROUND, create_level
-from wsi_pipeline.verify import DamagedTiles, MadeLevel, Tile, padded
+from wsi_pipeline.pyramid.codecs import chunk_codec, zarr_codecs
+from wsi_pipeline.pyramid.level import Level
+from wsi_pipeline.pyramid.ome_zarr import BACKGROUND, create_level
+from wsi_pipeline.pyramid.shards import Chunk, ChunkGrid, write_shards
+from wsi_pipeline.pyramid.writing import DamagedTiles, MadeLevel, Tile, padded
+from wsi_pipeline.slides.openslide_reader import SourceSlide
 
 # Regions of about this edge are read at once: small enough to bound memory, large enough to cost few calls.
 _READ_PX = 1024

@@ -17,9 +17,9 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from wsi_pipeline.bars import tracked
-from wsi_pipeline.direct import write_blocks
 from wsi_pipeline.geometry import Box, Size
+from wsi_pipeline.io.direct_io import write_blocks
+from wsi_pipeline.progress_bar import tracked
 
 _ABSENT = np.uint64(2**64 - 1)
 _CRC_BYTES = 4

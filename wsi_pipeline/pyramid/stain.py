@@ -15,9 +15,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.pyramid.ome_zarr import Image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.store import Image
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline.config import CLASSES
-from wsi_pipeline.receipts import Facts, read_receipt
+from wsi_pipeline.io.receipts import Facts, read_receipt
 
 # Modified z-score: B. Iglewicz and D. Hoaglin, How to Detect and Handle Outliers, ASQC 1993.
 _MOST_Z, _NORMAL_MAD = 3.5, 0.6745

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import digest_bytes
-from wsi_pipeline.heatmaps import grid_of
-from wsi_pipeline.masks import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.evaluation.labelled_heatmap import grid_of
+from wsi_pipeline.io.digests import digest_bytes
+from wsi_pipeline.io.receipts import read_receipt
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.steps import to_steps
-from wsi_pipeline.receipts import read_receipt
-from wsi_pipeline.store import read_image
+from wsi_pipeline.pyramid.ome_zarr import read_image
 
 # The label of a position without a prediction.
 UNKNOWN = 255

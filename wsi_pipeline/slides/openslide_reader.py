@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import MPP_RANGE, Box, Size, is_plausible_mpp
-from wsi_pipeline.stripped import StrippedTiff
+from wsi_pipeline.slides.stripped_tiff import StrippedTiff
 
 _Handle = openslide.OpenSlide | StrippedTiff
 _UNREADABLE = (openslide.OpenSlideError, OSError)

@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.jpeg import END, ends, head_of, without_text
+from wsi_pipeline.slides.jpeg import END, ends, head_of, without_text
 
 # A TIFF with more tiles than this in one level is not a slide; its lists alone would fill the memory.
 _MOST_TILES = 20_000_000

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import CalibrateOptions, OperatingPointOptions
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.evaluation import common_model, ratios_of
+from wsi_pipeline.evaluation.evaluation import common_model, ratios_of
+from wsi_pipeline.evaluation.score_histogram import ScoreCounts
+from wsi_pipeline.evaluation.summary import Figures
+from wsi_pipeline.io.receipts import Facts, read_receipt, write_receipt
 from wsi_pipeline.metrics.calibration import cross_entropy, fit_temperature
 from wsi_pipeline.metrics.curves import Histogram, counts_at
 from wsi_pipeline.metrics.lesions import SlideHits
 from wsi_pipeline.metrics.operating_points import at_false_positives, at_sensitivity, max_f1, youden
 from wsi_pipeline.metrics.pooled import PooledScores, Sketch
-from wsi_pipeline.receipts import Facts, read_receipt, write_receipt
-from wsi_pipeline.score_counts import ScoreCounts
-from wsi_pipeline.sheet import Sheet
-from wsi_pipeline.summary import Figures
 
 log = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import PatchLevelOptions
-from wsi_pipeline.evaluation import check_chosen_for, ratios_of, shares_of
-from wsi_pipeline.figures import save_figure, slide_panels
-from wsi_pipeline.geojson import Feature, cells_area, feature, polygons, write_features
+from wsi_pipeline.evaluation.evaluation import check_chosen_for, ratios_of, shares_of
+from wsi_pipeline.evaluation.labelled_heatmap import JudgedHeatmap, grid_of
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.heatmaps import JudgedHeatmap, grid_of
-from wsi_pipeline.masks import IGNORE, TUMOR
+from wsi_pipeline.io.receipts import read_receipt, write_receipt
+from wsi_pipeline.masks.geojson import Feature, cells_area, feature, polygons, write_features
+from wsi_pipeline.masks.label_images import IGNORE, TUMOR
 from wsi_pipeline.metrics.curves import Counts
-from wsi_pipeline.pictures import CONFUSION_COLORS
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.receipts import read_receipt, write_receipt
-from wsi_pipeline.store import Image, LabelValue, write_image
+from wsi_pipeline.plots.colors import CONFUSION_COLORS
+from wsi_pipeline.plots.figures import save_figure, slide_panels
+from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue, write_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,12 @@ def run(
     write_receipt(receipt, "confusion", content, options)
     log.info(
         "%s: %d patches scored, %d true positive, %d false positive, %d false negative",
-        slide, counts.total, counts.tp, counts.fp, counts.fn,
-    )  # fmt: skip
+        slide,
+        counts.total,
+        counts.tp,
+        counts.fp,
+        counts.fn,
+    )
 
 
 def _features(codes: NDArray[np.uint8], grid: Grid) -> Iterator[Feature]:

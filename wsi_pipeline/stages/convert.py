@@ -17,20 +17,22 @@ from pathlib import Path
 import zarr
 
 from wsi_pipeline.config import PyramidRun
-from wsi_pipeline.files import digest_source, digest_tree, publish
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.levels import open_level
-from wsi_pipeline.passthrough import copy_level, is_plain_grid
-from wsi_pipeline.receipts import Facts, write_receipt
-from wsi_pipeline.reencode import half, halve_level, read_level
-from wsi_pipeline.slides import SlideFacts, SourceSlide
-from wsi_pipeline.store import pyramid_attributes
-from wsi_pipeline.tiff import TiledTiff, TileLevel
-from wsi_pipeline.verify import MadeLevel, check_level
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.digests import digest_source, digest_tree
+from wsi_pipeline.io.receipts import Facts, write_receipt
+from wsi_pipeline.pyramid.level import open_level
+from wsi_pipeline.pyramid.level_plan import copied_page, level_scales, level_sizes
+from wsi_pipeline.pyramid.ome_zarr import pyramid_attributes
+from wsi_pipeline.pyramid.passthrough import copy_level
+from wsi_pipeline.pyramid.reencode import halve_level, read_level
+from wsi_pipeline.pyramid.source_comparison import check_level
+from wsi_pipeline.pyramid.writing import MadeLevel
+from wsi_pipeline.slides.openslide_reader import SlideFacts, SourceSlide
+from wsi_pipeline.slides.tiff_tiles import TiledTiff
 
 log = logging.getLogger(__name__)
 
-COARSEST_PX = 1024
 # What report and figures need of a slide is at most so large.
 OVERVIEW_PX = 2048
 
@@ -63,10 +65,14 @@ def run(
                     comparisons.append(
                         aside.submit(
                             check_level,
-                            opened, open_level(partial / str(level)), level, made[level],
-                            everything=options.verify == "all", threads=threads,
+                            opened,
+                            open_level(partial / str(level)),
+                            level,
+                            made[level],
+                            everything=options.verify == "all",
+                            threads=threads,
                         )
-                    )  # fmt: skip
+                    )
             compared = [comparison.result() for comparison in comparisons]
             digests = {
                 f"{level}/{name}": digest for level, own in enumerate(made) for name, digest in own.digests.items()
@@ -80,16 +86,23 @@ def run(
     for described, comparison in zip(levels, compared, strict=False):
         described |= comparison
     write_receipt(
-        receipt, "convert", {**_facts(slide, facts, source_digest), "levels": levels, "store_digest": store_digest},
+        receipt,
+        "convert",
+        {**_facts(slide, facts, source_digest), "levels": levels, "store_digest": store_digest},
         options,
-    )  # fmt: skip
+    )
     damaged = sum(len(level["damaged_tiles"]) for level in levels)
     log.info(
         "%s: %d x %d px at %.4g um per pixel, %d levels, %d of them copied (%s)%s",
-        slide, sizes[0].width, sizes[0].height, facts.mpp, len(sizes),
-        sum(level["method"] == "copied" for level in levels), facts.vendor,
+        slide,
+        sizes[0].width,
+        sizes[0].height,
+        facts.mpp,
+        len(sizes),
+        sum(level["method"] == "copied" for level in levels),
+        facts.vendor,
         f", {damaged} damaged tiles are white" if damaged else "",
-    )  # fmt: skip
+    )
 
 
 def write_overview(slide: str, facts: SlideFacts, sizes: Sequence[Size], store: Path, overview: Path) -> None:
@@ -102,22 +115,6 @@ def write_overview(slide: str, facts: SlideFacts, sizes: Sequence[Size], store: 
         zarr.create_group(partial, attributes={**attributes, "slide": own})
         for level in range(first, len(sizes)):
             shutil.copytree(store / str(level), partial / str(level - first))
-
-
-def copied_page(source: SourceSlide, tiff: TiledTiff, level: int, options: PyramidRun) -> TileLevel | None:
-    """The page of the file whose tiles can be copied as level `level`; None where it has to be decoded."""
-    if not options.passthrough or level >= len(source.facts.levels):
-        return None
-    page = tiff.level(source.facts.levels[level])
-    return page if page is not None and is_plain_grid(source, tiff, page, level) else None
-
-
-def level_sizes(facts: SlideFacts) -> list[Size]:
-    """Sizes of the levels of the store: the slide's own, then halves until one is small."""
-    sizes = list(facts.levels)
-    while max(sizes[-1].width, sizes[-1].height) > COARSEST_PX:
-        sizes.append(half(sizes[-1]))
-    return sizes
 
 
 def _make_level(
@@ -145,12 +142,3 @@ def _facts(slide: str, facts: SlideFacts, source_digest: Future[str]) -> Facts:
         "mpp": facts.mpp,
         "mpp_source": facts.mpp_source,
     }
-
-
-def level_scales(facts: SlideFacts, levels: int) -> list[tuple[float, float]]:
-    """Scale of each level, (y, x) um per pixel, from the real ratio of the sizes."""
-    base = facts.levels[0]
-    scales = [(facts.mpp * base.height / size.height, facts.mpp * base.width / size.width) for size in facts.levels]
-    while len(scales) < levels:
-        scales.append((2 * scales[-1][0], 2 * scales[-1][1]))
-    return scales

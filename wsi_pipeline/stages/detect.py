@@ -9,14 +9,15 @@ import numpy as np
 import shapely
 
 from wsi_pipeline.config import LesionLevelOptions
-from wsi_pipeline.files import digest_file, write_text
-from wsi_pipeline.geojson import Feature, feature, write_features
-from wsi_pipeline.heatmaps import grid_of
-from wsi_pipeline.masks import IGNORE, TUMOR
+from wsi_pipeline.evaluation.labelled_heatmap import grid_of
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import digest_file
+from wsi_pipeline.io.receipts import read_receipt, write_receipt
+from wsi_pipeline.masks.geojson import Feature, feature, write_features
+from wsi_pipeline.masks.label_images import IGNORE, TUMOR
 from wsi_pipeline.metrics.lesions import Detection, components, find_lesions, match, suppress
-from wsi_pipeline.pictures import TUMOR_COLOR
-from wsi_pipeline.receipts import read_receipt, write_receipt
-from wsi_pipeline.store import read_image
+from wsi_pipeline.plots.colors import TUMOR_COLOR
+from wsi_pipeline.pyramid.ome_zarr import read_image
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,9 @@ def _said(content: dict[str, object]) -> str:
 
 def _feature(found: Detection) -> Feature:
     return feature(
-        shapely.Point(found.x, found.y), "Tumor detection", TUMOR_COLOR,
-        name=f"tumour {found.confidence:.3f}", measurements={"confidence": found.confidence},
-    )  # fmt: skip
+        shapely.Point(found.x, found.y),
+        "Tumor detection",
+        TUMOR_COLOR,
+        name=f"tumour {found.confidence:.3f}",
+        measurements={"confidence": found.confidence},
+    )

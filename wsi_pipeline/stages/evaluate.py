@@ -14,10 +14,23 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline import __version__
+from wsi_pipeline.cohort.sheet import SPLITS, Sheet, SlideRow
 from wsi_pipeline.config import STEP_VERSIONS, EvaluateOptions
 from wsi_pipeline.errors import IncompleteError, StoreError
-from wsi_pipeline.evaluation import Evaluation, Scored, check_chosen_for, common_model
-from wsi_pipeline.figures import (
+from wsi_pipeline.evaluation.evaluation import Evaluation, Scored, check_chosen_for, common_model
+from wsi_pipeline.evaluation.score_histogram import ScoreCounts
+from wsi_pipeline.evaluation.slide_scores import SlideScores, by_forest, by_maximum, by_top_share
+from wsi_pipeline.evaluation.summary import Figures, said
+from wsi_pipeline.evaluation.tables import band_table, curve_table, reliability_table, slides_table, write_tables
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import canonical_json, digest_json
+from wsi_pipeline.io.receipts import Facts, read_receipt
+from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration, at_temperature
+from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thinned
+from wsi_pipeline.metrics.lesions import froc
+from wsi_pipeline.metrics.pooled import PooledScores, Sketch
+from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.plots.figures import (
     cohort_table,
     confusion_chart,
     froc_figure,
@@ -26,18 +39,6 @@ from wsi_pipeline.figures import (
     roc_figure,
     save_figure,
 )
-from wsi_pipeline.files import canonical_json, digest_json, write_text
-from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration, at_temperature
-from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thinned
-from wsi_pipeline.metrics.lesions import froc
-from wsi_pipeline.metrics.pooled import PooledScores, Sketch
-from wsi_pipeline.metrics.steps import STEPS
-from wsi_pipeline.receipts import Facts, read_receipt
-from wsi_pipeline.score_counts import ScoreCounts
-from wsi_pipeline.sheet import SPLITS, Sheet, SlideRow
-from wsi_pipeline.slide_scores import SlideScores, by_forest, by_maximum, by_top_share
-from wsi_pipeline.summary import Figures, said
-from wsi_pipeline.tables import band_table, curve_table, reliability_table, slides_table, write_tables
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +69,14 @@ def run(
     if missing:
         log.warning("without results: %s", ", ".join(missing))
     evaluation = Evaluation(
-        slides, loaded.pooled, loaded.centres, PooledCalibration(loaded.at_temperature),
-        _slide_scores(sheet, loaded, folders, options), loaded.chosen, options,
-    )  # fmt: skip
+        slides,
+        loaded.pooled,
+        loaded.centres,
+        PooledCalibration(loaded.at_temperature),
+        _slide_scores(sheet, loaded, folders, options),
+        loaded.chosen,
+        options,
+    )
     metrics = evaluation.metrics()
     scored = {s.row.slide for s in slides}
     for level in ("patch", "calibration", "confusion", "slide", "lesion"):
@@ -237,8 +243,11 @@ def _write(output: Path, metrics: Figures, evaluation: Evaluation, sheet: Sheet)
     write_text(output / "metrics.json", canonical_json(metrics))
     log.info(
         "%d test slides: patch AUC %s, slide AUC %s, FROC %s",
-        len(slides), said(patch, "auc"), said(slide, "auc"), said(lesion, "froc"),
-    )  # fmt: skip
+        len(slides),
+        said(patch, "auc"),
+        said(slide, "auc"),
+        said(lesion, "froc"),
+    )
 
 
 def _cohort_rows(sheet: Sheet) -> list[tuple[str, ...]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from wsi_pipeline.files import publish
-from wsi_pipeline.receipts import read_receipt
-from wsi_pipeline.store import read_image
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.receipts import read_receipt
+from wsi_pipeline.pyramid.ome_zarr import read_image
 
 # Zero is where there is no value.
 HIGHEST = 65535
@@ -39,6 +39,12 @@ def run(heatmap: Path, heatmap_receipt: Path, tiff: Path) -> None:
     }
     with publish(tiff) as partial:
         tifffile.imwrite(
-            partial, values, ome=True, metadata=metadata, photometric="minisblack", compression="zlib",
-            resolution=(_UM_PER_CM / image.mpp,) * 2, resolutionunit="CENTIMETER",
-        )  # fmt: skip
+            partial,
+            values,
+            ome=True,
+            metadata=metadata,
+            photometric="minisblack",
+            compression="zlib",
+            resolution=(_UM_PER_CM / image.mpp,) * 2,
+            resolutionunit="CENTIMETER",
+        )

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import HeatmapRun
-from wsi_pipeline.files import digest_bytes
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.heatmap_filters import overlap_mean, smoothed
+from wsi_pipeline.io.digests import digest_bytes
+from wsi_pipeline.io.receipts import write_receipt
 from wsi_pipeline.metrics.steps import to_steps, to_values
-from wsi_pipeline.receipts import write_receipt
+from wsi_pipeline.model.heatmap_filters import overlap_mean, smoothed
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.stages.predict import Model, predict_slide
-from wsi_pipeline.store import Image, write_image
 
 log = logging.getLogger(__name__)
 

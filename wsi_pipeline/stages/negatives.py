@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import CLASSES, HardDraw
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.files import digest_file, digest_tree, publish
+from wsi_pipeline.evaluation.labelled_heatmap import grid_of
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.heatmaps import grid_of
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.receipts import read_receipt, write_receipt
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.digests import digest_file, digest_tree
+from wsi_pipeline.io.receipts import read_receipt, write_receipt
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.pyramid.stain import normaliser
 from wsi_pipeline.stages.patches import Candidates, find_candidates, in_storage_order, patch_table, write_pixels
-from wsi_pipeline.stain import normaliser
-from wsi_pipeline.store import read_image
 
 log = logging.getLogger(__name__)
 

@@ -18,17 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wsi_pipeline.codecs import picture_codec
 from wsi_pipeline.config import CLASSES, PatchDraw
-from wsi_pipeline.files import digest_file, digest_tree, publish
 from wsi_pipeline.geometry import Grid, PatchSpec, Size
-from wsi_pipeline.masks import IGNORE, TUMOR, grid_shares, grid_truth
-from wsi_pipeline.patch_store import write_patches
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.receipts import write_receipt
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.digests import digest_file, digest_tree
+from wsi_pipeline.io.receipts import write_receipt
+from wsi_pipeline.masks.label_images import IGNORE, TUMOR, grid_shares, grid_truth
+from wsi_pipeline.pyramid.codecs import picture_codec
+from wsi_pipeline.pyramid.ome_zarr import Image, read_image
+from wsi_pipeline.pyramid.patch_store import write_patches
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.pyramid.stain import normaliser
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.stain import normaliser
-from wsi_pipeline.store import Image, read_image
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +123,13 @@ def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, o
         usable &= grid_shares(truth.data == IGNORE, truth.mpp, grid, slide_mpp) == 0
     else:
         labels = grid_truth(
-            truth, grid, slide_mpp,
-            rule=options.label_rule, region_um=options.region_um, min_tumor=options.min_tumor,
-        )  # fmt: skip
+            truth,
+            grid,
+            slide_mpp,
+            rule=options.label_rule,
+            region_um=options.region_um,
+            min_tumor=options.min_tumor,
+        )
         is_tumor = labels == TUMOR
         usable &= labels != IGNORE
     rows, columns = np.nonzero(usable)

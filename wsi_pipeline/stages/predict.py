@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import STEP_VERSIONS, HeatmapRun
 from wsi_pipeline.errors import ModelError, PipelineError
-from wsi_pipeline.files import digest_bytes, digest_json
 from wsi_pipeline.geometry import Grid, PatchSpec
-from wsi_pipeline.masks import grid_shares
+from wsi_pipeline.io.digests import digest_bytes, digest_json
+from wsi_pipeline.io.receipts import Facts, read_receipt, write_receipt
+from wsi_pipeline.masks.label_images import grid_shares
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.folder import ModelFacts, load_network, read_model_json, weights_digest
-from wsi_pipeline.model.prediction import Predictor
-from wsi_pipeline.model.scan import scan
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.raw_scores import RawScores
-from wsi_pipeline.receipts import Facts, read_receipt, write_receipt
-from wsi_pipeline.stain import normaliser
-from wsi_pipeline.store import read_image
-from wsi_pipeline.walk import Walk
+from wsi_pipeline.model.inference import scan
+from wsi_pipeline.model.model_dir import ModelFacts, load_network, read_model_json, weights_digest
+from wsi_pipeline.model.prediction_cache import RawScores
+from wsi_pipeline.model.predictor import Predictor
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.pyramid.stain import normaliser
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +88,13 @@ class Model:
     def predictor(self) -> Predictor:
         if self._predictor is None:
             self._predictor = Predictor(
-                load_network(self.weights, self.facts), self.facts.size_px, self.facts.tumor, self.device,
-                batch_size=self.options.batch_size, orientations=self.options.orientations,
-            )  # fmt: skip
+                load_network(self.weights, self.facts),
+                self.facts.size_px,
+                self.facts.tumor,
+                self.device,
+                batch_size=self.options.batch_size,
+                orientations=self.options.orientations,
+            )
         return self._predictor
 
 

@@ -23,25 +23,25 @@ from bokeh.resources import Resources
 from jinja2 import Environment
 from PIL import Image as Pillow
 
-from wsi_pipeline.bars import tracked
-from wsi_pipeline.cohort import findings, patch_counts
+from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import ReportRun
-from wsi_pipeline.figures import BLUE, GREEN, ORANGE
-from wsi_pipeline.files import publish, write_text
+from wsi_pipeline.evaluation.score_histogram import ScoreCounts
+from wsi_pipeline.evaluation.summary import SYNTHETIC, Figures, headline, read_metrics, unread_text
+from wsi_pipeline.evaluation.tables import read_table
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.jobs import job_of
-from wsi_pipeline.layout import SLIDE_STAGES, STAGES, Layout, SlideLayout
+from wsi_pipeline.io.atomic import publish, write_text
+from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout, SlideLayout
+from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.metrics.steps import STEPS
-from wsi_pipeline.overlays import outlines, tissue_overlay, truth_overlay
-from wsi_pipeline.pictures import Picture, heat_palettes
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.receipts import read_receipt
-from wsi_pipeline.score_counts import ScoreCounts
-from wsi_pipeline.sheet import Sheet
-from wsi_pipeline.slide_views import HeatGrid, heat_grid, read_detections
-from wsi_pipeline.store import read_image
-from wsi_pipeline.summary import SYNTHETIC, Figures, headline, read_metrics, unread_text
-from wsi_pipeline.tables import read_table
+from wsi_pipeline.plots.colors import Picture, heat_palettes
+from wsi_pipeline.plots.figures import BLUE, GREEN, ORANGE
+from wsi_pipeline.plots.overlays import outlines, tissue_overlay, truth_overlay
+from wsi_pipeline.progress_bar import tracked
+from wsi_pipeline.provenance.snakemake_metadata import job_of
+from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.report.cohort_checks import findings, patch_counts
+from wsi_pipeline.report.slide_data import HeatGrid, heat_grid, read_detections
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,18 @@ _PLOT_PX = 380
 _TABLES = ("slides.csv", "roc.csv", "roc_band.csv", "pr.csv", "froc.csv")
 # Of a model's receipt.
 _OF_MODEL = (
-    "architecture", "mpp", "size_px", "normalisation", "stain_normalisation", "device", "steps", "kept_step",
-    "training", "validation", "versions",
-)  # fmt: skip
+    "architecture",
+    "mpp",
+    "size_px",
+    "normalisation",
+    "stain_normalisation",
+    "device",
+    "steps",
+    "kept_step",
+    "training",
+    "validation",
+    "versions",
+)
 # What a page without slides has: mostly Bokeh.
 FIXED_BYTES = 2_000_000
 # Tried one after the other until the page is small enough: shares of the size of pictures; every n-th row and column.
@@ -193,9 +202,13 @@ def _curve(table: IO[str], title: str, x: str, y: str, color: str, band: IO[str]
     points = pd.read_csv(table, names=["threshold", "x", "y"], header=0)
     known = len(points) > 0
     plot = figure(
-        width=_PLOT_PX, height=_PLOT_PX, title=title if known else f"{title}: not computed",
-        x_axis_label=x, y_axis_label=y, toolbar_location="above",
-    )  # fmt: skip
+        width=_PLOT_PX,
+        height=_PLOT_PX,
+        title=title if known else f"{title}: not computed",
+        x_axis_label=x,
+        y_axis_label=y,
+        toolbar_location="above",
+    )
     plot.y_range = Range1d(start=-0.02, end=1.02)
     if not known:
         return plot

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline.config import PatchLevelOptions
-from wsi_pipeline.heatmaps import JudgedHeatmap
-from wsi_pipeline.masks import IGNORE
-from wsi_pipeline.receipts import read_receipt, write_receipt
-from wsi_pipeline.score_counts import ScoreCounts
-from wsi_pipeline.slide_features import slide_features
+from wsi_pipeline.evaluation.labelled_heatmap import JudgedHeatmap
+from wsi_pipeline.evaluation.score_histogram import ScoreCounts
+from wsi_pipeline.evaluation.slide_features import slide_features
+from wsi_pipeline.io.receipts import read_receipt, write_receipt
+from wsi_pipeline.masks.label_images import IGNORE
 
 log = logging.getLogger(__name__)
 

@@ -16,18 +16,18 @@ import numpy as np
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from wsi_pipeline.bars import Bar
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.figures import save_figure, slide_figure
-from wsi_pipeline.files import digest_bytes
-from wsi_pipeline.foreground import features, find_mask
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.masks import TISSUE_LABELS
-from wsi_pipeline.overlays import outlined, tissue_overlay
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.receipts import write_receipt
-from wsi_pipeline.store import Image, write_image
+from wsi_pipeline.io.digests import digest_bytes
+from wsi_pipeline.io.receipts import write_receipt
+from wsi_pipeline.masks.label_images import TISSUE_LABELS
+from wsi_pipeline.masks.tissue_detection import features, find_mask
+from wsi_pipeline.plots.figures import save_figure, slide_figure
+from wsi_pipeline.plots.overlays import outlined, tissue_overlay
+from wsi_pipeline.progress_bar import Bar
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 
 log = logging.getLogger(__name__)
 

@@ -19,12 +19,14 @@ import torch
 from wsi_pipeline import __version__
 from wsi_pipeline.config import CLASSES, TrainingRun
 from wsi_pipeline.errors import PipelineError
-from wsi_pipeline.figures import patch_rows, save_figure, training_curves
-from wsi_pipeline.files import digest_file, digest_json, write_text
-from wsi_pipeline.model.bank import PatchBank
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import digest_file, digest_json
+from wsi_pipeline.io.receipts import Facts, read_receipt
 from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.dataset import PatchBank
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.folder import (
+from wsi_pipeline.model.distributed import join
+from wsi_pipeline.model.model_dir import (
     ModelFacts,
     load_network,
     read_model_json,
@@ -32,11 +34,10 @@ from wsi_pipeline.model.folder import (
     starting_network,
     write_model_json,
 )
-from wsi_pipeline.model.team import join
 from wsi_pipeline.model.trainer import HistoryRow, Trainer
-from wsi_pipeline.model.watch import Watch, short
-from wsi_pipeline.receipts import Facts, read_receipt
-from wsi_pipeline.versions import commit, versions
+from wsi_pipeline.model.training_log import Watch, short
+from wsi_pipeline.plots.figures import patch_rows, save_figure, training_curves
+from wsi_pipeline.provenance.versions import commit, versions
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +74,13 @@ class Outputs:
     def of(cls, folder: Path) -> Outputs:
         """A model folder."""
         return cls(
-            folder / "weights.safetensors", folder / "last.safetensors", folder / "model.json",
-            folder / "history.csv", folder / "curves.png", folder / "augmented.png",
-        )  # fmt: skip
+            folder / "weights.safetensors",
+            folder / "last.safetensors",
+            folder / "model.json",
+            folder / "history.csv",
+            folder / "curves.png",
+            folder / "augmented.png",
+        )
 
 
 def run(
@@ -116,9 +121,7 @@ def run(
     inputs = digest_json({**described, "patches": facts})
     kept = Checkpoints(checkpoints)
     watch = Watch(shows=team.leads, events=events)
-    trainer = Trainer(
-        network, bank, held_out, options, device, kept, inputs, team=team, workers=workers, watch=watch
-    )  # fmt: skip
+    trainer = Trainer(network, bank, held_out, options, device, kept, inputs, team=team, workers=workers, watch=watch)
     if team.leads:
         _show(trainer, outputs.augmented, watch, synthetic)
     try:
@@ -195,8 +198,12 @@ def _write(
     kept = next(row for row in progress.history if row["step"] == kept_step)
     log.info(
         "%s: %d steps, kept step %d with validation loss %s, AUC %s",
-        options.model, progress.step, kept_step, short(kept["validation_loss"]), short(kept["validation_auc"]),
-    )  # fmt: skip
+        options.model,
+        progress.step,
+        kept_step,
+        short(kept["validation_loss"]),
+        short(kept["validation_auc"]),
+    )
 
 
 def _made_for(facts: Sequence[Facts]) -> ModelFacts:

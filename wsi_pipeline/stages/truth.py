@@ -19,22 +19,22 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_pipeline.annotations import NOTHING, Regions, read_annotation
-from wsi_pipeline.bars import Bar
 from wsi_pipeline.config import TissueOptions, TruthOptions
 from wsi_pipeline.errors import AnnotationError
-from wsi_pipeline.figures import save_figure, slide_figure
-from wsi_pipeline.files import digest_bytes, digest_file
-from wsi_pipeline.foreground import above, features, find_threshold
-from wsi_pipeline.geojson import Feature, feature, polygons, write_features
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.masks import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
-from wsi_pipeline.overlays import outlined, truth_overlay
-from wsi_pipeline.pictures import IGNORED_COLOR, TUMOR_COLOR
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.rasterize import Crossings
-from wsi_pipeline.receipts import write_receipt
-from wsi_pipeline.store import Image, write_image
+from wsi_pipeline.io.digests import digest_bytes, digest_file
+from wsi_pipeline.io.receipts import write_receipt
+from wsi_pipeline.masks.annotations import NOTHING, Regions, read_annotation
+from wsi_pipeline.masks.geojson import Feature, feature, polygons, write_features
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
+from wsi_pipeline.masks.rasterize import Crossings
+from wsi_pipeline.masks.tissue_detection import above, features, find_threshold
+from wsi_pipeline.plots.colors import IGNORED_COLOR, TUMOR_COLOR
+from wsi_pipeline.plots.figures import save_figure, slide_figure
+from wsi_pipeline.plots.overlays import outlined, truth_overlay
+from wsi_pipeline.progress_bar import Bar
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
 
 log = logging.getLogger(__name__)
 
@@ -167,20 +167,25 @@ def _check_unit(slide: str, annotation: Path, regions: Regions, pyramid: Pyramid
     here, scaled = share(mpp / pyramid.mpp), share(mpp)
     if here < _ON_GLASS and scaled > _ON_TISSUE:
         raise AnnotationError(
-            slide, annotation,
+            slide,
+            annotation,
             f"{100 * here:.0f} % of its vertices lie on tissue; {100 * scaled:.0f} % would if they were micrometres",
             remedy="Export the annotation in level-0 pixels",
-        )  # fmt: skip
+        )
 
 
 def _check_label(slide: str, annotation: Path, label: str | None, regions: Regions) -> None:
     if label == "normal" and not regions.tumor.is_empty:
         raise AnnotationError(
-            slide, annotation, "outlines tumour, but the sheet's label is normal",
+            slide,
+            annotation,
+            "outlines tumour, but the sheet's label is normal",
             remedy="Correct the label or the annotation",
-        )  # fmt: skip
+        )
     if label == "tumor" and regions.tumor.is_empty:
         raise AnnotationError(
-            slide, annotation, "outlines no tumour, but the sheet's label is tumor",
+            slide,
+            annotation,
+            "outlines no tumour, but the sheet's label is tumor",
             remedy="Correct the label or the annotation",
-        )  # fmt: skip
+        )

@@ -1,1 +1,4 @@
-"""`wsi-pipeline view`: results at full resolution in a browser."""
+"""The viewer: a web server on the loopback interface that shows results at full resolution in a browser.
+
+The command line imports it; it imports `report`, `plots`, `masks`, `pyramid` and `io`.
+"""

@@ -12,11 +12,11 @@ from typing import Any
 
 from wsi_pipeline.config import NAME_PATTERN
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.layout import SLIDE_STAGES, STAGES, Layout, NotThereError, SlideLayout
-from wsi_pipeline.receipts import read_receipt
-from wsi_pipeline.run_record import last_run
-from wsi_pipeline.slide_views import HeatGrid, heat_grid, read_detections
-from wsi_pipeline.summary import Figures, headline, read_metrics
+from wsi_pipeline.evaluation.summary import Figures, headline, read_metrics
+from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout, NotThereError, SlideLayout
+from wsi_pipeline.io.receipts import read_receipt
+from wsi_pipeline.provenance.run_record import last_run
+from wsi_pipeline.report.slide_data import HeatGrid, heat_grid, read_detections
 
 _NAME = re.compile(NAME_PATTERN)
 
@@ -70,10 +70,13 @@ class Results:
             wanted = STAGES if row.get("split") == "test" else SLIDE_STAGES
             slides.append(
                 {
-                    "name": name, "split": row.get("split", ""), "label": row.get("label", ""),
-                    "expected": wanted, "missing": [stage for stage in wanted if not done[stage]],
+                    "name": name,
+                    "split": row.get("split", ""),
+                    "label": row.get("label", ""),
+                    "expected": wanted,
+                    "missing": [stage for stage in wanted if not done[stage]],
                 }
-            )  # fmt: skip
+            )
         return {
             "title": config.get("report", {}).get("title") or str(self.folder),
             "cohort": cohort.get("name", ""),

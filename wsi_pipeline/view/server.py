@@ -22,10 +22,10 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.layout import NotThereError, SlideLayout
-from wsi_pipeline.pictures import heat_palettes
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.slide_views import heat_geometry
+from wsi_pipeline.io.layout import NotThereError, SlideLayout
+from wsi_pipeline.plots.colors import heat_palettes
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.report.slide_data import heat_geometry
 from wsi_pipeline.view.results import Results, detections_of, heat_of
 from wsi_pipeline.view.tiles import Tiles
 
@@ -143,15 +143,17 @@ class _Slide(_Handler):
             "height": pyramid.size.height,
             "levels": [
                 {
-                    "width": level.size.width, "height": level.size.height,
-                    "tileWidth": level.grid.chunk.width, "tileHeight": level.grid.chunk.height,
+                    "width": level.size.width,
+                    "height": level.size.height,
+                    "tileWidth": level.grid.chunk.width,
+                    "tileHeight": level.grid.chunk.height,
                     "scale": mpp / pyramid.mpp,
                 }
                 for level, mpp in zip(pyramid.levels, pyramid.mpps, strict=True)
             ],
             "heat": heat_geometry(places.receipt("heatmap")) if done["heatmap"] else None,
             "detections": detections_of(places),
-        }  # fmt: skip
+        }
 
 
 class _Heat(_Handler):

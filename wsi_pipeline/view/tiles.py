@@ -9,12 +9,12 @@ import imagecodecs
 import numpy as np
 
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.jpeg import Jpeg, as_file
-from wsi_pipeline.layout import NotThereError
-from wsi_pipeline.levels import Cache, caches
-from wsi_pipeline.overlays import outlines, tissue_overlay, truth_overlay
-from wsi_pipeline.pyramid import Pyramid
-from wsi_pipeline.store import Image, read_image
+from wsi_pipeline.io.layout import NotThereError
+from wsi_pipeline.plots.overlays import outlines, tissue_overlay, truth_overlay
+from wsi_pipeline.pyramid.level import Cache, caches
+from wsi_pipeline.pyramid.ome_zarr import Image, read_image
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.slides.jpeg import Jpeg, as_file
 
 # Masks of a slide of 100,000 px have 20 MB each.
 _MASK_BYTES = 96 << 20

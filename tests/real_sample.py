@@ -20,8 +20,8 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_pipeline.demo import save_pyramid, write_asap
-from wsi_pipeline.sheet import COLUMNS
+from wsi_pipeline.cohort.sheet import COLUMNS
+from wsi_pipeline.cohort.synthetic import save_pyramid, write_asap
 
 EDGE = 256
 MARGIN = 512

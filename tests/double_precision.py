@@ -9,13 +9,12 @@ import json
 import sys
 from pathlib import Path
 
-from training import OPTIONS
-
-from wsi_pipeline.model.bank import PatchBank
+from helpers.training import OPTIONS
 from wsi_pipeline.model.checkpoints import Checkpoints
+from wsi_pipeline.model.dataset import PatchBank
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.folder import starting_network
-from wsi_pipeline.model.team import join
+from wsi_pipeline.model.distributed import join
+from wsi_pipeline.model.model_dir import starting_network
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.stages.train import PatchSet
 

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+
 from conftest import tissue_picture, write_tiff
 from test_passthrough import drop_tile, philips, write_pages
-
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.pyramid import Pyramid
+from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.slides.crash_isolation import CrashError, supervised
 from wsi_pipeline.stages import convert
-from wsi_pipeline.supervise import CrashError, supervised
 
 HANG_SECONDS = 60
 SOURCES = ("generic", "aperio", "philips", "tables", "deflate", "flat", "strips")
@@ -47,9 +47,14 @@ def write_sources(folder: Path) -> None:
     drop_tile(folder / "aperio", 0, 3)
     write_pages(folder / "philips", [np.pad(p, ((0, 0), (0, 40), (0, 0)))[:512] for p in pages[:1]], **philips(1))
     tifffile.imwrite(
-        folder / "strips", picture, photometric="rgb", rowsperstrip=16, compression="lzw", resolution=(20000, 20000),
+        folder / "strips",
+        picture,
+        photometric="rgb",
+        rowsperstrip=16,
+        compression="lzw",
+        resolution=(20000, 20000),
         resolutionunit=3,
-    )  # fmt: skip
+    )
     write_tiff(folder / "tables.tif", picture).rename(folder / "tables")
     write_tiff(folder / "deflate.tif", picture, compression="deflate").rename(folder / "deflate")
 
@@ -82,9 +87,12 @@ def check(sources: Path, seed: int) -> str:
     rng = np.random.default_rng(seed)
     content = (sources / SOURCES[int(rng.integers(len(SOURCES)))]).read_bytes()
     options = PyramidRun(
-        chunk_px=128, shard_px=256, passthrough=bool(rng.random() < 0.8),
-        verify="all" if rng.random() < 0.5 else "sample", damaged_tiles="white" if rng.random() < 0.3 else "error",
-    )  # fmt: skip
+        chunk_px=128,
+        shard_px=256,
+        passthrough=bool(rng.random() < 0.8),
+        verify="all" if rng.random() < 0.5 else "sample",
+        damaged_tiles="white" if rng.random() < 0.3 else "error",
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         slide = folder / "s.tif"

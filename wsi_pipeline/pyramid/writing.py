@@ -1,0 +1,59 @@
+"""What the writers of pyramid levels have in common: a written level, its damaged tiles, padding at the edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.geometry import Box
+from wsi_pipeline.io.receipts import Facts
+from wsi_pipeline.pyramid.codecs import ChunkCodec
+from wsi_pipeline.pyramid.ome_zarr import BACKGROUND
+from wsi_pipeline.slides.openslide_reader import DAMAGED, SourceSlide
+
+# A slide with more damaged tiles than this is no slide with a damaged tile.
+_MOST_DAMAGED_TILES, _MOST_DAMAGED_SHARE = 16, 0.01
+
+Tile = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeLevel:
+    """A level as it was written: its facts for the receipt, the digests of its files, which tiles are damaged.
+
+    `codec` encoded its chunks; None where they were copied.
+    """
+
+    facts: Facts
+    digests: dict[str, str]
+    codec: ChunkCodec | None
+    damaged: frozenset[Tile]
+
+
+class DamagedTiles:
+    """The tiles of a level that nobody can read, where the options allow for some."""
+
+    def __init__(self, source: SourceSlide, number: int, count: int, policy: str) -> None:
+        """`count` is how many tiles the level has, `policy` is `error` or `white`."""
+        self.tiles = set[Tile]()
+        self._source, self._number = source, number
+        self._most = 0 if policy == "error" else max(_MOST_DAMAGED_TILES, int(_MOST_DAMAGED_SHARE * count))
+
+    def add(self, tile: Tile, problem: str) -> None:
+        """Count a damaged tile; `SlideError`, naming it, where that is one too many."""
+        self.tiles.add(tile)
+        if len(self.tiles) > self._most:
+            where = f"damaged at level {self._number}, column {tile[0]}, row {tile[1]}"
+            more = f", as {self._most} other tiles" if self._most else ""
+            raise self._source.error(f"{where}{more} ({problem})", DAMAGED)
+
+
+def padded(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """`pixels` filled up with background to the size of `box`."""
+    if pixels.shape[:2] == (box.height, box.width):
+        return pixels
+    out = np.full((box.height, box.width, 3), BACKGROUND, np.uint8)
+    out[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return out
