@@ -7,15 +7,12 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from snakemake.resources import ResourceScopes
-from snakemake_executor_plugin_slurm import Executor
 
-from slurm_checks import COMMANDS, cancel_leftovers, check_slurm, start_once
+from slurm_checks import COMMANDS, cancel_leftovers, check_slurm
 from wsi_pipeline.errors import ConfigError
 
 
@@ -89,20 +86,3 @@ def test_a_run_of_another_machine_is_named(queue: Path) -> None:
         cancel_leftovers([run("wsi-pipeline_a", **over(), host="login2")])
     assert queue.read_text() == before
     assert cancel_leftovers([run("wsi-pipeline_gone", **over(), host="login2")]) == []
-
-
-@pytest.mark.parametrize("limits", [{}, {"step": 1}])
-def test_a_job_starts_snakemake_once(limits: dict[str, int]) -> None:
-    def formatted(_: Any) -> str:
-        return f"snakemake --cores all {Executor.additional_general_args(executor)} --mode remote"
-
-    workflow = SimpleNamespace(
-        executor_settings=SimpleNamespace(pass_command_as_script=False),
-        resource_scopes=ResourceScopes(step="local", gpu="global"),
-        global_resources={name: SimpleNamespace(value=value) for name, value in {**limits, "gpu": 4}.items()},
-    )
-    executor = SimpleNamespace(workflow=workflow, format_job_exec=formatted)
-    start_once(executor)
-    said = executor.format_job_exec(SimpleNamespace(threads=3))
-    within = " --resources step=1" if limits else ""
-    assert said == f"snakemake --cores all --executor local --cores 3{within} --mode remote"

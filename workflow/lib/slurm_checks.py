@@ -1,4 +1,4 @@
-"""Before jobs go to SLURM: its commands, its partitions, jobs that an earlier run left behind, and how a job starts."""
+"""Before jobs go to SLURM: its commands, its partitions, jobs that an earlier run left behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import logging
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import time
@@ -22,8 +21,6 @@ log = logging.getLogger(__name__)
 
 COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 _CANCELLING_S = 60.0
-# What SLURM's plugin has a job's Snakemake do: start another one for each rule, in a step of its own.
-_IN_STEPS = "--executor slurm-jobstep --jobs 1"
 
 
 def check_slurm(partitions: Mapping[str, str]) -> None:
@@ -76,24 +73,6 @@ def cancel_leftovers(runs: Iterable[RunRecord]) -> list[str]:
             raise ConfigError(f"jobs {' '.join(found)} of an earlier run do not end", remedy="Look at them with squeue")
         time.sleep(1)
     return found
-
-
-def start_once(executor: Any) -> None:
-    """Let the Snakemake that a job of SLURM starts run the job's rules itself: one start instead of two or more.
-
-    It has the cores of the job, and the limits of all resources that count within a job (`set-resource-scopes`).
-    Where the plugin's commands are others than we know, they stay what they are.
-    """
-    formatted, workflow = executor.format_job_exec, executor.workflow
-    within = [name for name in workflow.resource_scopes.locals if name in workflow.global_resources]
-    limits = [f"{name}={workflow.global_resources[name].value}" for name in sorted(within)]
-
-    def once(job: Any) -> str:
-        command: str = formatted(job)
-        own = ["--executor", "local", "--cores", str(job.threads), *(["--resources", *limits] if limits else [])]
-        return command.replace(_IN_STEPS, shlex.join(own))
-
-    executor.format_job_exec = once
 
 
 def _goes_on(process: Mapping[str, Any]) -> bool:

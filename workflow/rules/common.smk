@@ -8,14 +8,13 @@ from snakemake.utils import validate
 
 from wsi_pipeline.config.loading import load_config, options_json
 from wsi_pipeline.errors import PipelineError
-from wsi_pipeline.planning import collect_rarely, index_inputs, keep_less, look_at_some
 from wsi_pipeline.provenance.run_record import check_clock, read_runs, record_run
 from wsi_pipeline.cohort.sheet import is_remote, load_sheet
 
 # Modules of the workflow that know Snakemake or SLURM: the package knows neither.
 sys.path.insert(0, str(Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent / "lib"))
 from job_summaries import say_findings
-from slurm_checks import cancel_leftovers, check_slurm, start_once
+from slurm_checks import cancel_leftovers, check_slurm
 
 try:
     CONFIG = load_config(config)
@@ -27,10 +26,6 @@ except PipelineError as error:
 if workflow.is_main_process:
     validate(config, "../schemas/config.schema.json", set_default=False)
 
-collect_rarely()
-index_inputs()
-keep_less()
-look_at_some()
 say_findings()
 
 # Stages run in the environment that runs Snakemake, whatever the PATH of the shell or of a cluster's node says.
@@ -259,7 +254,6 @@ def before_jobs():
             partitions = {rule: job.resources.get("slurm_partition") for rule, job in jobs.items()}
             check_slurm({rule: name for rule, name in partitions.items() if isinstance(name, str)})
             cancel_leftovers(runs)
-            start_once(workflow.scheduler._executor)
         # The plugin gives all jobs of a run one name, and says it nowhere else.
         name = workflow.scheduler._executor.run_uuid if slurm else None
         record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent, name)
