@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from conftest import tissue_picture, write_tiff
-from test_passthrough import drop_tile, philips, write_pages
+from helpers.slides import tissue_picture, write_tiff
+from helpers.tiff import drop_tile, philips, write_pages
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.pyramid.pyramid import Pyramid

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import shapely
 
-from conftest import square, write_asap
+from helpers.annotations import square, write_asap
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size

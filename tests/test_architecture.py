@@ -66,3 +66,10 @@ def test_every_room_says_what_lives_there() -> None:
     for folder in (path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()):
         said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
         assert said and len(said) > 80, folder
+
+
+def test_no_test_module_imports_another() -> None:
+    folder = Path(__file__).parent
+    modules = {path.stem for path in folder.glob("*.py") if path.stem.startswith("test_")} | {"conftest"}
+    for path in sorted(folder.rglob("*.py")):
+        assert not modules.intersection(imported(path)), f"{path}: what several tests use lives in tests/helpers"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from conftest import served
+from helpers.viewer import served
 from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import ReportRun
 from wsi_pipeline.io.digests import digest_file

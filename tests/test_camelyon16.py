@@ -14,7 +14,10 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
-from conftest import CONFIG, DATA, ROOT, needs_data, snakemake, square, tissue_picture, write_asap, write_tiff
+from helpers.annotations import square, write_asap
+from helpers.paths import DATA, ROOT, needs_data
+from helpers.slides import tissue_picture, write_tiff
+from helpers.workflow import CONFIG, snakemake
 from wsi_pipeline.cohort.camelyon16 import NOT_EXHAUSTIVE, write_sheet
 from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.errors import ConfigError

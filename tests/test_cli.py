@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from conftest import tissue_picture, write_tiff
+from helpers.slides import tissue_picture, write_tiff
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.config import STEP_VERSIONS
 

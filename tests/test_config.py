@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT
+from helpers.paths import ROOT
 from wsi_pipeline.config import STAGE_OPTIONS, STEP_VERSIONS, Config, Section, TissueOptions
 from wsi_pipeline.config.generated import defaults_yaml, schema_json
 from wsi_pipeline.config.loading import load_config, options_json, parse_options

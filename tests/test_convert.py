@@ -11,7 +11,8 @@ import pytest
 import tifffile
 import zarr
 
-from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
+from helpers.paths import DATA, needs_data
+from helpers.slides import converted, tissue_picture, write_tiff
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size

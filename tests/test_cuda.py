@@ -1,4 +1,4 @@
-"""Training and prediction on a GPU, where there is one. No other test sees it (conftest.py)."""
+"""Training and prediction on a GPU, where there is one. No other test sees it (helpers/gpus.py)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import GPUS
 from helpers import training
+from helpers.gpus import GPUS
 from helpers.predicting import write_slide
 from wsi_pipeline.config import AugmentationOptions, HeatmapRun, PyramidRun
 from wsi_pipeline.model.distributed import STOPPED

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from conftest import tissue_picture, write_tiff
-from test_passthrough import drop_tile, write_pages
+from helpers.slides import tissue_picture, write_tiff
+from helpers.tiff import drop_tile, write_pages
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size

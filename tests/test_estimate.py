@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from conftest import square, tissue_picture, write_asap, write_tiff
-from test_passthrough import write_pages
+from helpers.annotations import square, write_asap
+from helpers.slides import tissue_picture, write_tiff
+from helpers.tiff import write_pages
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.cohort.estimate import plan_cohort, plan_text
 from wsi_pipeline.cohort.sheet import load_sheet

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from conftest import CONFIG
+from helpers.workflow import CONFIG
 from wsi_pipeline.config.loading import load_config, options_json
 from wsi_pipeline.io.atomic import remove
 from wsi_pipeline.io.digests import digest_file, digest_tree

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import DATA
+from helpers.paths import DATA
 from wsi_pipeline.model.inception import InceptionV3, folded
 
 GOLDEN = DATA.parent / "reference" / "inception_v3_golden.json"

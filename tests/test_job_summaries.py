@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import snakemake
+from helpers.workflow import snakemake
 from job_summaries import last_line
 
 

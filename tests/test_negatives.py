@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import square, write_asap
 from helpers import training
+from helpers.annotations import square, write_asap
 from wsi_pipeline.config import HardDraw, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.digests import canonical_json

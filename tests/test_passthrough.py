@@ -12,7 +12,9 @@ import pytest
 import tifffile
 import zarr
 
-from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
+from helpers.paths import DATA, needs_data
+from helpers.slides import converted, tissue_picture, write_tiff
+from helpers.tiff import drop_tile, philips, write_pages
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size, tiles
@@ -41,42 +43,6 @@ def assert_same_pixels(source: Path, folder: Path) -> None:
         boxes = tiles(size, 700) if slide.is_exact(level) else [Box(0, 0, size.width, size.height)]
         for box in boxes:
             np.testing.assert_array_equal(pyramid.read(box, level), slide.read(box, level))
-
-
-def write_pages(
-    path: Path,
-    pages: list[np.ndarray],
-    *,
-    tile: tuple[int, int] = (256, 256),
-    outcolorspace: str = "ycbcr",
-    **first: Any,
-) -> Path:
-    """A TIFF of JPEG-tiled pages; `first` are more arguments of the first one."""
-    with tifffile.TiffWriter(path) as tiff:
-        for k, page in enumerate(pages):
-            tiff.write(
-                page,
-                tile=tile,
-                photometric="rgb",
-                compression="jpeg",
-                metadata=None,
-                compressionargs={"level": 90, "outcolorspace": outcolorspace},
-                resolution=(20000, 20000),
-                resolutionunit=3,
-                subfiletype=1 if k else 0,
-                **(first if k == 0 else {}),
-            )
-    return path
-
-
-def drop_tile(path: Path, page: int, index: int, count: int = 0, offset: int = 0) -> None:
-    """Set byte count and offset of a tile."""
-    with tifffile.TiffFile(path, mode="r+b") as tiff:
-        tags = tiff.pages[page].tags  # type: ignore[union-attr]
-        for name, value in (("TileByteCounts", count), ("TileOffsets", offset)):
-            values = list(tags[name].value)
-            values[index] = value
-            tags[name].overwrite(values)
 
 
 @pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])
@@ -135,23 +101,6 @@ def test_plain_zarr_opens_the_store_with_the_codec_registered(tissue_slide: Path
     assert transpose == {"name": "transpose", "configuration": {"order": [1, 2, 0]}}
     assert jpeg["name"] == "imagecodecs_jpeg"
     assert jpeg["configuration"]["colorspace_data"] == "RGB"
-
-
-def philips(levels: int) -> dict[str, Any]:
-    """What makes OpenSlide take a TIFF for one of Philips: its software and its XML with the spacing of each level."""
-    spacing = '<Attribute Name="DICOM_PIXEL_SPACING">"{0}" "{0}"</Attribute>'
-    levels_xml = "".join(
-        f'<DataObject ObjectType="PixelDataRepresentation">{spacing.format(0.00025 * 2**k)}</DataObject>'
-        for k in range(levels)
-    )
-    description = (
-        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
-        '<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array><DataObject ObjectType="DPScannedImage">'
-        f'<Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute>{spacing.format(0.00025)}'
-        f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array>{levels_xml}</Array></Attribute>'
-        "</DataObject></Array></Attribute></DataObject>"
-    )
-    return {"description": description, "software": "Philips DP v1.0"}
 
 
 def test_philips_slides_with_sizes_that_lie_and_missing_tiles_are_copied(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from conftest import tissue_picture, write_tiff
+from helpers.slides import tissue_picture, write_tiff
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.pyramid.patch_reader import Walk
 from wsi_pipeline.pyramid.pyramid import Pyramid

@@ -10,7 +10,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import square, write_asap
+from helpers.annotations import square, write_asap
 from wsi_pipeline.config import PatchDraw, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks.label_images import AreaShares

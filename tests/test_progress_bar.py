@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import tissue_picture, write_tiff
+from helpers.slides import tissue_picture, write_tiff
 from wsi_pipeline.progress_bar import Bar, tracked
 
 PROGRAM = Path(sys.executable).with_name("wsi-pipeline")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from conftest import CONFIG, ROOT, snakemake
+from helpers.paths import ROOT
+from helpers.workflow import CONFIG, snakemake
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.config.loading import load_config
 from wsi_pipeline.errors import StoreError

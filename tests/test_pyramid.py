@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import converted, tissue_picture, write_tiff
+from helpers.slides import converted, tissue_picture, write_tiff
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.pyramid.level import Cache

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import square, write_asap
+from helpers.annotations import square, write_asap
 from helpers.evaluated import folders_of, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import EvaluateOptions, ReportRun, TissueOptions, TruthOptions

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import CONFIG, ROOT
+from helpers.paths import ROOT
+from helpers.workflow import CONFIG
 
 pytestmark = [
     pytest.mark.workflow,

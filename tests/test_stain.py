@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from conftest import DATA, converted, needs_data, write_tiff
+from helpers.paths import DATA, needs_data
+from helpers.slides import converted, write_tiff
 from wsi_pipeline.config import HeatmapRun, PatchDraw, TissueOptions, TruthOptions
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.inception import InceptionV3, initialize

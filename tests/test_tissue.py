@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from conftest import DATA, converted, needs_data, tissue_picture, write_tiff
+from helpers.paths import DATA, needs_data
+from helpers.slides import converted, tissue_picture, write_tiff
 from wsi_pipeline.config import PyramidRun, TissueOptions, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks.annotations import read_annotation

@@ -9,7 +9,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import square, write_asap
+from helpers.annotations import square, write_asap
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size

@@ -19,7 +19,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from conftest import DATA, needs_data, served, tissue_picture
+from helpers.paths import DATA, needs_data
+from helpers.slides import tissue_picture
+from helpers.viewer import served
 from wsi_pipeline.config import PyramidRun
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR

@@ -15,7 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from conftest import CONFIG, DATA, needs_data, snakemake, tissue_picture, write_tiff
+from helpers.paths import DATA, needs_data
+from helpers.slides import tissue_picture, write_tiff
+from helpers.workflow import CONFIG, snakemake
 from wsi_pipeline.io.digests import digest_file, digest_tree
 
 pytestmark = pytest.mark.workflow

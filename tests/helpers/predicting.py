@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from conftest import tissue_picture, write_tiff
+from helpers.slides import tissue_picture, write_tiff
 from wsi_pipeline.config import HeatmapRun, PyramidRun, TissueOptions
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.inception import InceptionV3, initialize

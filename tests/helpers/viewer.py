@@ -1,0 +1,26 @@
+"""The viewer's server."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def served(results: Path) -> Iterator[str]:
+    """The address of `wsi-pipeline view`."""
+    command = [str(Path(sys.executable).with_name("wsi-pipeline")), "view", str(results), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+    try:
+        assert said
+        yield said[0]
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stdout.close()
