@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
-from wsi_pipeline.config import CalibrateOptions, CalibrationOptions, EvaluateOptions, PatchLevelOptions
+from wsi_pipeline.config import CalibrateRun, CalibrationOptions, EvaluateRun, PatchLevelOptions
 from wsi_pipeline.evaluation.score_histogram import ScoreCounts
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.metrics.curves import Histogram, counts_at
@@ -108,12 +108,12 @@ def main() -> None:
                 os.link(folder / "kinds" / source, folder / target)
             label = "tumor" if kind % 2 else "normal"
             sheet[slide] = SlideRow(slide, "x.tif", "test", label=label, centre=f"c{number % 3}")
-        options = CalibrateOptions(calibration=CalibrationOptions(temperature=arguments.temperature))
+        options = CalibrateRun(calibration=CalibrationOptions(temperature=arguments.temperature))
         fitted = Sheet({slide: replace(row, split="validation") for slide, row in list(sheet.items())[:KINDS]})
         calibrate.run(fitted, folder / "scores", folder / "detections", folder / "calibration.json", options)
         started = time.perf_counter()
         folders = evaluate.Folders(folder / "scores", folder / "confusion", folder / "detections")
-        evaluate.run(sheet, (), folders, folder / "calibration.json", folder / "out", EvaluateOptions())
+        evaluate.run(sheet, (), folders, folder / "calibration.json", folder / "out", EvaluateRun())
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print("| slides | positions of each | wall, s | peak memory, MiB |\n|---|---|---|---|")

@@ -35,7 +35,7 @@ from train import (
     write_store,
 )
 
-from wsi_pipeline.config import PyramidRun, TrainingRun
+from wsi_pipeline.config import ConvertRun, TrainRun
 from wsi_pipeline.model.dataset import PatchBank
 from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.inception import BasicConv2d
@@ -62,7 +62,7 @@ class CudnnConv2d(nn.Module):
         )
 
 
-def compiled_steps(patches: PatchSet, options: TrainingRun, device: Device, count: int, workers: int) -> Way:
+def compiled_steps(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> Way:
     """Training steps as `torch.compile` makes them."""
     trainer = trainer_of(PatchBank(patches.stores, patches.indices), options, device, workers)
     return constant_steps(trainer, options.batch_size, count, is_compiled=True)
@@ -103,7 +103,7 @@ def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pix
     source = folder / "slide.tif"
     write_slide(source, pixels, pixels)
     store = folder / "pyramid.ome.zarr"
-    convert.run("s", source, store, folder / "pyramid.json", PyramidRun(), 0.25, workers)
+    convert.run("s", source, store, folder / "pyramid.json", ConvertRun(), 0.25, workers)
     pyramid = Pyramid(store)
     spec = pyramid.patch_spec(size, 0.25)
     batch = torch.randint(0, 256, (predictor.batch_size, size, size, 3), dtype=torch.uint8)
@@ -146,7 +146,7 @@ def main() -> int:
     print(
         f"{name}, torch {torch.__version__}, {arguments.workers} workers, {arguments.size} px, batch {arguments.batch}"
     )
-    options = TrainingRun(start="random", batch_size=arguments.batch)
+    options = TrainRun(start="random", batch_size=arguments.batch)
     images = arguments.steps * arguments.batch
     found: dict[str, Any] = {
         "device": name,

@@ -26,7 +26,7 @@ import torch
 from rates import rate
 from torch import Tensor
 
-from wsi_pipeline.config import PyramidRun, TissueOptions
+from wsi_pipeline.config import ConvertRun, TissueRun
 from wsi_pipeline.masks.label_images import grid_shares
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.device import Device, pick_device
@@ -219,10 +219,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = folder / "pyramid.ome.zarr"
-        convert.run("s", arguments.slide, store, folder / "pyramid.json", PyramidRun(), MPP, threads)
-        tissue.run(
-            "s", store, folder / "tissue.ome.zarr", folder / "tissue.json", folder / "t.png", TissueOptions(), threads
-        )
+        convert.run("s", arguments.slide, store, folder / "pyramid.json", ConvertRun(), MPP, threads)
+        made = tissue.Outputs(folder / "tissue.ome.zarr", folder / "tissue.json", folder / "t.png")
+        tissue.run("s", tissue.Inputs(store), made, TissueRun(), threads=threads)
         if arguments.memory:
             memory(folder, threads)
             return

@@ -39,27 +39,20 @@ Way = Callable[[Path, Path], None]
 
 
 def tissue_ours(_: Path, folder: Path) -> None:
-    from wsi_pipeline.config import TissueOptions
+    from wsi_pipeline.config import TissueRun
     from wsi_pipeline.stages import tissue
 
-    tissue.run(
-        "s",
-        folder / "pyramid.ome.zarr",
-        folder / "tissue.ome.zarr",
-        folder / "tissue.json",
-        folder / "tissue.png",
-        TissueOptions(),
-        THREADS,
-    )
+    made = tissue.Outputs(folder / "tissue.ome.zarr", folder / "tissue.json", folder / "tissue.png")
+    tissue.run("s", tissue.Inputs(folder / "pyramid.ome.zarr"), made, TissueRun(), threads=THREADS)
 
 
 def mask_ours(_: Path, folder: Path) -> None:
     """Only the mask, without its store, picture and receipt."""
-    from wsi_pipeline.config import TissueOptions
+    from wsi_pipeline.config import TissueRun
+    from wsi_pipeline.masks.slide_tissue import find_tissue
     from wsi_pipeline.pyramid.pyramid import Pyramid
-    from wsi_pipeline.stages.tissue import find_tissue
 
-    find_tissue(Pyramid(folder / "pyramid.ome.zarr"), TissueOptions(), THREADS)
+    find_tissue(Pyramid(folder / "pyramid.ome.zarr"), TissueRun(), THREADS)
 
 
 def openslide_regions(source: Path, folder: Path) -> Iterator[tuple[int, int, Any]]:
@@ -89,10 +82,10 @@ def put_together(parts: list[tuple[int, int, Any]]) -> Any:
 
 def mask_openslide(source: Path, folder: Path) -> None:
     """Our own functions on regions that OpenSlide reads in one thread."""
-    from wsi_pipeline.config import TissueOptions
+    from wsi_pipeline.config import TissueRun
     from wsi_pipeline.masks.tissue_detection import features, find_mask
 
-    options = TissueOptions()
+    options = TissueRun()
     regions = openslide_regions(source, folder)
     feature, ink = put_together([(y, x, np.stack(features(pixels, options))) for y, x, pixels in regions])
     find_mask(feature, ink.astype(bool), options)
@@ -130,11 +123,11 @@ def truth_ours(_: Path, folder: Path) -> None:
 
 
 def patches_ours(_: Path, folder: Path) -> None:
-    from wsi_pipeline.config import PatchDraw
+    from wsi_pipeline.config import PatchesRun
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.stages import patches
 
-    options = PatchDraw(mpp=Pyramid(folder / "pyramid.ome.zarr").mpp, size_px=PATCH_PX)
+    options = PatchesRun(mpp=Pyramid(folder / "pyramid.ome.zarr").mpp, size_px=PATCH_PX)
     patches.run(
         "s",
         folder / "pyramid.ome.zarr",
@@ -185,10 +178,10 @@ def measured(name: str, source: Path, folder: Path) -> dict[str, float]:
 
 
 def converted(source: Path, folder: Path, mpp: float | None) -> None:
-    from wsi_pipeline.config import PyramidRun
+    from wsi_pipeline.config import ConvertRun
     from wsi_pipeline.stages import convert
 
-    convert.run("s", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", PyramidRun(), mpp, THREADS)
+    convert.run("s", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", ConvertRun(), mpp, THREADS)
 
 
 def write_polygons(path: Path, width: int, height: int, count: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ways import PATCH_PX, PATCHES, TILE_PX, WAYS, Found, run_way
 
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.stages import convert
 
 PEER = "read by tiffslide"
@@ -34,7 +34,7 @@ def main() -> None:
     best: dict[str, Found] = {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as folder:
         store = Path(folder) / "p.ome.zarr"
-        convert.run("slide", arguments.slide, store, Path(folder) / "p.json", PyramidRun(), 0.25, 2)
+        convert.run("slide", arguments.slide, store, Path(folder) / "p.json", ConvertRun(), 0.25, 2)
         for _ in range(arguments.repeat):
             for name in names:
                 found = run_way(name, arguments.slide, store, arguments.peers if name == PEER else sys.executable)

@@ -22,11 +22,11 @@ from scipy import ndimage
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import (
-    CalibrateOptions,
-    EvaluateOptions,
+    CalibrateRun,
+    ConvertRun,
+    EvaluateRun,
     LesionLevelOptions,
     PatchLevelOptions,
-    PyramidRun,
     ReportRun,
 )
 from wsi_pipeline.geometry import Grid
@@ -49,16 +49,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as name:
         root = Path(name)
         store = root / "pyramid.ome.zarr"
-        convert.run("slide", arguments.slide, store, root / "pyramid.json", PyramidRun(), 0.25, 2)
+        convert.run("slide", arguments.slide, store, root / "pyramid.json", ConvertRun(), 0.25, 2)
         pyramid = Pyramid(store)
-        calibrate.run(Sheet(), root, root, root / "calibration.json", CalibrateOptions())
+        calibrate.run(Sheet(), root, root, root / "calibration.json", CalibrateRun())
         sheet = Sheet()
         for number in range(arguments.slides):
             slide = f"slide-{number:03}"
             positions = judge(root, slide, store, pyramid, number, arguments.stride)
             sheet[slide] = SlideRow(slide, "none", "test", label="tumor" if number % 2 else "normal")
         folders = evaluate.Folders(root / "scores", root / "confusion", root / "detections")
-        evaluate.run(sheet, (), folders, root / "calibration.json", root / "evaluation", EvaluateOptions())
+        evaluate.run(sheet, (), folders, root / "calibration.json", root / "evaluation", EvaluateRun())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
         report.run(root, None, root / "report.html", ReportRun(), sheet)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
-from wsi_pipeline.config import TrainingRun
+from wsi_pipeline.config import TrainRun
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.model.checkpoints import Checkpoints
@@ -88,7 +88,7 @@ def as_by_default() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
 
 
-def trainer_of(bank: PatchBank, options: TrainingRun, device: Device, workers: int) -> Trainer:
+def trainer_of(bank: PatchBank, options: TrainRun, device: Device, workers: int) -> Trainer:
     network = starting_network("random", 2, 1, None)
     nothing, none = PatchBank([], []), Checkpoints(Path("none"))
     return Trainer(network, bank, nothing, options, device, none, "", workers=workers)
@@ -122,7 +122,7 @@ def fed_steps(made: Trainer, batch: int, count: int, workers: int) -> Way:
     return run
 
 
-def steps_of(patches: PatchSet, options: TrainingRun, device: Device, count: int, workers: int) -> dict[str, Way]:
+def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> dict[str, Way]:
     """Ways to make `count` training steps; the first is what the others are compared with."""
     in_memory = PatchBank(patches.stores, patches.indices, memory_gib=64, workers=workers)
     on_disk = PatchBank(patches.stores, patches.indices, memory_gib=0)
@@ -141,7 +141,7 @@ def steps_of(patches: PatchSet, options: TrainingRun, device: Device, count: int
     }
 
 
-def plain_steps(options: TrainingRun, device: Device, size: int, count: int) -> Way:
+def plain_steps(options: TrainRun, device: Device, size: int, count: int) -> Way:
     """The step that one writes first: NCHW, float32, no augmentation, from a constant batch of floats."""
     network = starting_network("random", 2, 1, None).to(device.device).train()
     optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-4)
@@ -200,7 +200,7 @@ def main() -> None:
     device = pick_device(arguments.threads)
     name = torch.cuda.get_device_name() if device.is_cuda else f"CPU, {arguments.threads} threads"
     print(f"{name}, torch {torch.__version__}, {arguments.size} px, batch {arguments.batch}")
-    options = TrainingRun(start="random", batch_size=arguments.batch, cpu_threads=arguments.threads)
+    options = TrainRun(start="random", batch_size=arguments.batch, cpu_threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         patches = write_store(Path(folder, "s"), arguments.patches, arguments.size)
         ways = steps_of(patches, options, device, arguments.steps, arguments.workers)

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as folder:
         first = Path(folder) / "slides" / "slide-000"
         store = first / "pyramid.ome.zarr"
-        convert.run("slide-000", arguments.slide, store, first / "pyramid.json", PyramidRun(), 0.25, 2)
+        convert.run("slide-000", arguments.slide, store, first / "pyramid.json", ConvertRun(), 0.25, 2)
         for number in range(1, arguments.slides):
             other = first.with_name(f"slide-{number:03}")
             other.mkdir()

@@ -35,10 +35,10 @@ def timed(run: Callable[[], None]) -> Found:
 
 
 def stage(source: Path, out: Path, threads: int, **options: Any) -> Found:
-    from wsi_pipeline.config import PyramidRun
+    from wsi_pipeline.config import ConvertRun
     from wsi_pipeline.stages import convert
 
-    chosen = PyramidRun(**options)
+    chosen = ConvertRun(**options)
     return timed(lambda: convert.run("slide", source, out / "p.ome.zarr", out / "p.json", chosen, 0.25, threads))
 
 

@@ -26,7 +26,7 @@ import tifffile
 
 from helpers.slides import tissue_picture, write_tiff
 from helpers.tiff import drop_tile, philips, write_pages
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.slides.crash_isolation import CrashError, supervised
@@ -86,7 +86,7 @@ def check(sources: Path, seed: int) -> str:
     """Convert the input of this seed and return what came of it; raises for anything that must not be."""
     rng = np.random.default_rng(seed)
     content = (sources / SOURCES[int(rng.integers(len(SOURCES)))]).read_bytes()
-    options = PyramidRun(
+    options = ConvertRun(
         chunk_px=128,
         shard_px=256,
         passthrough=bool(rng.random() < 0.8),
@@ -116,7 +116,7 @@ def check(sources: Path, seed: int) -> str:
         return read_all(out / "p.ome.zarr")
 
 
-def run(slide: Path, out: Path, options: PyramidRun, log: int) -> None:
+def run(slide: Path, out: Path, options: ConvertRun, log: int) -> None:
     os.dup2(log, sys.stderr.fileno())
     convert.run("s", slide, out / "p.ome.zarr", out / "p.json", options, 0.5)
 

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 from helpers.evaluated import MODEL, SHEET, SLIDES, folders_of, maps, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
-from wsi_pipeline.config import CalibrateOptions, EvaluateOptions
+from wsi_pipeline.config import CalibrateRun, EvaluateRun
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.stages import calibrate, evaluate
@@ -31,7 +31,7 @@ def validated(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def chosen(root: Path, out: Path, sheet: Sheet = VALIDATION, **options: Any) -> dict[str, Any]:
-    calibrate.run(sheet, root / "scores", root / "detections", out, CalibrateOptions.model_validate(options))
+    calibrate.run(sheet, root / "scores", root / "detections", out, CalibrateRun.model_validate(options))
     return json.loads(out.read_text())
 
 
@@ -118,7 +118,7 @@ def judged(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validat
 
 
 def evaluated(root: Path, out: Path, calibration: str = "calibration.json") -> dict[str, Any]:
-    evaluate.run(SHEET, (), folders_of(root), root / calibration, out, EvaluateOptions())
+    evaluate.run(SHEET, (), folders_of(root), root / calibration, out, EvaluateRun())
     return json.loads((out / "metrics.json").read_text())
 
 

@@ -9,7 +9,7 @@ import typer
 
 from helpers.slides import tissue_picture, write_tiff
 from wsi_pipeline.cli.app import app
-from wsi_pipeline.config import STEP_VERSIONS
+from wsi_pipeline.config import STAGES
 
 
 def wsi(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -18,7 +18,7 @@ def wsi(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_each_stage_is_a_command() -> None:
-    assert set(STEP_VERSIONS) <= set(typer.main.get_group(app).commands)
+    assert set(STAGES) <= set(typer.main.get_group(app).commands)
 
 
 def test_a_command_says_what_it_found(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("stage", sorted(STEP_VERSIONS.keys() - {"train", "predict", "heatmap"}))
+@pytest.mark.parametrize("stage", sorted(STAGES.keys() - {"train", "predict", "heatmap", "export"}))
 def test_only_training_and_prediction_import_torch(stage: str) -> None:
     code = f"import sys, wsi_pipeline.stages.{stage}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from helpers.paths import ROOT
-from wsi_pipeline.config import STAGE_OPTIONS, STEP_VERSIONS, Config, Section, TissueOptions
+from wsi_pipeline.config import STAGES, Config, Section, TissueRun, TrainRun
 from wsi_pipeline.config.generated import defaults_yaml, schema_json
 from wsi_pipeline.config.loading import load_config, options_json, parse_options
 from wsi_pipeline.errors import ConfigError
@@ -53,17 +53,17 @@ def test_mistakes_are_named(values: dict[str, Any], said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("stage", STEP_VERSIONS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_options_survive_the_command_line(stage: str) -> None:
-    options = Config(seed=7).stage_options(stage)
-    text = options_json(stage, options)
-    assert json.loads(text)["step_version"] == STEP_VERSIONS[stage]
-    assert parse_options(stage, STAGE_OPTIONS[stage], text) == options
+    options = STAGES[stage].of(Config(seed=7))
+    text = options_json(options)
+    assert json.loads(text)["step_version"] == STAGES[stage].step_version
+    assert parse_options(STAGES[stage], text) == options
 
 
 def test_options_of_another_step_version_are_refused() -> None:
     with pytest.raises(ConfigError, match="step_version 99"):
-        parse_options("tissue", TissueOptions, '{"step_version": 99}')
+        parse_options(TissueRun, '{"step_version": 99}')
 
 
 def test_every_field_says_what_it_is() -> None:
@@ -78,8 +78,8 @@ def test_every_field_says_what_it_is() -> None:
 
 
 def test_what_decides_whether_to_train_does_not_change_the_options_of_training() -> None:
-    here = load_config({"training": {"weights_file": "a.pth", "retrain": "frozen"}}).stage_options("train")
-    assert here == Config().stage_options("train")
+    here = TrainRun.of(load_config({"training": {"weights_file": "a.pth", "retrain": "frozen"}}))
+    assert here == TrainRun.of(Config())
 
 
 def test_the_slurm_profile_knows_every_rule() -> None:

@@ -13,7 +13,7 @@ import zarr
 
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, tissue_picture, write_tiff
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -21,10 +21,10 @@ from wsi_pipeline.pyramid.reencode import halved
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.stages import convert
 
-LOSSLESS = PyramidRun(codec="zstd", chunk_px=256, shard_px=1024)
+LOSSLESS = ConvertRun(codec="zstd", chunk_px=256, shard_px=1024)
 
 
-def convert_with(folder: Path, source: Path, options: PyramidRun, mpp: float | None = None) -> Path:
+def convert_with(folder: Path, source: Path, options: ConvertRun, mpp: float | None = None) -> Path:
     convert.run("s1", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", options, mpp, threads=2)
     return folder
 
@@ -120,7 +120,7 @@ def test_a_stripped_tiff_that_is_cut_off_or_without_scale_is_refused(tmp_path: P
 @pytest.mark.parametrize(("subsampling", "quality", "mean"), [("444", 98, 1.5), ("444", 90, 3.5), ("420", 90, 6)])
 def test_jpeg_is_as_near_as_its_quality(tmp_path: Path, subsampling: Any, quality: int, mean: float) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture(1700, 1100), compression="deflate")
-    options = PyramidRun(chunk_px=256, shard_px=1024, subsampling=subsampling, quality=quality, verify="all")
+    options = ConvertRun(chunk_px=256, shard_px=1024, subsampling=subsampling, quality=quality, verify="all")
     folder = convert_with(tmp_path / "s1", source, options)
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source)
     size = pyramid.size
@@ -192,7 +192,7 @@ def test_a_slide_with_one_level_gets_coarser_ones(tmp_path: Path) -> None:
 def test_an_overview_gives_the_same_pictures_and_scale(tmp_path: Path, width: int, height: int, first: int) -> None:
     source = write_tiff(tmp_path / "a.tif", tissue_picture(width, height))
     store, overview = tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"
-    options = PyramidRun(chunk_px=256, shard_px=1024)
+    options = ConvertRun(chunk_px=256, shard_px=1024)
     convert.run("a", source, store, tmp_path / "a.json", options, overview=overview)
     whole, coarse = Pyramid(store), Pyramid(overview)
     assert (coarse.mpp, coarse.size) == (whole.mpp, whole.size)
@@ -226,7 +226,7 @@ def test_chunks_threads_and_reruns_leave_the_same_bytes(tmp_path: Path) -> None:
     receipts = []
     for threads in (1, 3):
         folder = tmp_path / str(threads)
-        convert.run("s", source, folder / "p.ome.zarr", folder / "p.json", PyramidRun(shard_px=512), None, threads)
+        convert.run("s", source, folder / "p.ome.zarr", folder / "p.json", ConvertRun(shard_px=512), None, threads)
         receipts.append((folder / "p.json").read_bytes())
     assert receipts[0] == receipts[1]
     assert str(tmp_path) not in receipts[0].decode()
@@ -338,9 +338,9 @@ def test_real_slides_keep_their_pixels(tmp_path: Path, name: str) -> None:
 @needs_data
 def test_the_same_region_as_dicom_and_as_svs_agrees(tmp_path: Path) -> None:
     folder = DATA / "slides"
-    svs = convert_with(tmp_path / "svs", folder / "CMU-1-Small-Region.svs", PyramidRun())
+    svs = convert_with(tmp_path / "svs", folder / "CMU-1-Small-Region.svs", ConvertRun())
     dcm = next((folder / "CMU-1-Small-Region-dicom").glob("*.dcm"))
-    dicom = convert_with(tmp_path / "dicom", dcm, PyramidRun(codec="zstd"))
+    dicom = convert_with(tmp_path / "dicom", dcm, ConvertRun(codec="zstd"))
     assert_lossless(svs, folder / "CMU-1-Small-Region.svs")
     assert_lossless(dicom, dcm)
     one, other = (Pyramid(f / "pyramid.ome.zarr") for f in (svs, dicom))

@@ -14,7 +14,7 @@ import pytest
 from helpers import training
 from helpers.gpus import GPUS
 from helpers.predicting import write_slide
-from wsi_pipeline.config import AugmentationOptions, HeatmapRun, PyramidRun
+from wsi_pipeline.config import AugmentationOptions, ConvertRun, HeatmapRun
 from wsi_pipeline.model.distributed import STOPPED
 from wsi_pipeline.pyramid.ome_zarr import read_image
 
@@ -43,7 +43,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_slide(tmp_path_factory.mktemp("slides"), PyramidRun())
+    return write_slide(tmp_path_factory.mktemp("slides"), ConvertRun())
 
 
 def train(cohort: Path, out: Path, *arguments: str) -> str:

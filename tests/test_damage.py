@@ -20,7 +20,7 @@ import tifffile
 
 from helpers.slides import tissue_picture, write_tiff
 from helpers.tiff import drop_tile, write_pages
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.io.atomic import publish
@@ -29,17 +29,17 @@ from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff
 from wsi_pipeline.stages import convert
 
-OPTIONS = PyramidRun(chunk_px=256, shard_px=1024)
+OPTIONS = ConvertRun(chunk_px=256, shard_px=1024)
 WHITE = OPTIONS.model_copy(update={"damaged_tiles": "white"})
 
 
-def run(folder: Path, source: Path, options: PyramidRun = OPTIONS) -> list[dict[str, Any]]:
+def run(folder: Path, source: Path, options: ConvertRun = OPTIONS) -> list[dict[str, Any]]:
     convert.run("s1", source, folder / "s1" / "p.ome.zarr", folder / "s1" / "p.json", options, 0.5)
     levels: list[dict[str, Any]] = json.loads((folder / "s1" / "p.json").read_text())["levels"]
     return levels
 
 
-def refused(folder: Path, source: Path, problem: str, options: PyramidRun = OPTIONS) -> None:
+def refused(folder: Path, source: Path, problem: str, options: ConvertRun = OPTIONS) -> None:
     """The error is one line that names slide, file and remedy, and nothing is left."""
     with pytest.raises(SlideError, match=problem) as caught:
         run(folder, source, options)
@@ -275,10 +275,10 @@ def test_permissions(tmp_path: Path, slide: Path) -> None:
     out.mkdir()
     # Permissions do not hold for root; what is imported later could not be read by another user.
     before = (
-        f"from pathlib import Path\nfrom wsi_pipeline.config import PyramidRun\n"
+        f"from pathlib import Path\nfrom wsi_pipeline.config import ConvertRun\n"
         f"from wsi_pipeline.stages import convert\nfrom wsi_pipeline.config.loading import parse_options\n"
         f"convert.run('w', Path({str(warm / 's.tif')!r}), Path({str(warm / 'p')!r}), Path({str(warm / 'r')!r}),"
-        f" PyramidRun(), 0.5)\nif os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
+        f" ConvertRun(), 0.5)\nif os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
     )
     warm.mkdir()
     (warm / "s.tif").write_bytes(slide.read_bytes())

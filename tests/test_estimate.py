@@ -14,7 +14,7 @@ from helpers.tiff import write_pages
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.cohort.estimate import plan_cohort, plan_text
 from wsi_pipeline.cohort.sheet import load_sheet
-from wsi_pipeline.config import Config, PyramidOptions
+from wsi_pipeline.config import Config, PyramidOptions, TissueRun
 from wsi_pipeline.config.loading import read_yaml
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.masks.label_images import grid_shares
@@ -53,7 +53,8 @@ def test_the_plan_is_near_what_happens(tmp_path: Path, compression: str) -> None
         # A few chunks were sampled.
         assert 0.3 * size < plan.store_bytes < 3 * size
         assert plan.copied_levels == 0
-    tissue.run("s1", store, tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png", CONFIG.tissue)
+    made = tissue.Outputs(tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png")
+    tissue.run("s1", tissue.Inputs(store), made, TissueRun.of(CONFIG))
     pyramid = Pyramid(store)
     grid = pyramid.grid(pyramid.patch_spec(96, 0.5), None)
     mask = read_image(tmp_path / "t.ome.zarr", pyramid.mpp)

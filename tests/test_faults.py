@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from helpers.workflow import CONFIG
+from wsi_pipeline import config
 from wsi_pipeline.config.loading import load_config, options_json
 from wsi_pipeline.io.atomic import remove
 from wsi_pipeline.io.digests import digest_file, digest_tree
@@ -155,7 +156,7 @@ def stages(finished: Path) -> dict[str, Stage]:
 
 
 def options(stage: str) -> str:
-    return options_json(stage, load_config(CONFIG).stage_options(stage))
+    return options_json(config.STAGES[stage].of(load_config(CONFIG)))
 
 
 def heatmap_of(slide: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_pipeline.config import STEP_VERSIONS, PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import PipelineError, SlideError, StoreError
 from wsi_pipeline.io.atomic import publish
 from wsi_pipeline.io.digests import canonical_json, digest_tree
@@ -84,9 +84,9 @@ def test_json_is_stable_and_has_no_nan() -> None:
 
 def test_receipts_name_their_stage_and_options(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    write_receipt(path, "convert", {"slide": "s"}, PyramidRun())
+    write_receipt(path, "convert", {"slide": "s"}, ConvertRun())
     receipt = read_receipt(path, "convert")
-    assert receipt["step_version"] == STEP_VERSIONS["convert"]
+    assert receipt["step_version"] == ConvertRun.step_version
     assert receipt["options"]["chunk_px"] == 512
     with pytest.raises(StoreError, match="a receipt of the stage convert, not of tissue"):
         read_receipt(path, "tissue")

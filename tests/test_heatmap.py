@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.predicting import probability, run, without_tissue, write_model, write_slide
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks.label_images import grid_shares
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_slide(tmp_path_factory.mktemp("slide"), PyramidRun(chunk_px=256, shard_px=512))
+    return write_slide(tmp_path_factory.mktemp("slide"), ConvertRun(chunk_px=256, shard_px=512))
 
 
 def test_each_pixel_is_the_probability_of_its_patch(slide: Path, model: Path, tmp_path: Path) -> None:

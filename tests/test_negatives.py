@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from helpers import training
 from helpers.annotations import square, write_asap
-from wsi_pipeline.config import HardDraw, TissueOptions, TruthOptions
+from wsi_pipeline.config import NegativesRun, TissueRun, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
@@ -33,7 +33,8 @@ def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("predicted")
     store = tissue_slide / "pyramid.ome.zarr"
     xml = write_asap(out / "a.xml", [("_0", square(200, 200, 500))])
-    tissue.run("s1", store, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
+    made = tissue.Outputs(out / "tissue.ome.zarr", out / "tissue.json", out / "t.png")
+    tissue.run("s1", tissue.Inputs(store), made, TissueRun())
     truth.run(
         "s1",
         store,
@@ -69,7 +70,7 @@ def run(predicted: Path, slide: Path, out: Path, name: str = "s1", **options: An
         out / "s1.zarr",
         out / "s1.parquet",
         out / "s1.json",
-        HardDraw(**given),
+        NegativesRun(**given),
     )
     facts: dict[str, Any] = json.loads((out / "s1.json").read_text())
     return facts

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from helpers.training import OPTIONS, needs_bfloat16, write_patches
-from wsi_pipeline.config import Config, TrainingRun
+from wsi_pipeline.config import Config, TrainRun
 from wsi_pipeline.config.loading import options_json, parse_options
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.model.augment import _STAINS, Draws, restained
@@ -45,12 +45,12 @@ def test_a_recipe_fills_what_the_config_leaves_open() -> None:
         256,
     )
     # As a stage gets them.
-    options = Config.model_validate({"training": given}).stage_options("train")
-    assert parse_options("train", TrainingRun, options_json("train", options)) == options
+    options = TrainRun.of(Config.model_validate({"training": given}))
+    assert parse_options(TrainRun, options_json(options)) == options
 
 
 def rates(steps: int, **schedule: object) -> list[float]:
-    options = TrainingRun.model_validate({"learning_rate": 1.0, "batch_size": 10, "schedule": schedule})
+    options = TrainRun.model_validate({"learning_rate": 1.0, "batch_size": 10, "schedule": schedule})
     return [learning_rate(options, step, steps) for step in range(steps)]
 
 
@@ -65,7 +65,7 @@ def test_schedules_by_hand() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("rmsprop", "RMSprop"), ("sgd", "SGD"), ("adamw", "AdamW")])
 def test_optimizers_have_their_options(name: str, kind: str) -> None:
-    options = TrainingRun(optimizer=name, learning_rate=0.5, momentum=0.25, squared_gradient_decay=0.75, epsilon=0.125)
+    options = TrainRun(optimizer=name, learning_rate=0.5, momentum=0.25, squared_gradient_decay=0.75, epsilon=0.125)
     optimizer = make_optimizer([nn.Parameter(torch.zeros(2))], options, fused=False)
     assert type(optimizer).__name__ == kind
     (group,) = optimizer.param_groups

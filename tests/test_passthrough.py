@@ -15,7 +15,7 @@ import zarr
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, tissue_picture, write_tiff
 from helpers.tiff import drop_tile, philips, write_pages
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size, tiles
 from wsi_pipeline.pyramid import passthrough
@@ -173,7 +173,7 @@ def test_a_store_with_other_pixels_than_openslides_is_an_error(
 ) -> None:
     source, real = write_tiff(tmp_path / "s.tif", tissue_picture()), Level.chunk
     monkeypatch.setattr(Level, "chunk", lambda self, c, r: changed_chunk(self, c, r, real))
-    options = PyramidRun(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
+    options = ConvertRun(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
     with pytest.raises(SlideError, match="tile at level 0, column 3, row 2 of the store is not what OpenSlide reads"):
         convert.run("s1", source, tmp_path / "s1" / "p.ome.zarr", tmp_path / "s1" / "p.json", options)
     assert list((tmp_path / "s1").iterdir()) == []
@@ -184,7 +184,7 @@ def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthr
     # Half of an odd size: OpenSlide interpolates on level 1.
     picture = tissue_picture(1599, 1201)
     source = write_pages(tmp_path / "s.tif", [picture, np.ascontiguousarray(picture[::2, ::2])])
-    options = PyramidRun(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
+    options = ConvertRun(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
     folder = tmp_path / "s1"
     convert.run("s1", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", options)
     assert not SourceSlide("s", source).is_exact(1)
@@ -242,7 +242,7 @@ def test_real_slides_are_copied_and_all_their_tiles_are_openslides(
     tmp_path: Path, name: str, copied: int | None
 ) -> None:
     source = DATA / name
-    options = PyramidRun(verify="all")
+    options = ConvertRun(verify="all")
     convert.run("s", source, tmp_path / "pyramid.ome.zarr", tmp_path / "pyramid.json", options, threads=2)
     levels = levels_of(tmp_path)
     with openslide.OpenSlide(source) as slide:

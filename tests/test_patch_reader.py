@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.slides import tissue_picture, write_tiff
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.pyramid.patch_reader import Walk
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
@@ -22,7 +22,7 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Pyramid:
     out = tmp_path_factory.mktemp("walk")
     source = write_tiff(out / "s.tif", tissue_picture(*SIZE))
     convert.run(
-        "s1", source, out / "p.ome.zarr", out / "p.json", PyramidRun(passthrough=False, chunk_px=128, shard_px=512)
+        "s1", source, out / "p.ome.zarr", out / "p.json", ConvertRun(passthrough=False, chunk_px=128, shard_px=512)
     )
     return Pyramid(out / "p.ome.zarr")
 

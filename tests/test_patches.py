@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.annotations import square, write_asap
-from wsi_pipeline.config import PatchDraw, TissueOptions, TruthOptions
+from wsi_pipeline.config import PatchesRun, TissueRun, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks.label_images import AreaShares
 from wsi_pipeline.pyramid.patch_store import PatchStore
@@ -26,7 +26,8 @@ def prepared(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("prepared")
     xml = write_asap(out / "a.xml", [("_0", square(200, 200, 600)), ("Ignore", square(1000, 400, 200))])
     pyramid = tissue_slide / "pyramid.ome.zarr"
-    tissue.run("s1", pyramid, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
+    made = tissue.Outputs(out / "tissue.ome.zarr", out / "tissue.json", out / "t.png")
+    tissue.run("s1", tissue.Inputs(pyramid), made, TissueRun())
     options = TruthOptions(ignore_groups=("Ignore",))
     truth.run(
         "s1",
@@ -51,7 +52,7 @@ def run(prepared: Path, slide: Path, out: Path, **options: object) -> tuple[dict
         out / "patches.zarr",
         out / "patches.parquet",
         out / "patches.json",
-        PatchDraw(**{"mpp": 0.5, "size_px": 96, **options}),
+        PatchesRun(**{"mpp": 0.5, "size_px": 96, **options}),
         2,
     )
     return json.loads((out / "patches.json").read_text()), pq.read_table(out / "patches.parquet").to_pylist()
@@ -88,7 +89,7 @@ def test_slides_are_balanced_where_the_config_says_so(prepared: Path, tissue_sli
     facts, _ = run(prepared, tissue_slide, tmp_path, stride_um=24, max_tumor=10, normal_per_tumor=1.25)
     assert facts["drawn"] == {"normal": 13, "tumor": 10}
     labels = np.zeros(40, np.int8)
-    assert len(draw(labels, "s", PatchDraw(max_normal=30, normal_per_tumor=1))) == 30
+    assert len(draw(labels, "s", PatchesRun(max_normal=30, normal_per_tumor=1))) == 30
 
 
 def test_labels_by_the_centre(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
@@ -173,15 +174,15 @@ def test_a_slide_without_candidates_gives_an_empty_store(prepared: Path, tissue_
 @settings(max_examples=60)
 def test_a_higher_cap_only_adds(normals: int, tumors: int, cap: int, more: int) -> None:
     labels = np.array([0] * normals + [1] * tumors, np.int8)
-    few = draw(labels, "s", PatchDraw(max_normal=cap, max_tumor=cap))
-    many = draw(labels, "s", PatchDraw(max_normal=cap + more, max_tumor=cap + more))
+    few = draw(labels, "s", PatchesRun(max_normal=cap, max_tumor=cap))
+    many = draw(labels, "s", PatchesRun(max_normal=cap + more, max_tumor=cap + more))
     assert set(few) <= set(many)
     assert len(few) == min(cap, normals) + min(cap, tumors)
 
 
 def test_draws_differ_between_slides_and_seeds_and_repeat() -> None:
     labels = np.zeros(1000, np.int8)
-    options = PatchDraw(max_normal=20)
+    options = PatchesRun(max_normal=20)
     one = draw(labels, "a", options).tolist()
     assert one == draw(labels, "a", options).tolist()
     assert one != draw(labels, "b", options).tolist()

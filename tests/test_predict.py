@@ -16,7 +16,7 @@ import torch
 
 from helpers.predicting import CLASSES, run, without_tissue, write_model, write_slide
 from helpers.training import needs_bfloat16
-from wsi_pipeline.config import HeatmapRun, PyramidRun
+from wsi_pipeline.config import ConvertRun, HeatmapRun
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.model.device import Device
 from wsi_pipeline.model.inception import InceptionV3
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_slide(tmp_path_factory.mktemp("slide"), PyramidRun(chunk_px=256, shard_px=512))
+    return write_slide(tmp_path_factory.mktemp("slide"), ConvertRun(chunk_px=256, shard_px=512))
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])

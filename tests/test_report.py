@@ -16,7 +16,7 @@ import pytest
 from helpers.annotations import square, write_asap
 from helpers.evaluated import folders_of, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
-from wsi_pipeline.config import EvaluateOptions, ReportRun, TissueOptions, TruthOptions
+from wsi_pipeline.config import EvaluateRun, ReportRun, TissueRun, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.summary import summary_text
 from wsi_pipeline.provenance.snakemake_metadata import finished_jobs, job_of
@@ -46,13 +46,13 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             label=label,
         )
         found = [folder / f"tissue.{kind}" for kind in ("ome.zarr", "json", "png")]
-        tissue.run(slide, folder / "pyramid.ome.zarr", *found, TissueOptions())
+        tissue.run(slide, tissue.Inputs(folder / "pyramid.ome.zarr"), tissue.Outputs(*found), TissueRun())
         heat = np.random.default_rng(len(sheet)).uniform(0, 1, (6, 8))
         mask = np.zeros((6, 8), np.uint8)
         mask[1:3, 1:3] = label == "tumor"
         write_slide(root, folder / "pyramid.ome.zarr", slide, heat, mask)
         sheet[slide] = SlideRow(slide, "x.tif", "test", label=label)
-    options = EvaluateOptions(synthetic=True, cohort_name="<script>alert(1)</script> & Co")
+    options = EvaluateRun(synthetic=True, cohort_name="<script>alert(1)</script> & Co")
     evaluate.run(sheet, ("gone",), folders_of(root), root / "calibration.json", root / "evaluation", options)
     return root
 
@@ -226,7 +226,7 @@ def test_a_cohort_without_test_slides_has_a_report(results: Path, tmp_path: Path
     for name in ("scores", "confusion", "detections"):
         (tmp_path / name).mkdir()
     evaluate.run(
-        Sheet(), (), folders_of(tmp_path), results / "calibration.json", tmp_path / "evaluation", EvaluateOptions()
+        Sheet(), (), folders_of(tmp_path), results / "calibration.json", tmp_path / "evaluation", EvaluateRun()
     )
     html = page(tmp_path, tmp_path)
     assert "0 test slides" in html

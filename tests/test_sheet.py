@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow, load_sheet
-from wsi_pipeline.config import TissueOptions
+from wsi_pipeline.config import TissueRun
 from wsi_pipeline.errors import ConfigError, SheetError
 
 HEAD = "slide\tpath\tsplit\tlabel\tannotation\texhaustive\tpatient\tmpp\n"
@@ -29,7 +29,7 @@ def test_an_annotation_means_tumor_and_overrides_reach_the_options(tmp_path: Pat
     text = "slide\tpath\tsplit\tannotation\texhaustive\ttissue_threshold\nx\t@a.tif\ttrain\t@a.xml\tno\t30\n"
     row = load_sheet(sheet_of(tmp_path, f"# comment\n\n{text}"))["x"]
     assert (row.label, row.exhaustive) == ("tumor", False)
-    assert row.tissue_options(TissueOptions()).threshold == 30
+    assert row.tissue_options(TissueRun()).threshold == 30
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, write_tiff
-from wsi_pipeline.config import HeatmapRun, PatchDraw, TissueOptions, TruthOptions
+from wsi_pipeline.config import HeatmapRun, PatchesRun, TissueRun, TruthOptions
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.inception import InceptionV3, initialize
 from wsi_pipeline.model.model_dir import ModelFacts, save_weights, write_model_json
@@ -72,7 +72,8 @@ def stained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grains = pixels.reshape(1000, 1200, 3)[:250, :300].repeat(4, axis=0).repeat(4, axis=1)
     out = converted(folder, write_tiff(folder / "s1.tif", grains, compression="deflate"))
     pyramid = out / "pyramid.ome.zarr"
-    tissue.run("s1", pyramid, out / "tissue.ome.zarr", out / "tissue.json", out / "t.png", TissueOptions(), 1)
+    made = tissue.Outputs(out / "tissue.ome.zarr", out / "tissue.json", out / "t.png")
+    tissue.run("s1", tissue.Inputs(pyramid), made, TissueRun())
     truth.run(
         "s1",
         pyramid,
@@ -87,7 +88,7 @@ def stained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(stained: Path, out: Path, kind: str) -> tuple[dict[str, Any], PatchStore]:
-    options = PatchDraw(mpp=0.5, size_px=75, max_normal=20, min_tissue=0.1, codec="zstd", stain_normalisation=kind)
+    options = PatchesRun(mpp=0.5, size_px=75, max_normal=20, min_tissue=0.1, codec="zstd", stain_normalisation=kind)
     patches.run(
         "s1",
         stained / "pyramid.ome.zarr",

@@ -11,30 +11,24 @@ from scipy import ndimage
 
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, tissue_picture, write_tiff
-from wsi_pipeline.config import PyramidRun, TissueOptions, TruthOptions
+from wsi_pipeline.config import ConvertRun, TissueRun, TruthOptions
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.masks import slide_tissue
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import TUMOR
+from wsi_pipeline.masks.slide_tissue import read_features
 from wsi_pipeline.masks.tissue_detection import clean
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue, truth
-from wsi_pipeline.stages.tissue import read_features
 
 NO_CLEANING = {"closing_um": 0, "min_hole_um2": 0, "min_area_um2": 0}
 
 
 def run(folder: Path, out: Path, *, threads: int = 2, **options: object) -> np.ndarray:
     store = out / "tissue.ome.zarr"
-    tissue.run(
-        "s1",
-        folder / "pyramid.ome.zarr",
-        store,
-        out / "tissue.json",
-        out / "tissue.png",
-        TissueOptions(**options),
-        threads,
-    )
+    made = tissue.Outputs(store, out / "tissue.json", out / "tissue.png")
+    tissue.run("s1", tissue.Inputs(folder / "pyramid.ome.zarr"), made, TissueRun(**options), threads=threads)
     return read_image(store, Pyramid(folder / "pyramid.ome.zarr").mpp).data.astype(bool)
 
 
@@ -55,7 +49,7 @@ def test_each_method_finds_the_rectangle(tissue_slide: Path, tmp_path: Path, met
 @pytest.mark.parametrize("block_px", [17, 64, 1000])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_blocks_and_workers_leave_no_trace(tissue_pyramid: Pyramid, block_px: int, threads: int) -> None:
-    options = TissueOptions(mpp=3)
+    options = TissueRun(mpp=3)
     feature, ink = read_features(tissue_pyramid, options, threads, block_px)
     whole, whole_ink = read_features(tissue_pyramid, options, 1, 4096)
     np.testing.assert_array_equal(feature, whole)
@@ -102,13 +96,13 @@ def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:
     mask[20:24, 14:18] = False  # a hole of 16 pixels, 1,600 um²
     mask[30:42, 30:38] = False  # a hole of 96 pixels, 9,600 um²
     mask[3:5, 60:62] = True  # a speck of 4 pixels, 400 um²
-    options = TissueOptions(mpp=10, closing_um=40, min_hole_um2=5000, min_area_um2=1000)
+    options = TissueRun(mpp=10, closing_um=40, min_hole_um2=5000, min_area_um2=1000)
     cleaned = clean(mask, options)
     assert cleaned[12:48, 24:26].all()
     assert cleaned[20:24, 14:18].all()
     assert not cleaned[34:38, 33:35].any()
     assert not cleaned[3:5, 60:62].any()
-    untouched = TissueOptions(mpp=10, **NO_CLEANING)
+    untouched = TissueRun(mpp=10, **NO_CLEANING)
     np.testing.assert_array_equal(clean(mask, untouched), mask)
 
 
@@ -121,14 +115,14 @@ def test_closing_and_pieces_are_what_distances_and_labels_say(seed: int, radius:
     padded = np.pad(mask, radius + 1)
     grown = ndimage.distance_transform_edt(~padded) <= radius if mask.any() else padded
     closed = (ndimage.distance_transform_edt(grown) > radius)[radius + 1 : -radius - 1, radius + 1 : -radius - 1]
-    only_closing = TissueOptions(mpp=1, closing_um=2 * radius, min_hole_um2=0, min_area_um2=0)
+    only_closing = TissueRun(mpp=1, closing_um=2 * radius, min_hole_um2=0, min_area_um2=0)
     np.testing.assert_array_equal(clean(mask, only_closing), closed | mask)
 
     def large(of: np.ndarray) -> np.ndarray:
         labels, _ = ndimage.label(of, structure=np.ones((3, 3)))
         return (labels > 0) & (np.bincount(labels.ravel()) >= least)[labels]
 
-    only_pieces = TissueOptions(mpp=1, closing_um=0, min_hole_um2=least, min_area_um2=least)
+    only_pieces = TissueRun(mpp=1, closing_um=0, min_hole_um2=least, min_area_um2=least)
     np.testing.assert_array_equal(clean(mask, only_pieces), large(~large(~mask)))
 
 
@@ -158,10 +152,10 @@ def test_the_mask_is_the_same_for_any_chunks_blocks_and_workers(
     source = write_tiff(folder / "s.tif", tissue_picture(900, 700))
     masks = []
     for name, chunk, block, workers in (("whole", 1024, 512, 1), ("cut", chunk_px, block_px, threads)):
-        options = PyramidRun(passthrough=False, codec="zstd", chunk_px=chunk, shard_px=2 * chunk)
+        options = ConvertRun(passthrough=False, codec="zstd", chunk_px=chunk, shard_px=2 * chunk)
         convert.run("s1", source, folder / name / "pyramid.ome.zarr", folder / name / "pyramid.json", options)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tissue, "_SMALL_BLOCK_PX", block)
+            patch.setattr(slide_tissue, "_SMALL_BLOCK_PX", block)
             masks.append(run(folder / name, folder / name, mpp=3, threads=workers))
     assert masks[0].any()
     np.testing.assert_array_equal(*masks)

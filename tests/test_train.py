@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.training import EDGE, OPTIONS, write_patches
-from wsi_pipeline.config import AugmentationOptions, TrainingRun
+from wsi_pipeline.config import AugmentationOptions, TrainRun
 from wsi_pipeline.errors import ModelError, PipelineError, StoreError
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.model.augment import Draws, augment, centred, jittered, oriented
@@ -44,7 +44,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[PatchSet, PatchSet]:
     return PatchSet.of(training), PatchSet.of([write_patches(root / "v", [0, 1] * 5, seed=4)])
 
 
-def run(sets: tuple[PatchSet, PatchSet], out: Path, options: TrainingRun = OPTIONS, **more: object) -> Path:
+def run(sets: tuple[PatchSet, PatchSet], out: Path, options: TrainRun = OPTIONS, **more: object) -> Path:
     train.run(*sets, Outputs.of(out), out / "checkpoints", options, **more)
     return out / "weights.safetensors"
 

@@ -22,7 +22,7 @@ from PIL import Image as Pillow
 from helpers.paths import DATA, needs_data
 from helpers.slides import tissue_picture
 from helpers.viewer import served
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR
 from wsi_pipeline.plots.overlays import outlines, tissue_overlay, truth_overlay
@@ -31,7 +31,7 @@ from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 
 
-def convert_here(source: Path, slide: Path, options: PyramidRun, mpp: float | None = None) -> Pyramid:
+def convert_here(source: Path, slide: Path, options: ConvertRun, mpp: float | None = None) -> Pyramid:
     convert.run(slide.name, source, slide / "pyramid.ome.zarr", slide / "pyramid.json", options, mpp)
     return Pyramid(slide / "pyramid.ome.zarr")
 
@@ -43,7 +43,7 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     shutil.copytree(tissue_slide, folder / "slides" / "copied")
     (folder / "source").mkdir()
     source = tissue_slide.parent / "s1.tif"
-    options = PyramidRun(codec="zstd", passthrough=False, chunk_px=256, shard_px=1024)
+    options = ConvertRun(codec="zstd", passthrough=False, chunk_px=256, shard_px=1024)
     pyramid = convert_here(source, folder / "slides" / "lossless", options)
     mask = np.zeros((150, 200), np.uint8)
     mask[30:90, 40:120] = 1
@@ -125,7 +125,7 @@ def rgb_tiff(path: Path) -> Path:
 
 def test_streams_say_their_colours(tmp_path: Path) -> None:
     slide = tmp_path / "results" / "slides" / "rgb"
-    pyramid = convert_here(rgb_tiff(tmp_path / "rgb.tif"), slide, PyramidRun(), mpp=0.5)
+    pyramid = convert_here(rgb_tiff(tmp_path / "rgb.tif"), slide, ConvertRun(), mpp=0.5)
     assert pyramid.levels[0].codec.colorspace_jpeg == "RGB"  # type: ignore[union-attr]
     with served(tmp_path / "results") as address:
         _, kind, content = ask(address, "/tiles/rgb/0/1/1")
@@ -136,7 +136,7 @@ def test_streams_say_their_colours(tmp_path: Path) -> None:
 @needs_data
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs"])
 def test_real_tiles_show_in_their_colours(name: str, tmp_path: Path) -> None:
-    pyramid = convert_here(DATA / "slides" / name, tmp_path / "results" / "slides" / "real", PyramidRun())
+    pyramid = convert_here(DATA / "slides" / name, tmp_path / "results" / "slides" / "real", ConvertRun())
     chunk = pyramid.levels[0].grid.chunk
     with served(tmp_path / "results") as address:
         for column, row in ((2, 3), (4, 5)):

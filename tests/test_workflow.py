@@ -132,7 +132,7 @@ def test_a_deleted_store_is_made_again_when_it_is_needed_though_its_receipt_is_t
 def test_a_raised_step_version_makes_its_stage_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "raised").mkdir()
     (run / "raised" / "sitecustomize.py").write_text(
-        "from wsi_pipeline import config\nconfig.STEP_VERSIONS['heatmap'] += 1\n"
+        "from wsi_pipeline.config import HeatmapRun\nHeatmapRun.step_version += 1\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(run / "raised"))
     assert planned(run) == {"heatmap": 2, "scores": 2, "confusion": 2} | AGGREGATION

@@ -10,8 +10,8 @@ import numpy as np
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import (
-    CalibrateOptions,
-    EvaluateOptions,
+    CalibrateRun,
+    EvaluateRun,
     LesionLevelOptions,
     PatchLevelOptions,
     SlideLevelOptions,
@@ -58,7 +58,7 @@ def write_slide(
     receipt.write_text(canonical_json(facts))
     calibration = root / "calibration.json"
     if not calibration.exists():
-        calibrate.run(Sheet(), root, root, calibration, CalibrateOptions())
+        calibrate.run(Sheet(), root, root, calibration, CalibrateRun())
     known = root / f"{slide}.truth.json"
     known.write_text(canonical_json({"stage": "truth", "tumor_mm2": float((truth == TUMOR).sum())}))
     inputs = root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt
@@ -119,7 +119,7 @@ def folders_of(root: Path) -> evaluate.Folders:
 
 
 def run(root: Path, out: Path, sheet: Sheet = SHEET, slide_level: Any = None, **more: Any) -> dict[str, Any]:
-    options = EvaluateOptions(seed=3, slide_level=slide_level or SlideLevelOptions())
+    options = EvaluateRun(seed=3, slide_level=slide_level or SlideLevelOptions())
     evaluate.run(sheet, (), folders_of(root), root / "calibration.json", out, options, **more)
     return json.loads((out / "metrics.json").read_text())
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from helpers.slides import tissue_picture, write_tiff
-from wsi_pipeline.config import HeatmapRun, PyramidRun, TissueOptions
+from wsi_pipeline.config import ConvertRun, HeatmapRun, TissueRun
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.inception import InceptionV3, initialize
 from wsi_pipeline.model.model_dir import ModelFacts, load_network, save_weights, write_model_json
@@ -30,20 +30,13 @@ def write_model(folder: Path, classes: tuple[str, ...] = CLASSES, *, bias: float
     return folder
 
 
-def write_slide(folder: Path, pyramid: PyramidRun) -> Path:
+def write_slide(folder: Path, pyramid: ConvertRun) -> Path:
     """The slide s1 in `folder`, of 1,300 x 1,000 px at 0.5 um per pixel: its pyramid and its tissue."""
     source = write_tiff(folder / "s.tif", tissue_picture(1300, 1000))
     own = folder / "s1"
     convert.run("s1", source, own / "pyramid.ome.zarr", own / "pyramid.json", pyramid)
-    tissue.run(
-        "s1",
-        own / "pyramid.ome.zarr",
-        own / "tissue.ome.zarr",
-        own / "tissue.json",
-        own / "t.png",
-        TissueOptions(),
-        1,
-    )
+    made = tissue.Outputs(own / "tissue.ome.zarr", own / "tissue.json", own / "t.png")
+    tissue.run("s1", tissue.Inputs(own / "pyramid.ome.zarr"), made, TissueRun())
     return folder
 
 

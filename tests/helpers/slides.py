@@ -8,7 +8,7 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.stages import convert
 
 
@@ -35,6 +35,6 @@ def write_tiff(path: Path, rgb: NDArray[np.uint8], mpp: float | None = 0.5, comp
 def converted(folder: Path, source: Path, slide: str = "s1", mpp: float | None = None) -> Path:
     """Convert a slide and return the folder that holds pyramid.ome.zarr and pyramid.json."""
     target = folder / slide
-    options = PyramidRun(chunk_px=256, shard_px=1024)
+    options = ConvertRun(chunk_px=256, shard_px=1024)
     convert.run(slide, source, target / "pyramid.ome.zarr", target / "pyramid.json", options, mpp)
     return target

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from wsi_pipeline.config import TrainingRun
+from wsi_pipeline.config import TrainRun
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.pyramid import patch_store
@@ -27,7 +27,7 @@ needs_bfloat16 = pytest.mark.skipif(
 )
 
 EDGE = 75
-OPTIONS = TrainingRun(
+OPTIONS = TrainRun(
     start="random", batch_size=8, max_steps=6, epochs=100, validate_every=2, learning_rate=1e-3, cpu_threads=1
 )
 

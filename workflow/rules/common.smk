@@ -6,6 +6,7 @@ from shlex import join, quote
 
 from snakemake.utils import validate
 
+from wsi_pipeline.config import STAGES, TissueRun
 from wsi_pipeline.config.loading import load_config, options_json
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.provenance.run_record import check_clock, read_runs, record_run
@@ -89,11 +90,11 @@ OVERVIEW = f"<results>/slides/{{slide}}/{'pyramid' if KEEP else 'overview'}.ome.
 
 
 def options(stage):
-    return options_json(stage, CONFIG.stage_options(stage))
+    return options_json(STAGES[stage].of(CONFIG))
 
 
 def tissue_options(wildcards):
-    return options_json("tissue", SHEET[wildcards.slide].tissue_options(CONFIG.tissue))
+    return options_json(SHEET[wildcards.slide].tissue_options(TissueRun.of(CONFIG)))
 
 
 def source(wildcards):

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+from typing import Annotated, Literal, TextIO, TypeVar
 
 import typer
 
 from wsi_pipeline.cli import evaluation as cli_evaluation
 from wsi_pipeline.cli import tools
-from wsi_pipeline.cli.options import (
+from wsi_pipeline.config import STAGES, HeatmapRun, PredictRun
+from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
+from wsi_pipeline.io.atomic import no_room
+from wsi_pipeline.stages.arguments import (
     AllowUpsampling,
     Exclude,
     FigureArg,
@@ -36,11 +40,8 @@ from wsi_pipeline.cli.options import (
     TruthArg,
     Weights,
 )
-from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
-from wsi_pipeline.io.atomic import no_room
 
-if TYPE_CHECKING:
-    from wsi_pipeline.config import HeatmapRun
+Prediction = TypeVar("Prediction", HeatmapRun, PredictRun)
 
 app = typer.Typer(
     name="wsi-pipeline",
@@ -93,12 +94,12 @@ def convert(
     threads: Threads = 1,
 ) -> None:
     """Convert a slide to an OME-Zarr pyramid."""
-    from wsi_pipeline.config import PyramidRun
+    from wsi_pipeline.config import ConvertRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.io.atomic import remove_leftovers
     from wsi_pipeline.slides.crash_isolation import CrashError, supervised
 
-    parsed = parse_options("convert", PyramidRun, options)
+    parsed = parse_options(ConvertRun, options)
     if verify is not None:
         parsed = parsed.model_copy(update={"verify": verify})
 
@@ -122,26 +123,6 @@ def convert(
 
 
 @app.command()
-def tissue(
-    pyramid: PyramidArg,
-    slide: Slide,
-    store: Store,
-    receipt: Receipt,
-    picture: FigureArg,
-    options: Options = "{}",
-    threads: Threads = 1,
-    synthetic: Synthetic = False,
-) -> None:
-    """Find the tissue on a slide."""
-    from wsi_pipeline.config import TissueOptions
-    from wsi_pipeline.config.loading import parse_options
-    from wsi_pipeline.stages import tissue as stage
-
-    parsed = parse_options("tissue", TissueOptions, options)
-    stage.run(slide, pyramid, store, receipt, picture, parsed, threads, synthetic=synthetic)
-
-
-@app.command()
 def truth(
     pyramid: PyramidArg,
     slide: Slide,
@@ -159,7 +140,7 @@ def truth(
     synthetic: Synthetic = False,
 ) -> None:
     """Draw what the annotations say: normal, tumour, ignore."""
-    from wsi_pipeline.config import TruthOptions
+    from wsi_pipeline.config import TruthRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import truth as stage
 
@@ -170,7 +151,7 @@ def truth(
         receipt,
         picture,
         geojson,
-        parse_options("truth", TruthOptions, options),
+        parse_options(TruthRun, options),
         annotation=annotation,
         label=label,
         exhaustive=exhaustive,
@@ -192,11 +173,11 @@ def patches(
     threads: Threads = 1,
 ) -> None:
     """Draw training patches from a slide."""
-    from wsi_pipeline.config import PatchDraw
+    from wsi_pipeline.config import PatchesRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import patches as stage
 
-    parsed = parse_options("patches", PatchDraw, options)
+    parsed = parse_options(PatchesRun, options)
     stage.run(slide, pyramid, tissue, truth, store, index, receipt, parsed, threads)
 
 
@@ -228,11 +209,11 @@ def train(
 ) -> None:
     """Train Inception-v3, or take trained weights."""
     from wsi_pipeline.cohort.sheet import load_sheet
-    from wsi_pipeline.config import TrainingRun
+    from wsi_pipeline.config import TrainRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.model.distributed import STOPPED, is_member, launch
 
-    parsed = parse_options("train", TrainingRun, options)
+    parsed = parse_options(TrainRun, options)
     if gpus > 1 and not is_member():
         code = launch(gpus, sys.argv[1:])
         if code:
@@ -288,11 +269,11 @@ def negatives(
     threads: Threads = 1,
 ) -> None:
     """Draw normal patches that a model takes for tumour."""
-    from wsi_pipeline.config import HardDraw
+    from wsi_pipeline.config import NegativesRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import negatives as stage
 
-    parsed = parse_options("negatives", HardDraw, options)
+    parsed = parse_options(NegativesRun, options)
     stage.run(slide, pyramid, tissue, truth, heatmap, heatmap_receipt, store, index, receipt, parsed, threads)
 
 
@@ -312,7 +293,7 @@ def predict(
     from wsi_pipeline.stages import predict as stage
 
     stage.run(
-        slide, slides, weights, model, output, receipt, _prediction("predict", options, allow_upsampling), threads
+        slide, slides, weights, model, output, receipt, _prediction(PredictRun, options, allow_upsampling), threads
     )
 
 
@@ -330,14 +311,13 @@ def heatmap(
     """Predict the tumour probability of every patch of a slide."""
     from wsi_pipeline.stages import heatmap as stage
 
-    stage.run(slide, slides, weights, model, output, _prediction("heatmap", options, allow_upsampling), threads)
+    stage.run(slide, slides, weights, model, output, _prediction(HeatmapRun, options, allow_upsampling), threads)
 
 
-def _prediction(stage: str, options: str, allow_upsampling: bool) -> HeatmapRun:
-    from wsi_pipeline.config import HeatmapRun
+def _prediction(model: type[Prediction], options: str, allow_upsampling: bool) -> Prediction:
     from wsi_pipeline.config.loading import parse_options
 
-    parsed = parse_options(stage, HeatmapRun, options)
+    parsed = parse_options(model, options)
     return parsed.model_copy(update={"allow_upsampling": True}) if allow_upsampling else parsed
 
 
@@ -353,5 +333,9 @@ def export(
     stage.run(heatmap, heatmap_receipt, tiff)
 
 
+for name in STAGES:
+    module = import_module(f"wsi_pipeline.stages.{name}")
+    if hasattr(module, "command"):
+        app.command(name)(module.command)
 app.add_typer(cli_evaluation.app)
 app.add_typer(tools.app)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_pipeline.cli.options import (
+from wsi_pipeline.stages.arguments import (
     Calibration,
     DetectionsFolder,
     Exclude,
@@ -43,11 +43,11 @@ def scores(
     options: Options = "{}",
 ) -> None:
     """Count the scores of a heatmap by truth."""
-    from wsi_pipeline.config import PatchLevelOptions
+    from wsi_pipeline.config import ScoresRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import scores as stage
 
-    parsed = parse_options("scores", PatchLevelOptions, options)
+    parsed = parse_options(ScoresRun, options)
     stage.run(slide, truth, truth_receipt, heatmap, heatmap_receipt, counts, receipt, parsed)
 
 
@@ -63,11 +63,11 @@ def detect(
     options: Options = "{}",
 ) -> None:
     """Find detections on a heatmap and the lesions that they hit."""
-    from wsi_pipeline.config import LesionLevelOptions
+    from wsi_pipeline.config import DetectRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import detect as stage
 
-    parsed = parse_options("detect", LesionLevelOptions, options)
+    parsed = parse_options(DetectRun, options)
     stage.run(slide, truth, heatmap, heatmap_receipt, detections, geojson, receipt, parsed)
 
 
@@ -83,13 +83,13 @@ def calibrate(
 ) -> None:
     """Choose the operating point on the validation slides."""
     from wsi_pipeline.cohort.sheet import load_sheet
-    from wsi_pipeline.config import CalibrateOptions
+    from wsi_pipeline.config import CalibrateRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import calibrate as stage
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows, "validation")
-    stage.run(loaded, scores, detections, receipt, parse_options("calibrate", CalibrateOptions, options))
+    stage.run(loaded, scores, detections, receipt, parse_options(CalibrateRun, options))
 
 
 @app.command()
@@ -108,11 +108,11 @@ def confusion(
     synthetic: Synthetic = False,
 ) -> None:
     """Compare a heatmap with the truth at the operating point."""
-    from wsi_pipeline.config import PatchLevelOptions
+    from wsi_pipeline.config import ConfusionRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import confusion as stage
 
-    parsed = parse_options("confusion", PatchLevelOptions, options)
+    parsed = parse_options(ConfusionRun, options)
     stage.run(
         slide,
         pyramid,
@@ -144,14 +144,14 @@ def evaluate(
 ) -> None:
     """Compute all figures over the test slides."""
     from wsi_pipeline.cohort.sheet import load_sheet
-    from wsi_pipeline.config import EvaluateOptions
+    from wsi_pipeline.config import EvaluateRun
     from wsi_pipeline.config.loading import parse_options
     from wsi_pipeline.stages import evaluate as stage
 
     left_out = tuple(exclude or ())
     loaded = load_sheet(sheet, exclude=left_out, check_files=False)
     loaded.check_digest(rows)
-    parsed = parse_options("evaluate", EvaluateOptions, options)
+    parsed = parse_options(EvaluateRun, options)
     folders = stage.Folders(scores, confusion, detections)
     stage.run(loaded, left_out, folders, calibration, output, parsed, allow_missing=allow_missing)
 
@@ -173,4 +173,4 @@ def report(
     from wsi_pipeline.stages import report as stage
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
-    stage.run(results, model, output, parse_options("report", ReportRun, options), loaded, state)
+    stage.run(results, model, output, parse_options(ReportRun, options), loaded, state)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wsi_pipeline.cli.options import State
+from wsi_pipeline.stages.arguments import State
 
 app = typer.Typer()
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow, is_remote
-from wsi_pipeline.config import Config
+from wsi_pipeline.config import Config, TissueRun
 from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
 from wsi_pipeline.geometry import Box, Grid, Size
 from wsi_pipeline.masks.annotations import read_annotation
@@ -209,7 +209,7 @@ def _tissue(
     size = facts.levels[-1]
     if size.width * size.height > _OVERVIEW_PIXELS:
         return None, None
-    options = row.tissue_options(config.tissue).model_copy(update={"mpp": mpps[-1]})
+    options = row.tissue_options(TissueRun.of(config)).model_copy(update={"mpp": mpps[-1]})
     feature, ink = features(source.read(Box(0, 0, size.width, size.height), len(facts.levels) - 1), options)
     mask, _ = find_mask(feature, ink, options)
     if not mask.any():

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueOptions
+from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueRun
 from wsi_pipeline.config.loading import validated
 from wsi_pipeline.errors import ConfigError, SheetError
 from wsi_pipeline.geometry import MPP_RANGE
@@ -59,11 +59,11 @@ class SlideRow:
         """The row as plain values for JSON."""
         return asdict(self)
 
-    def tissue_options(self, options: TissueOptions) -> TissueOptions:
+    def tissue_options(self, options: TissueRun) -> TissueRun:
         """The config's tissue options with this row's overrides."""
         overrides = {"method": self.tissue_method, "threshold": self.tissue_threshold}
         given = {key: value for key, value in overrides.items() if value is not None}
-        return validated(TissueOptions, {**options.model_dump(), **given}, f"slide {self.slide}")
+        return validated(TissueRun, {**options.model_dump(), **given}, f"slide {self.slide}")
 
 
 class Sheet(dict[str, SlideRow]):

@@ -11,10 +11,11 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from wsi_pipeline.config import STEP_VERSIONS, Config, Section
+from wsi_pipeline.config import Config, Section, StageRun
 from wsi_pipeline.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
+R = TypeVar("R", bound=StageRun)
 
 
 def load_config(values: dict[str, Any]) -> Config:
@@ -33,27 +34,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def options_json(stage: str, options: Section) -> str:
-    """One line of JSON for the command line of `stage`, its `step_version` included."""
-    values = {"step_version": STEP_VERSIONS[stage], **options.model_dump(mode="json")}
+def options_json(options: StageRun) -> str:
+    """One line of JSON for the command line of the options' stage, its `step_version` included."""
+    values = {"step_version": options.step_version, **options.model_dump(mode="json")}
     return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
 
-def parse_options(stage: str, model: type[S], text: str) -> S:
-    """The inverse of `options_json`; refuses options of another `step_version`."""
+def parse_options(model: type[R], text: str) -> R:
+    """The inverse of `options_json`; `ConfigError` for options of another `step_version`."""
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"options of {stage}: not JSON ({error})") from error
+        raise ConfigError(f"options of {model.stage}: not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"options of {stage}: not a JSON object")
-    version = values.pop("step_version", STEP_VERSIONS[stage])
-    if version != STEP_VERSIONS[stage]:
+        raise ConfigError(f"options of {model.stage}: not a JSON object")
+    version = values.pop("step_version", model.step_version)
+    if version != model.step_version:
         raise ConfigError(
-            f"options of {stage}: step_version {version}, but the installed package has {STEP_VERSIONS[stage]}",
+            f"options of {model.stage}: step_version {version}, but the installed package has {model.step_version}",
             remedy="Install the package of this checkout (make setup)",
         )
-    return validated(model, values, f"options of {stage}")
+    return validated(model, values, f"options of {model.stage}")
 
 
 def validated(model: type[S], values: Any, where: str) -> S:

@@ -24,8 +24,8 @@ class CohortOptions(Section):
     public_buckets: bool = Field(False, description="Whether s3:// paths of the sheet are read without credentials.")
 
 
-class PyramidRun(Section):
-    """Options of the stage convert."""
+class StorageOptions(Section):
+    """The options of a pyramid that change its store."""
 
     passthrough: bool = Field(
         True,
@@ -63,7 +63,7 @@ class PyramidRun(Section):
         return self
 
 
-class PyramidOptions(PyramidRun):
+class PyramidOptions(StorageOptions):
     """How slides are stored (convert)."""
 
     keep: bool = Field(

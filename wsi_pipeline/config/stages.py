@@ -1,6 +1,12 @@
-"""What each stage is given: just the options that can change what it writes."""
+"""The stages of the pipeline: for each one the options that can change what it writes, and its `step_version`.
+
+The classes below are the one list of stages, in the order of the DAG. The command line, the workflow, receipts and
+tests take stages from `STAGES`.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from wsi_pipeline.config.base import Section
 from wsi_pipeline.config.evaluation import (
@@ -12,38 +18,184 @@ from wsi_pipeline.config.evaluation import (
     ReportOptions,
     SlideLevelOptions,
 )
-from wsi_pipeline.config.slides import PatchesOptions, PyramidRun, TissueOptions, TruthOptions
-from wsi_pipeline.config.training import HeatmapRun, TrainingOptions
+from wsi_pipeline.config.slides import PatchesOptions, StorageOptions, TissueOptions, TruthOptions
+from wsi_pipeline.config.training import HardNegativesOptions, PredictionOptions, TrainingOptions
+
+if TYPE_CHECKING:
+    from wsi_pipeline.config import Config
+
+STAGES: dict[str, type[StageRun]] = {}
 
 
-class PatchDraw(PatchesOptions):
-    """Options of the stage patches."""
+class StageRun(Section):
+    """Options of one run of a stage. A subclass that names its `stage` is registered in `STAGES`.
+
+    `step_version` is raised by one where the results of the stage change: its outputs are then made again.
+    """
+
+    stage: ClassVar[str]
+    step_version: ClassVar[int]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "stage" in vars(cls):
+            STAGES[cls.stage] = cls
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The options of this stage in a config."""
+        raise NotImplementedError
+
+    @classmethod
+    def _taken(cls, section: Section, **more: Any) -> Self:
+        """The fields of a section of the config, and more."""
+        return cls(
+            **{name: getattr(section, name) for name in type(section).model_fields.keys() & cls.model_fields}, **more
+        )
+
+
+class ConvertRun(StorageOptions, StageRun):
+    stage = "convert"
+    step_version = 3
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.pyramid)
+
+
+class TissueRun(TissueOptions, StageRun):
+    stage = "tissue"
+    step_version = 4
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.tissue)
+
+
+class TruthRun(TruthOptions, StageRun):
+    stage = "truth"
+    step_version = 4
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.truth)
+
+
+class PatchesRun(PatchesOptions, StageRun):
+    stage = "patches"
+    step_version = 3
 
     seed: int = 1
 
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.patches, seed=config.seed)
 
-class HardDraw(PatchDraw):
-    """Options of the stage negatives."""
+
+class TrainRun(TrainingOptions, StageRun):
+    stage = "train"
+    step_version = 4
+
+    seed: int = 1
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Without the locations of weights, which are inputs of the rule, and without rounds, which are models of
+        their own."""
+        training = config.training.model_copy(
+            update={
+                "weights": None,
+                "weights_file": None,
+                "retrain": "always",
+                "hard_negatives": HardNegativesOptions(),
+            }
+        )
+        return cls._taken(training, seed=config.seed)
+
+
+class NegativesRun(PatchesRun):
+    stage = "negatives"
+    step_version = 1
 
     per_slide: int = 500
     min_score: float = 0.5
 
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        hard = config.training.hard_negatives
+        return cls._taken(config.patches, seed=config.seed, per_slide=hard.per_slide, min_score=hard.min_score)
 
-class TrainingRun(TrainingOptions):
-    """Options of the stage train."""
 
-    seed: int = 1
+class PredictRun(PredictionOptions, StageRun):
+    stage = "predict"
+    step_version = 2
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.heatmap)
 
 
-class CalibrateOptions(Section):
-    """Options of the stage calibrate."""
+class HeatmapRun(PredictionOptions, StageRun):
+    stage = "heatmap"
+    step_version = 5
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.heatmap)
+
+
+class ExportRun(StageRun):
+    stage = "export"
+    step_version = 1
+
+    @classmethod
+    def of(cls, config: Config) -> Self:  # noqa: ARG003 - it has no options
+        return cls()
+
+
+class ScoresRun(PatchLevelOptions, StageRun):
+    stage = "scores"
+    step_version = 3
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.evaluation.patch_level)
+
+
+class DetectRun(LesionLevelOptions, StageRun):
+    stage = "detect"
+    step_version = 1
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.evaluation.lesion_level)
+
+
+class CalibrateRun(StageRun):
+    stage = "calibrate"
+    step_version = 1
 
     operating_point: OperatingPointOptions = OperatingPointOptions()
     calibration: CalibrationOptions = CalibrationOptions()
 
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.evaluation)
 
-class EvaluateOptions(Section):
-    """Options of the stage evaluate."""
+
+class ConfusionRun(PatchLevelOptions, StageRun):
+    stage = "confusion"
+    step_version = 4
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.evaluation.patch_level)
+
+
+class EvaluateRun(StageRun):
+    stage = "evaluate"
+    step_version = 7
 
     slide_level: SlideLevelOptions = SlideLevelOptions()
     interval: IntervalOptions = IntervalOptions()
@@ -52,26 +204,24 @@ class EvaluateOptions(Section):
     test_set: str = "all"
     synthetic: bool = False
 
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        cohort = config.cohort
+        return cls._taken(
+            config.evaluation,
+            seed=config.seed,
+            cohort_name=cohort.name,
+            test_set=cohort.test_set,
+            synthetic=cohort.synthetic,
+        )
 
-class ReportRun(ReportOptions):
-    """Options of the stage report."""
+
+class ReportRun(ReportOptions, StageRun):
+    stage = "report"
+    step_version = 5
 
     synthetic: bool = False
 
-
-STAGE_OPTIONS: dict[str, type[Section]] = {
-    "convert": PyramidRun,
-    "tissue": TissueOptions,
-    "truth": TruthOptions,
-    "patches": PatchDraw,
-    "train": TrainingRun,
-    "negatives": HardDraw,
-    "predict": HeatmapRun,
-    "heatmap": HeatmapRun,
-    "scores": PatchLevelOptions,
-    "detect": LesionLevelOptions,
-    "calibrate": CalibrateOptions,
-    "confusion": PatchLevelOptions,
-    "evaluate": EvaluateOptions,
-    "report": ReportRun,
-}
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        return cls._taken(config.report, synthetic=config.cohort.synthetic)

@@ -173,8 +173,8 @@ def _filled(values: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-class HeatmapRun(Section):
-    """Options of the stage heatmap. Scale and patch size are the model's."""
+class PredictionOptions(Section):
+    """The options of a prediction that change its result. Scale and patch size are the model's."""
 
     stride_um: Positive | None = Field(None, description="Distance of neighbouring patches, um; null is one patch.")
     min_tissue: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -198,7 +198,7 @@ class HeatmapRun(Section):
     precision: Precision = Field("auto", description=_PRECISION)
 
 
-class HeatmapOptions(HeatmapRun):
+class HeatmapOptions(PredictionOptions):
     """How slides are predicted (heatmap). Scale and patch size are the model's."""
 
     tiff: bool = Field(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from wsi_pipeline.cohort.sheet import SlideRow
-from wsi_pipeline.config import EvaluateOptions, IntervalOptions
+from wsi_pipeline.config import EvaluateRun, IntervalOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.slide_scores import SlideScores
 from wsi_pipeline.evaluation.summary import Figures
@@ -70,7 +70,7 @@ class Evaluation:
         at_temperature: PooledCalibration,
         slide_scores: SlideScores,
         chosen: Facts,
-        options: EvaluateOptions,
+        options: EvaluateRun,
     ) -> None:
         self.slides, self.pooled, self._centres, self._options = slides, pooled, centres, options
         self.slide_scores, self._chosen = slide_scores, chosen

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.config import STEP_VERSIONS, Section
+from wsi_pipeline.config import STAGES, Section
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json
@@ -21,7 +21,7 @@ Facts = dict[str, Any]
 
 def write_receipt(path: Path, stage: str, facts: Facts, options: Section | None = None) -> None:
     """Write the receipt of `stage`; call it last, when the outputs are in place."""
-    content: Facts = {"stage": stage, "step_version": STEP_VERSIONS[stage], **facts}
+    content: Facts = {"stage": stage, "step_version": STAGES[stage].step_version, **facts}
     if options is not None:
         content["options"] = options.model_dump(mode="json")
     write_text(path, canonical_json(content))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wsi_pipeline.config import STEP_VERSIONS
+from wsi_pipeline.config import TrainRun
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.io.atomic import publish, write_text
 from wsi_pipeline.io.digests import canonical_json, digest_file
@@ -51,7 +51,7 @@ def write_model_json(path: Path, facts: ModelFacts, **more: Any) -> None:
     """Write `model.json`, the receipt of the stage train."""
     content = {
         "stage": "train",
-        "step_version": STEP_VERSIONS["train"],
+        "step_version": TrainRun.step_version,
         "architecture": ARCHITECTURE,
         "size_px": facts.size_px,
         "mpp": facts.mpp,

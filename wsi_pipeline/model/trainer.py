@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from wsi_pipeline.config import CLASSES, TrainingRun
+from wsi_pipeline.config import CLASSES, TrainRun
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.model.augment import Draws, augment, centred, jittered, to_input, to_unit
@@ -61,7 +61,7 @@ class Progress:
 class _Loss(nn.Module):
     """The loss of some of a step's patches, as a sum; what several processes run in step."""
 
-    def __init__(self, network: InceptionV3, options: TrainingRun) -> None:
+    def __init__(self, network: InceptionV3, options: TrainRun) -> None:
         super().__init__()
         self.network, self._options = network, options
 
@@ -85,7 +85,7 @@ class Trainer:
         network: InceptionV3,
         bank: PatchBank,
         held_out: PatchBank,
-        options: TrainingRun,
+        options: TrainRun,
         device: Device,
         checkpoints: Checkpoints,
         inputs: str,

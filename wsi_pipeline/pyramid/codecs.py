@@ -23,7 +23,7 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON, parse_named_configuration
 from zarr.registry import register_codec
 
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.slides.jpeg import Jpeg
 
@@ -102,7 +102,7 @@ def register() -> None:
 register()
 
 
-def chunk_codec(options: PyramidRun, chunk: Size) -> ChunkCodec:
+def chunk_codec(options: StorageOptions, chunk: Size) -> ChunkCodec:
     """The codec that the config names for chunks that are not copied."""
     return picture_codec(options.codec, chunk, options.quality, options.subsampling, options.zstd_level)
 

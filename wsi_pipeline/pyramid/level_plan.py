@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.pyramid.passthrough import is_plain_grid
 from wsi_pipeline.pyramid.reencode import half
@@ -12,7 +12,7 @@ from wsi_pipeline.slides.tiff_tiles import TiledTiff, TileLevel
 COARSEST_PX = 1024
 
 
-def copied_page(source: SourceSlide, tiff: TiledTiff, level: int, options: PyramidRun) -> TileLevel | None:
+def copied_page(source: SourceSlide, tiff: TiledTiff, level: int, options: StorageOptions) -> TileLevel | None:
     """The page of the file whose tiles can be copied as level `level`; None where it has to be decoded."""
     if not options.passthrough or level >= len(source.facts.levels):
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.pyramid.codecs import zarr_codecs
 from wsi_pipeline.pyramid.ome_zarr import create_level
@@ -70,7 +70,7 @@ def copy_level(
     page: TileLevel,
     number: int,
     folder: Path,
-    options: PyramidRun,
+    options: StorageOptions,
     threads: int,
 ) -> MadeLevel:
     """Write the array `folder` with the tiles of level `number`.

@@ -9,7 +9,7 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.pyramid.codecs import chunk_codec, zarr_codecs
@@ -25,7 +25,7 @@ _READ_PX = 1024
 ReadRegion = Callable[[Box], NDArray[np.uint8]]
 
 
-def read_level(source: SourceSlide, number: int, folder: Path, options: PyramidRun, threads: int) -> MadeLevel:
+def read_level(source: SourceSlide, number: int, folder: Path, options: StorageOptions, threads: int) -> MadeLevel:
     """Write the array `folder` with the pixels that OpenSlide reads at level `number`.
 
     Raises `SlideError`, naming level, column and row of the chunk, where the slide is damaged, unless
@@ -38,7 +38,7 @@ def read_level(source: SourceSlide, number: int, folder: Path, options: PyramidR
     return _make(folder, size, lambda box: source.read(box, number), "read", step, damaged, options, threads)
 
 
-def halve_level(finer: Level, folder: Path, options: PyramidRun, threads: int) -> MadeLevel:
+def halve_level(finer: Level, folder: Path, options: StorageOptions, threads: int) -> MadeLevel:
     """Write the array `folder` with the level `finer` at half its size: means of 2 x 2 pixels."""
 
     def read(box: Box) -> NDArray[np.uint8]:
@@ -47,11 +47,11 @@ def halve_level(finer: Level, folder: Path, options: PyramidRun, threads: int) -
     return _make(folder, half(finer.size), read, "halved", _step(options), None, options, threads)
 
 
-def _chunk(options: PyramidRun) -> Size:
+def _chunk(options: StorageOptions) -> Size:
     return Size(options.chunk_px, options.chunk_px)
 
 
-def _step(options: PyramidRun) -> int:
+def _step(options: StorageOptions) -> int:
     return max(1, _READ_PX // options.chunk_px)
 
 
@@ -75,7 +75,7 @@ def _make(
     method: str,
     step: int,
     damaged: DamagedTiles | None,
-    options: PyramidRun,
+    options: StorageOptions,
     threads: int,
 ) -> MadeLevel:
     chunk = _chunk(options)

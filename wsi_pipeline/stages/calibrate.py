@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wsi_pipeline.cohort.sheet import Sheet
-from wsi_pipeline.config import CalibrateOptions, OperatingPointOptions
+from wsi_pipeline.config import CalibrateRun, OperatingPointOptions
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.evaluation.evaluation import common_model, ratios_of
 from wsi_pipeline.evaluation.score_histogram import ScoreCounts
@@ -34,7 +34,7 @@ def run(
     scores_folder: Path,
     detections_folder: Path,
     receipt: Path,
-    options: CalibrateOptions,
+    options: CalibrateRun,
 ) -> None:
     """Choose on the validation slides of the sheet; `ConfigError` where they do not allow the rule."""
     rule = options.operating_point

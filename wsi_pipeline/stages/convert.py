@@ -16,7 +16,7 @@ from pathlib import Path
 
 import zarr
 
-from wsi_pipeline.config import PyramidRun
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.io.atomic import publish
 from wsi_pipeline.io.digests import digest_source, digest_tree
@@ -42,7 +42,7 @@ def run(
     source: Path,
     store: Path,
     receipt: Path,
-    options: PyramidRun,
+    options: ConvertRun,
     mpp: float | None = None,
     threads: int = 1,
     overview: Path | None = None,
@@ -118,7 +118,7 @@ def write_overview(slide: str, facts: SlideFacts, sizes: Sequence[Size], store: 
 
 
 def _make_level(
-    source: SourceSlide, tiff: TiledTiff, store: Path, level: int, options: PyramidRun, threads: int
+    source: SourceSlide, tiff: TiledTiff, store: Path, level: int, options: ConvertRun, threads: int
 ) -> MadeLevel:
     folder = store / str(level)
     page = copied_page(source, tiff, level, options)

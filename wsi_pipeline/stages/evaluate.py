@@ -15,7 +15,7 @@ import numpy as np
 
 from wsi_pipeline import __version__
 from wsi_pipeline.cohort.sheet import SPLITS, Sheet, SlideRow
-from wsi_pipeline.config import STEP_VERSIONS, EvaluateOptions
+from wsi_pipeline.config import EvaluateRun
 from wsi_pipeline.errors import IncompleteError, StoreError
 from wsi_pipeline.evaluation.evaluation import Evaluation, Scored, check_chosen_for, common_model
 from wsi_pipeline.evaluation.score_histogram import ScoreCounts
@@ -52,7 +52,7 @@ def run(
     folders: Folders,
     calibration: Path,
     output: Path,
-    options: EvaluateOptions,
+    options: EvaluateRun,
     *,
     allow_missing: bool = False,
 ) -> Figures:
@@ -84,7 +84,7 @@ def run(
     metrics["cohort"] = _cohort(sheet, slides, excluded, missing, options)
     metrics["provenance"] = {
         "wsi_pipeline": __version__,
-        "step_version": STEP_VERSIONS["evaluate"],
+        "step_version": EvaluateRun.step_version,
         "model_sha256": model,
         "inputs_sha256": digest_json([loaded.chosen, *([s.scores, s.confusion, s.detections] for s in slides)]),
         "seed": options.seed,
@@ -127,7 +127,7 @@ class _Loaded:
     top_means: dict[str, float | None] = field(default_factory=dict)
 
 
-def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options: EvaluateOptions) -> _Loaded:
+def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options: EvaluateRun) -> _Loaded:
     nothing: Facts = {"operating_point": None, "temperature": None, "model_sha256": None}
     loaded = _Loaded(read_receipt(calibration, "calibrate") if rows else nothing)
     chosen = loaded.chosen
@@ -170,7 +170,7 @@ def _check(slide: Scored, chosen: Facts, calibration: Path) -> None:
         )
 
 
-def _slide_scores(sheet: Sheet, loaded: _Loaded, folders: Folders, options: EvaluateOptions) -> SlideScores:
+def _slide_scores(sheet: Sheet, loaded: _Loaded, folders: Folders, options: EvaluateRun) -> SlideScores:
     features = {s.row.slide: s.scores["features"] for s in loaded.slides}
     rule = options.slide_level
     if rule.score == "top_share":
@@ -185,7 +185,7 @@ def _slide_scores(sheet: Sheet, loaded: _Loaded, folders: Folders, options: Eval
 
 
 def _cohort(
-    sheet: Sheet, slides: Sequence[Scored], excluded: Sequence[str], missing: Sequence[str], options: EvaluateOptions
+    sheet: Sheet, slides: Sequence[Scored], excluded: Sequence[str], missing: Sequence[str], options: EvaluateRun
 ) -> Figures:
     return {
         "name": options.cohort_name,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import CLASSES, HardDraw
+from wsi_pipeline.config import CLASSES, NegativesRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.labelled_heatmap import grid_of
 from wsi_pipeline.geometry import Grid
@@ -34,7 +34,7 @@ def run(
     store: Path,
     index: Path,
     receipt: Path,
-    options: HardDraw,
+    options: NegativesRun,
     threads: int = 1,
 ) -> None:
     """Store the normal patches of one slide with the highest scores, at positions of its heatmap."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import CLASSES, PatchDraw
+from wsi_pipeline.config import CLASSES, PatchesRun
 from wsi_pipeline.geometry import Grid, PatchSpec, Size
 from wsi_pipeline.io.atomic import publish
 from wsi_pipeline.io.digests import digest_file, digest_tree
@@ -65,7 +65,7 @@ def run(
     store: Path,
     index: Path,
     receipt: Path,
-    options: PatchDraw,
+    options: PatchesRun,
     threads: int = 1,
 ) -> None:
     """Draw and store the patches of one slide."""
@@ -112,7 +112,7 @@ def run(
     )
 
 
-def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, options: PatchDraw) -> Candidates:
+def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, options: PatchesRun) -> Candidates:
     """Grid positions that may be a training patch, row by row."""
     tissue_share = grid_shares(tissue.data > 0, tissue.mpp, grid, slide_mpp)
     tumor_share = grid_shares(truth.data == TUMOR, truth.mpp, grid, slide_mpp)
@@ -142,7 +142,7 @@ def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, o
     )
 
 
-def draw(labels: NDArray[np.int8], slide: str, options: PatchDraw) -> NDArray[np.int64]:
+def draw(labels: NDArray[np.int8], slide: str, options: PatchesRun) -> NDArray[np.int64]:
     """Indices of the candidates that are drawn, ascending; at most the cap of each class."""
 
     def of_class(label: int, cap: int) -> NDArray[np.int64]:
@@ -167,7 +167,7 @@ def write_pixels(
     pyramid: Pyramid,
     drawn: Candidates,
     normalise: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
-    options: PatchDraw,
+    options: PatchesRun,
     threads: int,
 ) -> dict[str, str]:
     """Write the store of patches; returns the digest of each of its shards."""

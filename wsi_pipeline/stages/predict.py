@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import STEP_VERSIONS, HeatmapRun
+from wsi_pipeline.config import PredictionOptions, PredictRun
 from wsi_pipeline.errors import ModelError, PipelineError
 from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.io.digests import digest_bytes, digest_json
@@ -50,7 +50,7 @@ def run(
     model_json: Path,
     output: Path,
     receipt: Path,
-    options: HeatmapRun,
+    options: PredictionOptions,
     threads: int = 1,
 ) -> None:
     """Predict slides whose stores and receipts lie in `slides_folder`/<slide>, with a model that is loaded once.
@@ -72,7 +72,7 @@ def run(
 class Model:
     """A model that is made ready for prediction when it is first needed."""
 
-    def __init__(self, weights: Path, model_json: Path, options: HeatmapRun) -> None:
+    def __init__(self, weights: Path, model_json: Path, options: PredictionOptions) -> None:
         """Raises `ModelError` where weights and `model.json` do not belong together."""
         self.weights, self.options = weights, options
         self.facts: ModelFacts = read_model_json(model_json)
@@ -111,7 +111,7 @@ class Positions:
     normalise: Callable[[Pixels], Pixels]
 
     @classmethod
-    def of(cls, slide: str, folder: Path, facts: ModelFacts, options: HeatmapRun) -> Self:
+    def of(cls, slide: str, folder: Path, facts: ModelFacts, options: PredictionOptions) -> Self:
         """Of the slide whose pyramid and tissue lie in `folder`; `StoreError` where it is too coarse for the model."""
         pyramid = Pyramid(folder / "pyramid.ome.zarr")
         spec = pyramid.patch_spec(facts.size_px, facts.mpp, allow_upsampling=options.allow_upsampling)
@@ -154,7 +154,7 @@ def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads:
     positions = Positions.of(slide, folder, model.facts, model.options)
     inputs = digest_json(
         {
-            "step_version": STEP_VERSIONS["predict"],
+            "step_version": PredictRun.step_version,
             "model": model.facts.weights_sha256,
             "pyramid": read_receipt(folder / "pyramid.json", "convert"),
             "orientations": model.options.orientations,

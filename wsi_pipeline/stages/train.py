@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from wsi_pipeline import __version__
-from wsi_pipeline.config import CLASSES, TrainingRun
+from wsi_pipeline.config import CLASSES, TrainRun
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import digest_file, digest_json
@@ -88,7 +88,7 @@ def run(
     validation: PatchSet,
     outputs: Outputs,
     checkpoints: Path,
-    options: TrainingRun,
+    options: TrainRun,
     *,
     imagenet: Path | None = None,
     go_on_from: Path | None = None,
@@ -184,7 +184,7 @@ def _show(trainer: Trainer, path: Path, watch: Watch, synthetic: bool) -> None:
 
 
 def _write(
-    trainer: Trainer, outputs: Outputs, facts: ModelFacts, model: dict[str, Any], options: TrainingRun, synthetic: bool
+    trainer: Trainer, outputs: Outputs, facts: ModelFacts, model: dict[str, Any], options: TrainRun, synthetic: bool
 ) -> None:
     progress = trainer.progress
     kept_step = progress.best_step if trainer.keeps_best else progress.step
