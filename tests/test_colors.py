@@ -7,8 +7,9 @@ import pytest
 from PIL import Image as Pillow
 
 from wsi_pipeline.evaluation.summary import SYNTHETIC
-from wsi_pipeline.plots.colors import bar_length, color_heat, heat_palette, length_text
-from wsi_pipeline.plots.figures import save_figure, slide_figure
+from wsi_pipeline.plots.colors import bar_length, color_heat, heat_palette, length_text, on_picture, paint_labels
+from wsi_pipeline.plots.figures import layer_on_picture, save_figure, slide_figure
+from wsi_pipeline.pyramid.ome_zarr import Image
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,34 @@ def test_the_bar_on_a_slide_is_as_long_as_it_says(tmp_path: Path, mpp: float) ->
 def test_synthetic_slides_are_called_so(synthetic: bool) -> None:
     figure = slide_figure("a slide", np.full((300, 900, 3), 128, np.uint8), 1.0, synthetic)
     assert any(SYNTHETIC in text.get_text() for text in figure.texts) == synthetic
+
+
+@pytest.mark.parametrize(("mask_mpp", "mpp"), [(8.0, 3.0), (8.0, 8.0), (3.0, 10.4)])
+def test_a_mask_on_a_picture_is_that_of_the_nearest_pixel(mask_mpp: float, mpp: float) -> None:
+    mask = np.arange(12 * 17).reshape(12, 17)
+    picture = np.zeros((int(12 * mask_mpp / mpp), int(17 * mask_mpp / mpp), 3), np.uint8)
+    rows, columns = (
+        np.abs(((np.arange(there) + 0.5) * mpp)[:, None] - (np.arange(here) + 0.5) * mask_mpp).argmin(axis=1)
+        for there, here in zip(picture.shape[:2], mask.shape, strict=True)
+    )
+    np.testing.assert_array_equal(on_picture(mask, mask_mpp, picture, mpp), mask[np.ix_(rows, columns)])
+
+
+def test_a_heatmap_on_a_picture_is_that_of_the_nearest_patch() -> None:
+    """Positions 100 um apart, the first centre 80 um from the corner, on a picture of 10 um."""
+    heat = np.arange(30, dtype=np.float32).reshape(5, 6)
+    picture = np.zeros((50, 60, 3), np.uint8)
+    rows, columns = (
+        np.abs(((np.arange(there) + 0.5) * 10)[:, None] - (80 + 100 * np.arange(here))).argmin(axis=1)
+        for there, here in zip(picture.shape[:2], heat.shape, strict=True)
+    )
+    np.testing.assert_array_equal(layer_on_picture(Image(heat, 100, 80), picture, 10), heat[np.ix_(rows, columns)])
+
+
+def test_confusion_is_painted_in_the_examples_colors() -> None:
+    color, alpha = paint_labels(np.array([[0, 1, 2, 3, 255]], np.uint8))
+    assert color[0, 1:4].tolist() == [[0, 255, 255], [255, 255, 0], [255, 0, 0]]
+    assert (alpha[0] > 0).tolist() == [False, True, True, True, False]
 
 
 def test_low_probabilities_hide_little() -> None:

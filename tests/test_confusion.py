@@ -4,16 +4,17 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import shapely
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import confusion_matrix
 
 from helpers.evaluated import SLIDES, STRIDE, maps, write_slide
-from wsi_pipeline.config import (
-    PatchLevelOptions,
-)
-from wsi_pipeline.geometry import Grid
-from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR, grid_truth
-from wsi_pipeline.pyramid.ome_zarr import Image, read_image
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.metrics.curves import Histogram, counts_at
+from wsi_pipeline.metrics.steps import to_values
+from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.stages import confusion
 
 
@@ -59,29 +60,25 @@ def test_the_confusion_image_has_the_examples_colours(scored: Path) -> None:
     assert (colors[1], colors[2], colors[3]) == ([0, 255, 255], [255, 255, 0], [255, 0, 0])
 
 
-@pytest.mark.parametrize(
-    ("rule", "wanted"),
-    [
-        # Patches of 40 um on truth pixels of 10 um; the second patch has one tumour pixel at its rim,
-        # the third a quarter of tumour that holds its centre.
-        ("centre_nearest", [NORMAL, NORMAL, TUMOR, IGNORE]),
-        ("centre_region", [NORMAL, NORMAL, TUMOR, IGNORE]),
-        ("area_fraction", [NORMAL, NORMAL, NORMAL, IGNORE]),
-    ],
+@given(
+    arrays(np.uint16, (4, 6), elements=st.integers(0, 6)),
+    arrays(np.bool_, (4, 6)),
+    arrays(np.uint8, (4, 6), elements=st.sampled_from((NORMAL, TUMOR, IGNORE))),
 )
-def test_label_rules(rule: str, wanted: list[int]) -> None:
-    truth = np.full((4, 16), NORMAL, np.uint8)
-    truth[0, 4] = TUMOR
-    truth[2:4, 10:12] = TUMOR
-    truth[:, 12:] = IGNORE
-    grid = Grid(columns=4, rows=1, stride_px=80, patch_px=80)
-    options = PatchLevelOptions(label_rule=rule, region_um=20)
-    labels = grid_truth(
-        Image.from_corner(truth, 10),
-        grid,
-        0.5,
-        rule=rule,
-        region_um=options.region_um,
-        min_tumor=options.min_tumor,
-    )
-    assert labels.tolist() == [wanted]
+@settings(max_examples=50, deadline=None)
+def test_codes_are_scikit_learns_confusion_at_each_score_of_the_map(
+    steps: np.ndarray, known: np.ndarray, labels: np.ndarray
+) -> None:
+    """A score equal to the operating point is called tumour, as in the histogram that the point is chosen on."""
+    heat = np.where(known, to_values(steps * 9999), np.nan).astype(np.float32)
+    scored = known & (labels != IGNORE)
+    assume(scored.any())
+    truth = labels[scored] == TUMOR
+    for threshold in to_values(np.unique(steps) * 9999).tolist():
+        codes = confusion.classify(heat, labels, threshold)
+        assert (codes[~scored] == confusion.NOT_SCORED).all()
+        counts = np.bincount(codes[scored], minlength=4).tolist()
+        called = heat[scored].astype(np.float64) >= threshold
+        assert counts == confusion_matrix(truth, called, labels=[False, True]).ravel().tolist()
+        at = counts_at(Histogram.of(heat[scored], truth), threshold)
+        assert counts == [at.tn, at.fp, at.fn, at.tp]

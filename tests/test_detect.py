@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import ndimage
+from skimage import measure
 
 from helpers.evaluated import maps
 from wsi_pipeline.config import LesionLevelOptions
@@ -24,6 +27,8 @@ from wsi_pipeline.metrics.lesions import (
 from wsi_pipeline.stages import detect
 
 NAN = np.nan
+# Scores below, at and above the least one of 0.5, exact in float32, with ties.
+LEVELS = (0.25, 0.5, 0.75, 0.875, NAN)
 
 
 def disk(shape: tuple[int, int], y: float, x: float, radius: float) -> np.ndarray:
@@ -56,6 +61,35 @@ def test_connected_areas_are_one_detection_each_at_their_maximum() -> None:
     assert [(round(s, 3), x, y) for s, x, y in found] == [(0.9, 2, 1), (0.9, 5, 5), (0.5, 0, 8)]
     assert components(heat, 0.95) == []
     assert components(np.full((3, 3), NAN, np.float32), 0.5) == []
+
+
+scored_maps = arrays(np.float32, st.tuples(st.integers(1, 7), st.integers(1, 9)), elements=st.sampled_from(LEVELS))
+
+
+@given(scored_maps)
+@settings(deadline=None)
+def test_detections_are_the_maxima_of_scikit_images_8_connected_areas(heat: np.ndarray) -> None:
+    known = np.nan_to_num(heat, nan=-1)
+    labels = measure.label(known >= 0.5, connectivity=2)
+    wanted = []
+    for area in range(1, labels.max() + 1):
+        inside = np.argwhere(labels == area)
+        row, column = max(inside.tolist(), key=lambda at: known[tuple(at)])
+        wanted.append((float(known[row, column]), column, row))
+    wanted.sort(key=lambda one: (-one[0], one[2], one[1]))
+    assert components(heat, 0.5) == wanted
+
+
+@given(scored_maps, st.sampled_from((0.5, 1.0, 1.5, 2.0, math.sqrt(5))))
+@settings(deadline=None)
+def test_suppression_is_the_plain_loop_over_all_positions(heat: np.ndarray, radius: float) -> None:
+    left = {(y, x): float(heat[y, x]) for y, x in np.argwhere(heat >= 0.5).tolist()}
+    wanted = []
+    while left:
+        y, x = max(sorted(left), key=lambda at: left[at])
+        wanted.append((left[y, x], x, y))
+        left = {at: score for at, score in left.items() if math.dist(at, (y, x)) > radius}
+    assert suppress(heat, radius, 0.5) == wanted
 
 
 def test_foci_closer_than_75_um_are_one_lesion() -> None:

@@ -89,6 +89,28 @@ def test_scaled_pixels_are_means(tissue_pyramid: Pyramid) -> None:
     assert np.abs(at_4 - wanted).max() <= 0.5
 
 
+@given(st.integers(-20, 200), st.integers(-20, 200), st.sampled_from([0.13, 0.3, 0.35]))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_pixels_finer_than_the_slide_are_the_nearest(tissue_pyramid: Pyramid, x: int, y: int, mpp: float) -> None:
+    found = tissue_pyramid.read_scaled(Box(400 + x, 300 + y, 40, 30), mpp)
+    whole = tissue_pyramid.read(Box(0, 0, 500, 500), 0)
+    centres = (np.arange(500) + 0.5) * tissue_pyramid.mpp
+    rows, columns = (
+        np.abs((np.arange(first, first + count) + 0.5)[:, None] * mpp - centres).argmin(axis=1)
+        for first, count in ((300 + y, 30), (400 + x, 40))
+    )
+    np.testing.assert_array_equal(found, whole[np.ix_(rows, columns)])
+
+
+def test_patches_of_a_coarser_level_begin_at_its_nearest_pixel(tissue_pyramid: Pyramid) -> None:
+    spec = tissue_pyramid.patch_spec(96, 2.0)
+    x, y = np.arange(300), np.arange(300)[::-1]
+    assert spec.level == 2
+    for asked, found in zip((x, y), tissue_pyramid.corners(x, y, spec), strict=True):
+        away = np.abs(found * tissue_pyramid.mpps[2] - asked * tissue_pyramid.mpp)
+        assert away.max() <= tissue_pyramid.mpps[2] / 2
+
+
 def test_something_else_is_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"not a pyramid .*Convert the slide again"):
         Pyramid(tmp_path / "nothing.ome.zarr")

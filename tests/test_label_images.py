@@ -1,0 +1,78 @@
+"""Truth of the patches of a grid, from the truth image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial import KDTree
+
+from wsi_pipeline.config import PatchLevelOptions
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR, grid_truth
+from wsi_pipeline.pyramid.ome_zarr import Image
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        # Patches of 40 um on truth pixels of 10 um; the second patch has one tumour pixel at its rim,
+        # the third a quarter of tumour that holds its centre.
+        ("centre_nearest", [NORMAL, NORMAL, TUMOR, IGNORE]),
+        ("centre_region", [NORMAL, NORMAL, TUMOR, IGNORE]),
+        ("area_fraction", [NORMAL, NORMAL, NORMAL, IGNORE]),
+    ],
+)
+def test_label_rules(rule: str, wanted: list[int]) -> None:
+    truth = np.full((4, 16), NORMAL, np.uint8)
+    truth[0, 4] = TUMOR
+    truth[2:4, 10:12] = TUMOR
+    truth[:, 12:] = IGNORE
+    grid = Grid(columns=4, rows=1, stride_px=80, patch_px=80)
+    options = PatchLevelOptions(label_rule=rule, region_um=20)
+    labels = grid_truth(
+        Image.from_corner(truth, 10),
+        grid,
+        0.5,
+        rule=rule,
+        region_um=options.region_um,
+        min_tumor=options.min_tumor,
+    )
+    assert labels.tolist() == [wanted]
+
+
+@given(
+    st.sampled_from((2.0, 4.0, 8.0, 11.3)),
+    st.sampled_from((0.23, 0.5, 1.0)),
+    st.floats(20, 150),
+    st.floats(0.2, 1.5),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_nearest_truth_pixel_is_that_of_a_search_over_all(
+    mpp: float, slide_mpp: float, patch_px: float, ratio: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, (19, 23)).astype(np.uint8)
+    grid = Grid(columns=6, rows=5, stride_px=patch_px * ratio, patch_px=patch_px)
+    labels = grid_truth(Image.from_corner(truth, mpp), grid, slide_mpp, rule="centre_nearest", region_um=1, min_tumor=1)
+    pixels = (np.indices(truth.shape).reshape(2, -1).T + 0.5) * mpp
+    rows, columns = np.indices(labels.shape).reshape(2, -1)
+    # Corners of patches are whole level-0 pixels.
+    corners = np.rint(np.stack((rows, columns), axis=1) * grid.stride_px)
+    away, found = KDTree(pixels).query((corners + patch_px / 2) * slide_mpp, k=2)
+    # Between two pixels either may be taken.
+    clear = away[:, 1] - away[:, 0] > 1e-6
+    np.testing.assert_array_equal(labels.ravel()[clear], truth.ravel()[found[clear, 0]])
+
+
+def test_area_fraction_includes_its_least_share() -> None:
+    """Patches of 4 x 4 truth pixels of which 11, 12 and 13 are tumour; 12 are three quarters."""
+    truth = np.zeros((4, 12), np.uint8)
+    for patch, count in enumerate((11, 12, 13)):
+        truth[np.arange(count) // 4, 4 * patch + np.arange(count) % 4] = TUMOR
+    labels = grid_truth(
+        Image.from_corner(truth, 8.0), Grid(3, 1, 64, 64), 0.5, rule="area_fraction", region_um=1, min_tumor=0.75
+    )
+    assert labels.tolist() == [[NORMAL, TUMOR, TUMOR]]
