@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wsi_pipeline.config import StageRun
+from wsi_pipeline.config import Section, StageRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json
@@ -28,9 +28,10 @@ class Receipt(Facts):
     run: ClassVar[type[StageRun]]
 
     def as_json(self) -> dict[str, Any]:
-        """The content of the file. Fields that were not given are left out."""
+        """The content of the file. Fields that were not given are left out; options are written whole."""
         own = self.model_dump(mode="json", exclude_unset=True)
-        return {"stage": self.run.stage, "step_version": self.run.step_version, **own}
+        options = {name: value.model_dump(mode="json") for name, value in self if isinstance(value, Section)}
+        return {"stage": self.run.stage, "step_version": self.run.step_version, **own, **options}
 
 
 def write_receipt(path: Path, receipt: Receipt) -> None:
