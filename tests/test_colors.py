@@ -7,8 +7,15 @@ import pytest
 from PIL import Image as Pillow
 
 from wsi_pipeline.evaluation.summary import SYNTHETIC
-from wsi_pipeline.plots.colors import bar_length, color_heat, heat_palette, length_text, on_picture, paint_labels
-from wsi_pipeline.plots.figures import layer_on_picture, save_figure, slide_figure
+from wsi_pipeline.plots.colors import (
+    color_confusion,
+    color_heatmap,
+    format_length,
+    heatmap_palette,
+    resample_nearest,
+    scale_bar_um,
+)
+from wsi_pipeline.plots.figures import resample_to_thumbnail, save_figure, slide_figure
 from wsi_pipeline.pyramid.ome_zarr import Image
 
 
@@ -17,8 +24,8 @@ from wsi_pipeline.pyramid.ome_zarr import Image
     [(999.9, 500, "500 µm"), (1000, 1000, "1 mm"), (2499, 2000, "2 mm"), (0.7, 0.5, "0.5 µm"), (51, 50, "50 µm")],
 )
 def test_scale_bars_are_round(most: float, length: float, text: str) -> None:
-    assert bar_length(most) == pytest.approx(length)
-    assert length_text(bar_length(most)) == text
+    assert scale_bar_um(most) == pytest.approx(length)
+    assert format_length(scale_bar_um(most)) == text
 
 
 @pytest.mark.parametrize("mpp", [0.25, 8.0, 60.0])
@@ -28,9 +35,9 @@ def test_the_bar_on_a_slide_is_as_long_as_it_says(tmp_path: Path, mpp: float) ->
     (bar,) = axes.lines
     length = float(np.ptp(bar.get_xdata()))
     (label,) = [text.get_text() for text in axes.texts]
-    assert label == length_text(bar_length(900 * mpp / 5))
+    assert label == format_length(scale_bar_um(900 * mpp / 5))
     # Data coordinates are pixels of the picture.
-    assert length * mpp == pytest.approx(bar_length(900 * mpp / 5))
+    assert length * mpp == pytest.approx(scale_bar_um(900 * mpp / 5))
     save_figure(figure, tmp_path / "p.png")
     with Pillow.open(tmp_path / "p.png") as saved:
         assert saved.width > 800
@@ -51,7 +58,7 @@ def test_a_mask_on_a_picture_is_that_of_the_nearest_pixel(mask_mpp: float, mpp: 
         np.abs(((np.arange(there) + 0.5) * mpp)[:, None] - (np.arange(here) + 0.5) * mask_mpp).argmin(axis=1)
         for there, here in zip(picture.shape[:2], mask.shape, strict=True)
     )
-    np.testing.assert_array_equal(on_picture(mask, mask_mpp, picture, mpp), mask[np.ix_(rows, columns)])
+    np.testing.assert_array_equal(resample_nearest(mask, mask_mpp, picture, mpp), mask[np.ix_(rows, columns)])
 
 
 def test_a_heatmap_on_a_picture_is_that_of_the_nearest_patch() -> None:
@@ -62,18 +69,18 @@ def test_a_heatmap_on_a_picture_is_that_of_the_nearest_patch() -> None:
         np.abs(((np.arange(there) + 0.5) * 10)[:, None] - (80 + 100 * np.arange(here))).argmin(axis=1)
         for there, here in zip(picture.shape[:2], heat.shape, strict=True)
     )
-    np.testing.assert_array_equal(layer_on_picture(Image(heat, 100, 80), picture, 10), heat[np.ix_(rows, columns)])
+    np.testing.assert_array_equal(resample_to_thumbnail(Image(heat, 100, 80), picture, 10), heat[np.ix_(rows, columns)])
 
 
 def test_confusion_is_painted_in_the_examples_colors() -> None:
-    color, alpha = paint_labels(np.array([[0, 1, 2, 3, 255]], np.uint8))
+    color, alpha = color_confusion(np.array([[0, 1, 2, 3, 255]], np.uint8))
     assert color[0, 1:4].tolist() == [[0, 255, 255], [255, 255, 0], [255, 0, 0]]
     assert (alpha[0] > 0).tolist() == [False, True, True, True, False]
 
 
 def test_low_probabilities_hide_little() -> None:
-    color, alpha = color_heat(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32))
+    color, alpha = color_heatmap(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32))
     assert alpha[0, 3] == 0
     assert 0 < alpha[0, 0] < alpha[0, 1] < alpha[0, 2] <= 0.6 + 1e-6
-    assert color[0, 0].tolist() == heat_palette()[0].tolist()
-    assert color[0, 2].tolist() == heat_palette()[255].tolist()
+    assert color[0, 0].tolist() == heatmap_palette()[0].tolist()
+    assert color[0, 2].tolist() == heatmap_palette()[255].tolist()

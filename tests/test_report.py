@@ -19,7 +19,7 @@ from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import EvaluateRun, ReportRun, TissueRun, TruthOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.summary import summary_text
-from wsi_pipeline.provenance.snakemake_metadata import finished_jobs, job_of
+from wsi_pipeline.provenance.snakemake_metadata import finished_jobs, job_of_output
 from wsi_pipeline.report.slide_data import heat_grid
 from wsi_pipeline.stages import evaluate, report, tissue, truth
 
@@ -157,12 +157,12 @@ def test_a_job_is_found_by_its_output_however_long_its_name(tmp_path: Path) -> N
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps(record))
     for output in names:
-        job = job_of(tmp_path, output)
+        job = job_of_output(tmp_path, output)
         assert job is not None and (job.command, job.outputs) == ("convert it", (output,))
     assert sorted(one for job in finished_jobs(tmp_path) for one in job.outputs) == sorted(names)
     (metadata / names["a.json"]).write_text(json.dumps({**record, "incomplete": True}))
-    assert job_of(tmp_path, "a.json") is None
-    assert job_of(tmp_path / "nowhere", "a.json") is None
+    assert job_of_output(tmp_path, "a.json") is None
+    assert job_of_output(tmp_path / "nowhere", "a.json") is None
 
 
 def shown(html: str) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from helpers.viewer import served
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR
-from wsi_pipeline.plots.overlays import outlines, tissue_overlay, truth_overlay
+from wsi_pipeline.plots.overlays import outline_png, tissue_overlay, truth_overlay
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
@@ -166,10 +166,10 @@ def test_outlines_do_not_depend_on_tiles() -> None:
     for overlay in (truth_overlay(Image.from_corner(truth, 8.0)), tissue_overlay(Image.from_corner(truth, 8.0))):
         for mpp in (1.0, 8.0, 13.0):
             size = int(80 * 8 / mpp), int(60 * 8 / mpp)
-            whole = drawn(outlines(overlay, Box(0, 0, *size), mpp), size)
+            whole = drawn(outline_png(overlay, Box(0, 0, *size), mpp), size)
             half = size[0] // 2, size[1] // 2
             for x, y in ((0, 0), (half[0], 0), (0, half[1]), half):
-                part = drawn(outlines(overlay, Box(x, y, *half), mpp), half)
+                part = drawn(outline_png(overlay, Box(x, y, *half), mpp), half)
                 assert np.array_equal(part, whole[y : y + half[1], x : x + half[0]]), (mpp, x, y)
 
 
@@ -183,14 +183,14 @@ def drawn(content: bytes | None, size: tuple[int, int]) -> NDArray[np.uint8]:
 def test_nothing_small_vanishes_far_away() -> None:
     truth = np.zeros((400, 400), np.uint8)
     truth[201, 77], truth[201, 78] = TUMOR, IGNORE
-    found = drawn(outlines(truth_overlay(Image.from_corner(truth, 8.0)), Box(0, 0, 16, 16), 200.0), (16, 16))
+    found = drawn(outline_png(truth_overlay(Image.from_corner(truth, 8.0)), Box(0, 0, 16, 16), 200.0), (16, 16))
     assert found[8, 3].tolist() == [230, 25, 25, 255]
 
 
 def test_normal_inside_tumour_is_green_and_the_rest_of_the_normal_is_not() -> None:
     truth = np.zeros((40, 40), np.uint8)
     truth[10:30, 10:30], truth[15:25, 15:25] = TUMOR, 0
-    found = drawn(outlines(truth_overlay(Image.from_corner(truth, 8.0)), Box(0, 0, 40, 40), 8.0), (40, 40))
+    found = drawn(outline_png(truth_overlay(Image.from_corner(truth, 8.0)), Box(0, 0, 40, 40), 8.0), (40, 40))
     assert found[16, 20].tolist() == [0, 158, 60, 255]
     assert found[10, 20].tolist() == [230, 25, 25, 255]
     assert found[5, 20, 3] == found[20, 20, 3] == 0

@@ -40,7 +40,7 @@ TRAINING = SHEET.of_split("train")
 VALIDATION = SHEET.of_split("validation")
 TEST = SHEET.of_split("test")
 # Slides that are predicted for what is chosen or fitted on them.
-CHOSEN_ON = VALIDATION if CONFIG.evaluation.chooses else []
+CHOSEN_ON = VALIDATION if CONFIG.evaluation.uses_validation else []
 FITTED_ON = TRAINING + VALIDATION if CONFIG.evaluation.slide_level.score == "forest" else []
 # Results may lie in a bucket: see docs/cluster.md.
 REMOTE = workflow.storage_settings.default_storage_provider is not None

@@ -97,7 +97,7 @@ def plan_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortPlan:
     with ThreadPoolExecutor(threads) as pool:
         looked = list(tracked(pool.map(lambda row: _look(row, config), sheet.values()), "slides", len(sheet)))
     plans, problems = [plan for plan, _ in looked if plan is not None], [p for _, found in looked for p in found]
-    return CohortPlan(plans, problems, ("test", *config.evaluation.predicted_too), config.pyramid.keep)
+    return CohortPlan(plans, problems, ("test", *config.evaluation.extra_predicted_splits), config.pyramid.keep)
 
 
 def _look(row: SlideRow, config: Config) -> tuple[SlidePlan | None, list[Problem]]:

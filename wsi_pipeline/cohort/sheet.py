@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueRun
-from wsi_pipeline.config.loading import validated
+from wsi_pipeline.config.loading import validate
 from wsi_pipeline.errors import ConfigError, SheetError
 from wsi_pipeline.geometry import MPP_RANGE
 from wsi_pipeline.io.digests import digest_json
@@ -63,7 +63,7 @@ class SlideRow:
         """The config's tissue options with this row's overrides."""
         overrides = {"method": self.tissue_method, "threshold": self.tissue_threshold}
         given = {key: value for key, value in overrides.items() if value is not None}
-        return validated(TissueRun, {**options.model_dump(), **given}, f"slide {self.slide}")
+        return validate(TissueRun, {**options.model_dump(), **given}, f"slide {self.slide}")
 
 
 class Sheet(dict[str, SlideRow]):
@@ -104,7 +104,7 @@ class Sheet(dict[str, SlideRow]):
 
     def check_evaluation(self, options: EvaluationOptions) -> None:
         """`SheetError` where the slides are missing that the evaluation is to choose or to be fitted on."""
-        if options.chooses and not self.of_split("validation"):
+        if options.uses_validation and not self.of_split("validation"):
             raise SheetError(
                 "the sheet has no validation slide, on which the operating point or the temperature could be chosen",
                 remedy="Add annotated validation slides, or set evaluation.operating_point.rule to fixed and "

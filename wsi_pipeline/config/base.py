@@ -14,7 +14,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Mpp = Annotated[float, Field(ge=0.05, le=50)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 LabelRule = Literal["centre_nearest", "centre_region", "area_fraction"]
 Precision = Literal["auto", "float32", "bfloat16"]

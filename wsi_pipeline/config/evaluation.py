@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from wsi_pipeline.config.base import Count, Fraction, LabelRule, NotNegative, Positive, Section
+from wsi_pipeline.config.base import Count, Fraction, LabelRule, NonNegative, Positive, Section
 
 
 class OperatingPointOptions(Section):
@@ -23,7 +23,7 @@ class OperatingPointOptions(Section):
     sensitivity: Annotated[float, Field(gt=0, le=1)] = Field(
         0.95, description="For sensitivity: share of the tumour patches that are to be called tumour."
     )
-    false_positives_per_slide: NotNegative = Field(
+    false_positives_per_slide: NonNegative = Field(
         1.0, description="For false_positives_per_slide: mean number of detections outside lesions."
     )
 
@@ -72,8 +72,8 @@ class LesionLevelOptions(Section):
     )
     radius_um: Positive = Field(192.0, description="Radius of non-maximum suppression, um.")
     min_score: Fraction = Field(0.5, description="Detections below this probability are not made.")
-    merge_um: NotNegative = Field(75.0, description="Foci up to this far apart are one lesion, um.")
-    itc_um: NotNegative = Field(
+    merge_um: NonNegative = Field(75.0, description="Foci up to this far apart are one lesion, um.")
+    itc_um: NonNegative = Field(
         275.0, description="Lesions whose major axis is shorter are isolated tumour cells and not scored, um."
     )
 
@@ -100,15 +100,15 @@ class EvaluationOptions(Section):
     interval: IntervalOptions = Field(default_factory=IntervalOptions, description="Confidence intervals.")
 
     @property
-    def chooses(self) -> bool:
+    def uses_validation(self) -> bool:
         """Whether the stage calibrate looks at the validation slides."""
         return self.operating_point.rule != "fixed" or self.calibration.temperature
 
     @property
-    def predicted_too(self) -> tuple[str, ...]:
+    def extra_predicted_splits(self) -> tuple[str, ...]:
         """Splits that are predicted besides the test slides, for what is chosen or fitted on them."""
         forest = self.slide_level.score == "forest"
-        return ("train", "validation") if forest else ("validation",) if self.chooses else ()
+        return ("train", "validation") if forest else ("validation",) if self.uses_validation else ()
 
 
 class ReportOptions(Section):

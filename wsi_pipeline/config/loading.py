@@ -20,7 +20,7 @@ R = TypeVar("R", bound=StageRun)
 
 def load_config(values: dict[str, Any]) -> Config:
     """Validate a config; `ConfigError` names the key, and the nearest known one of a misspelt key."""
-    return validated(Config, values, "config")
+    return validate(Config, values, "config")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def parse_options(model: type[R], text: str) -> R:
             f"options of {model.stage}: step_version {version}, but the installed package has {model.step_version}",
             remedy="Install the package of this checkout (make setup)",
         )
-    return validated(model, values, f"options of {model.stage}")
+    return validate(model, values, f"options of {model.stage}")
 
 
-def validated(model: type[S], values: Any, where: str) -> S:
+def validate(model: type[S], values: Any, where: str) -> S:
     """`values` as a `model`, or a `ConfigError` that says what is wrong in one line."""
     try:
         return model.model_validate(values)

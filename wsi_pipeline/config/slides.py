@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wsi_pipeline.config.base import Count, Fraction, LabelRule, Mpp, Name, NotNegative, Positive, Section
+from wsi_pipeline.config.base import Count, Fraction, LabelRule, Mpp, Name, NonNegative, Positive, Section
 
 
 class CohortOptions(Section):
@@ -88,9 +88,9 @@ class TissueOptions(Section):
         "gray_threshold takes 150 where it is null. The sheet's column tissue_threshold sets it for one slide.",
     )
     remove_pen: bool = Field(True, description="Whether blue, green and black ink is taken out.")
-    closing_um: NotNegative = Field(40.0, description="Gaps up to this width are closed, um.")
-    min_hole_um2: NotNegative = Field(40_000.0, description="Smaller holes are filled, um².")
-    min_area_um2: NotNegative = Field(20_000.0, description="Smaller pieces are left out, um².")
+    closing_um: NonNegative = Field(40.0, description="Gaps up to this width are closed, um.")
+    min_hole_um2: NonNegative = Field(40_000.0, description="Smaller holes are filled, um².")
+    min_area_um2: NonNegative = Field(20_000.0, description="Smaller pieces are left out, um².")
 
 
 class TruthOptions(Section):
@@ -106,7 +106,7 @@ class TruthOptions(Section):
     ignore_groups: tuple[str, ...] = Field(
         ("Ignore*",), description="Groups that are neither: not trained on, not scored."
     )
-    ignore_margin_um: NotNegative = Field(
+    ignore_margin_um: NonNegative = Field(
         0.0, description="Width of a band on either side of the borders of tumour that is ignored too, um."
     )
 

@@ -48,7 +48,7 @@ class StageRun(Section):
         raise NotImplementedError
 
     @classmethod
-    def _taken(cls, section: Section, **more: Any) -> Self:
+    def _from_section(cls, section: Section, **more: Any) -> Self:
         """The fields of a section of the config, and more."""
         return cls(
             **{name: getattr(section, name) for name in type(section).model_fields.keys() & cls.model_fields}, **more
@@ -61,7 +61,7 @@ class ConvertRun(StorageOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.pyramid)
+        return cls._from_section(config.pyramid)
 
 
 class TissueRun(TissueOptions, StageRun):
@@ -70,7 +70,7 @@ class TissueRun(TissueOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.tissue)
+        return cls._from_section(config.tissue)
 
 
 class TruthRun(TruthOptions, StageRun):
@@ -79,7 +79,7 @@ class TruthRun(TruthOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.truth)
+        return cls._from_section(config.truth)
 
 
 class PatchesRun(PatchesOptions, StageRun):
@@ -90,7 +90,7 @@ class PatchesRun(PatchesOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.patches, seed=config.seed)
+        return cls._from_section(config.patches, seed=config.seed)
 
 
 class TrainRun(TrainingOptions, StageRun):
@@ -111,7 +111,7 @@ class TrainRun(TrainingOptions, StageRun):
                 "hard_negatives": HardNegativesOptions(),
             }
         )
-        return cls._taken(training, seed=config.seed)
+        return cls._from_section(training, seed=config.seed)
 
 
 class NegativesRun(PatchesRun):
@@ -124,7 +124,7 @@ class NegativesRun(PatchesRun):
     @classmethod
     def of(cls, config: Config) -> Self:
         hard = config.training.hard_negatives
-        return cls._taken(config.patches, seed=config.seed, per_slide=hard.per_slide, min_score=hard.min_score)
+        return cls._from_section(config.patches, seed=config.seed, per_slide=hard.per_slide, min_score=hard.min_score)
 
 
 class PredictRun(PredictionOptions, StageRun):
@@ -133,7 +133,7 @@ class PredictRun(PredictionOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.heatmap)
+        return cls._from_section(config.heatmap)
 
 
 class HeatmapRun(PredictionOptions, StageRun):
@@ -142,7 +142,7 @@ class HeatmapRun(PredictionOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.heatmap)
+        return cls._from_section(config.heatmap)
 
 
 class ExportRun(StageRun):
@@ -160,7 +160,7 @@ class ScoresRun(PatchLevelOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.evaluation.patch_level)
+        return cls._from_section(config.evaluation.patch_level)
 
 
 class DetectRun(LesionLevelOptions, StageRun):
@@ -169,7 +169,7 @@ class DetectRun(LesionLevelOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.evaluation.lesion_level)
+        return cls._from_section(config.evaluation.lesion_level)
 
 
 class CalibrateRun(StageRun):
@@ -181,7 +181,7 @@ class CalibrateRun(StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.evaluation)
+        return cls._from_section(config.evaluation)
 
 
 class ConfusionRun(PatchLevelOptions, StageRun):
@@ -190,7 +190,7 @@ class ConfusionRun(PatchLevelOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.evaluation.patch_level)
+        return cls._from_section(config.evaluation.patch_level)
 
 
 class EvaluateRun(StageRun):
@@ -207,7 +207,7 @@ class EvaluateRun(StageRun):
     @classmethod
     def of(cls, config: Config) -> Self:
         cohort = config.cohort
-        return cls._taken(
+        return cls._from_section(
             config.evaluation,
             seed=config.seed,
             cohort_name=cohort.name,
@@ -224,4 +224,4 @@ class ReportRun(ReportOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        return cls._taken(config.report, synthetic=config.cohort.synthetic)
+        return cls._from_section(config.report, synthetic=config.cohort.synthetic)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wsi_pipeline.config.base import Count, Fraction, Name, NotNegative, Positive, Precision, Section
+from wsi_pipeline.config.base import Count, Fraction, Name, NonNegative, Positive, Precision, Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -107,14 +107,14 @@ class TrainingOptions(Section):
     )
     momentum: Share = Field(0.0, description="Momentum of RMSProp and of gradient descent; AdamW's first beta.")
     epsilon: Positive = Field(1e-8, description="Added to the denominator of RMSProp and AdamW.")
-    weight_decay: NotNegative = Field(1e-4, description="L2 penalty; for AdamW the share taken off each step.")
+    weight_decay: NonNegative = Field(1e-4, description="L2 penalty; for AdamW the share taken off each step.")
     schedule: ScheduleOptions = Field(default_factory=ScheduleOptions, description="How the learning rate changes.")
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Patches of a step, those of all GPUs together.")
     epochs: Positive = Field(
         1.0, description="Passes over as many patches as the training slides have; sets the number of steps."
     )
     max_steps: Count | None = Field(None, description="Stop after this many steps.")
-    auxiliary_weight: NotNegative = Field(
+    auxiliary_weight: NonNegative = Field(
         0.0, description="Weight of the auxiliary head's loss (0.4 in Szegedy et al.); 0 trains without that head."
     )
     label_smoothing: Share = Field(0.0, description="Share of a label that is spread over all classes.")
@@ -191,7 +191,7 @@ class PredictionOptions(Section):
         description="Whether a position becomes the mean over the patches that cover it; of use where stride_um is "
         "below the size of a patch.",
     )
-    smoothing_um: NotNegative = Field(0.0, description="Standard deviation of a Gaussian filter, um; 0 is none.")
+    smoothing_um: NonNegative = Field(0.0, description="Standard deviation of a Gaussian filter, um; 0 is none.")
     batch_size: Count | None = Field(
         None, description="Patches of one forward pass; null is what is fastest and fits into the device's memory."
     )

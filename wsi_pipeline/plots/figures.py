@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from wsi_pipeline.evaluation.summary import SYNTHETIC
 from wsi_pipeline.io.atomic import publish
 from wsi_pipeline.plots.colors import (
-    HEAT_COLORS,
-    Picture,
-    bar_length,
+    HEATMAP_COLOR_MAP,
+    RgbImage,
     blend,
-    color_heat,
-    length_text,
-    on_picture,
-    paint_labels,
+    color_confusion,
+    color_heatmap,
+    format_length,
+    resample_nearest,
+    scale_bar_um,
 )
-from wsi_pipeline.plots.overlays import outlined, truth_overlay
+from wsi_pipeline.plots.overlays import draw_outlines, truth_overlay
 from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
@@ -77,7 +77,7 @@ def training_curves(history: Sequence[dict[str, Any]], synthetic: bool) -> Figur
     return figure
 
 
-def patch_rows(rows: Sequence[NDArray[np.uint8]], names: Sequence[str], synthetic: bool) -> Figure:
+def patch_grid(rows: Sequence[NDArray[np.uint8]], names: Sequence[str], synthetic: bool) -> Figure:
     """Patches (n, h, w, 3) side by side, a row for each of `rows`."""
     figure = _figure(180, 56 if synthetic else 52, synthetic)
     for axes, patches, name in zip(figure.subplots(len(rows), 1), rows, names, strict=True):
@@ -98,7 +98,7 @@ def _plot_known(axes: Axes, history: Sequence[dict[str, Any]], key: str, color: 
         axes.text(0.5, 0.5, "no validation", transform=axes.transAxes, ha="center")
 
 
-def slide_figure(title: str, picture: Picture, mpp: float, synthetic: bool) -> Figure:
+def slide_figure(title: str, picture: RgbImage, mpp: float, synthetic: bool) -> Figure:
     """One picture of a slide with a scale bar."""
     width = 120
     figure = _figure(width, width * picture.shape[0] / picture.shape[1] + (12 if synthetic else 7), synthetic)
@@ -107,7 +107,7 @@ def slide_figure(title: str, picture: Picture, mpp: float, synthetic: bool) -> F
     return figure
 
 
-def _show(axes: Axes, picture: Picture, mpp: float, title: str) -> None:
+def _show(axes: Axes, picture: RgbImage, mpp: float, title: str) -> None:
     axes.imshow(picture, interpolation="antialiased")
     axes.set_title(title, fontsize=7)
     axes.set_axis_off()
@@ -119,37 +119,37 @@ def slide_panels(
 ) -> Figure:
     """Truth, heatmap and errors of one slide, side by side."""
     picture, mpp = pyramid.thumbnail(PANEL_PX)
-    heat_there = layer_on_picture(heat, picture, mpp)
-    codes = layer_on_picture(confusion, picture, mpp)
+    heat_there = resample_to_thumbnail(heat, picture, mpp)
+    codes = resample_to_thumbnail(confusion, picture, mpp)
     panels = (
-        (outlined(pyramid, truth_overlay(truth), PANEL_PX)[0], "truth: tumour red, normal inside green"),
-        (blend(picture, *color_heat(heat_there)), "tumour probability"),
-        (blend(picture, *paint_labels(codes)), f"threshold {threshold:.4g}: TP red, FP cyan, FN yellow"),
+        (draw_outlines(pyramid, truth_overlay(truth), PANEL_PX)[0], "truth: tumour red, normal inside green"),
+        (blend(picture, *color_heatmap(heat_there)), "tumour probability"),
+        (blend(picture, *color_confusion(codes)), f"threshold {threshold:.4g}: TP red, FP cyan, FN yellow"),
     )
     width = 240
     figure = _figure(width, width / 3 * picture.shape[0] / picture.shape[1] + 14, synthetic)
     figure.suptitle(slide, fontsize=9)
     for axes, (pixels, title) in zip(figure.subplots(1, 3), panels, strict=True):
         _show(axes, pixels, mpp, title)
-    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps[HEAT_COLORS])
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), mpl.colormaps[HEATMAP_COLOR_MAP])
     figure.colorbar(scale, ax=figure.axes[2], fraction=0.03, pad=0.01, label="probability")
     return figure
 
 
-def layer_on_picture(image: Image, picture: Picture, mpp: float) -> NDArray[Any]:
+def resample_to_thumbnail(image: Image, picture: RgbImage, mpp: float) -> NDArray[Any]:
     """A heatmap or confusion image at the pixels of a picture; each patch fills its stride around its centre."""
     shift = round((image.first_centre_um - image.mpp / 2) / mpp)
     canvas = np.zeros((max(1, picture.shape[0] - shift), max(1, picture.shape[1] - shift), 1), np.uint8)
-    there = on_picture(image.data, image.mpp, canvas, mpp)
+    there = resample_nearest(image.data, image.mpp, canvas, mpp)
     return np.pad(there, ((shift, 0), (shift, 0)), mode="edge")[: picture.shape[0], : picture.shape[1]]
 
 
 def scale_bar(axes: Axes, width_px: int, height_px: int, mpp: float) -> None:
     """A bar of a round length, about a fifth of the picture."""
-    length = bar_length(width_px * mpp / 5)
+    length = scale_bar_um(width_px * mpp / 5)
     x, y = width_px * 0.03, height_px * 0.96
     axes.plot([x, x + length / mpp], [y, y], color="black", linewidth=2, solid_capstyle="butt")
-    axes.text(x, y - height_px * 0.015, length_text(length), fontsize=6, va="bottom")
+    axes.text(x, y - height_px * 0.015, format_length(length), fontsize=6, va="bottom")
 
 
 def roc_figure(curve: Curve | None, band: Band | None, title: str, synthetic: bool) -> Figure:
@@ -222,7 +222,7 @@ def reliability_figure(bins: Sequence[Bin], scaled: Sequence[Bin], title: str, s
     return figure
 
 
-def confusion_chart(counts: Counts, threshold: float, synthetic: bool) -> Figure:
+def confusion_matrix(counts: Counts, threshold: float, synthetic: bool) -> Figure:
     """Confusion matrix of all scored patches: shares of the total, and of the patches of each true class."""
     figure = _figure(170, 84, synthetic)
     cells = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])

@@ -12,11 +12,11 @@ from scipy import ndimage
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.plots.colors import (
+    ENCLOSED_COLOR,
     IGNORED_COLOR,
-    NORMAL_INSIDE_COLOR,
     TISSUE_COLOR,
     TUMOR_COLOR,
-    Picture,
+    RgbImage,
     blend,
 )
 from wsi_pipeline.pyramid.ome_zarr import Image
@@ -26,7 +26,7 @@ QC_PX = 1024
 _OUTLINE_PX = 1
 # Values of an overlay, and their colours (red, green, blue, opacity).
 _CLEAR, _TISSUE, _TUMOR, _INSIDE, _IGNORED = range(5)
-_PALETTE = [(0, 0, 0, 0), (*TISSUE_COLOR, 255), (*TUMOR_COLOR, 255), (*NORMAL_INSIDE_COLOR, 255), (*IGNORED_COLOR, 140)]
+_PALETTE = [(0, 0, 0, 0), (*TISSUE_COLOR, 255), (*TUMOR_COLOR, 255), (*ENCLOSED_COLOR, 255), (*IGNORED_COLOR, 140)]
 
 Codes = NDArray[np.uint8]
 
@@ -53,13 +53,13 @@ def _enclosed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return holes
 
 
-def outlines(overlay: Image, box: Box, mpp: float) -> bytes | None:
+def outline_png(overlay: Image, box: Box, mpp: float) -> bytes | None:
     """PNG of the outlines in `box`, in pixels of a virtual image at `mpp`; None where there are none."""
     painted = _painted(overlay, box, mpp)
     return _png(painted) if painted.any() else None
 
 
-def outlined(pyramid: Pyramid, overlay: Image, longest_px: int = QC_PX) -> tuple[Picture, float]:
+def draw_outlines(pyramid: Pyramid, overlay: Image, longest_px: int = QC_PX) -> tuple[RgbImage, float]:
     """The slide with its outlines, and the picture's scale in um per pixel.
 
     Tissue is blue; or tumour red, normal tissue inside it green, and what is ignored greyed.

@@ -20,7 +20,7 @@ _PASSING = ("checkpoints",)
 _SAY_EVERY_S = 30.0
 
 
-def parts(results: Path) -> list[str]:
+def list_contents(results: Path) -> list[str]:
     """Relative names of the files and the stores of a results folder, sorted; a store's name ends with a slash.
 
     Without hidden ones: what a killed process has left, and Snakemake's marks.
@@ -36,7 +36,7 @@ def parts(results: Path) -> list[str]:
     return sorted(name for name in found if name != CRATE)
 
 
-def digests(paths: dict[str, Path], threads: int) -> dict[str, str]:
+def digest_paths(paths: dict[str, Path], threads: int) -> dict[str, str]:
     """SHA-256 of files and, as `files.digest_tree` takes it, of folders; what is not there is left out."""
     began = said = time.monotonic()
     taken: dict[str, str] = {}
@@ -60,9 +60,9 @@ def _digest(path: Path) -> str | None:
 
 @dataclass
 class Differences:
-    """Names of what is not as it was, out of `looked_at`."""
+    """Names of what is not as it was, out of `checked`."""
 
-    looked_at: int = 0
+    checked: int = 0
     changed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
@@ -76,22 +76,22 @@ class Differences:
         lines = [f"{kind}\t{name}" for kind in ("changed", "missing", "new") for name in getattr(self, kind)]
         if self.remote:
             lines.append(f"not looked at: {len(self.remote)} inputs that do not lie on this machine")
-        same = self.looked_at - len(self.changed) - len(self.missing)
+        same = self.checked - len(self.changed) - len(self.missing)
         counts = f"{len(self.changed)} changed, {len(self.missing)} missing, {len(self.new)} new"
-        return "\n".join([*lines, f"{same} of {self.looked_at} files and stores are what they were; {counts}"])
+        return "\n".join([*lines, f"{same} of {self.checked} files and stores are what they were; {counts}"])
 
 
-def compare(results: Path, inside: dict[str, str], outside: dict[str, str], threads: int) -> Differences:
-    """What differs from known digests: of `parts` of the results, and of inputs by their path or URI."""
-    found = Differences(looked_at=len(inside), new=[name for name in parts(results) if name not in inside])
+def compare_digests(results: Path, inside: dict[str, str], outside: dict[str, str], threads: int) -> Differences:
+    """What differs from known digests: of `list_contents` of the results, and of inputs by their path or URI."""
+    found = Differences(checked=len(inside), new=[name for name in list_contents(results) if name not in inside])
     paths = {name: results / name for name in inside}
     for name in outside:
         if "://" in name:
             found.remote.append(name)
         else:
             paths[name] = Path(name)
-            found.looked_at += 1
-    now = digests(paths, threads)
+            found.checked += 1
+    now = digest_paths(paths, threads)
     then = inside | outside
     found.missing = [name for name in paths if name not in now]
     found.changed = [name for name in paths if name in now and now[name] != then[name]]

@@ -22,7 +22,7 @@ from wsi_pipeline.evaluation.summary import SYNTHETIC
 from wsi_pipeline.io.atomic import publish, write_text
 from wsi_pipeline.io.digests import canonical_json, digest_tree
 from wsi_pipeline.io.receipts import read_receipt
-from wsi_pipeline.provenance.checksums import CRATE, Differences, compare, digests, parts
+from wsi_pipeline.provenance.checksums import CRATE, Differences, compare_digests, digest_paths, list_contents
 from wsi_pipeline.provenance.run_record import RunRecord, read_runs
 from wsi_pipeline.provenance.snakemake_metadata import Job, finished_jobs
 
@@ -75,7 +75,7 @@ def write_crate(results: Path, state: Path, threads: int, licence: str, author: 
     try:
         changed = _copy_workflow(results, runs[-1])
         sources = _sources(results, Path(runs[-1]["folder"]))
-        inside = digests({name: results / name for name in parts(results)}, threads)
+        inside = digest_paths({name: results / name for name in list_contents(results)}, threads)
         graph = _Graph(results, Path(runs[-1]["folder"]), inside, sources)
         crate = graph.crate(runs, jobs, licence, author, changed)
         write_text(target, canonical_json({"@context": CONTEXT, "@graph": crate}))
@@ -98,7 +98,7 @@ def check_crate(results: Path, threads: int, sources: bool = True) -> Difference
         raise StoreError(f"{path}: not a crate ({error!r})", remedy="Run wsi-pipeline provenance again") from error
     inside = {unquote(name): digest for name, digest in known.items() if not urlsplit(name).scheme}
     outside = {_local(name): digest for name, digest in known.items() if urlsplit(name).scheme and sources}
-    return compare(results, inside, outside, threads)
+    return compare_digests(results, inside, outside, threads)
 
 
 def _local(uri: str) -> str:

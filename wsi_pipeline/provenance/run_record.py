@@ -22,7 +22,7 @@ from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json, digest_tree
-from wsi_pipeline.provenance.versions import commit, versions
+from wsi_pipeline.provenance.versions import git_commit, package_versions
 
 RunRecord = dict[str, Any]
 
@@ -46,8 +46,8 @@ def record_run(results: Path, config: Config, workflow: Path, slurm_jobs: str | 
         "workflow": str(workflow),
         "workflow_sha256": digest_tree(workflow),
         "wsi_pipeline": __version__,
-        "commit": commit(),
-        "versions": versions(),
+        "commit": git_commit(),
+        "versions": package_versions(),
         "process": {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()},
         "slurm_jobs": slurm_jobs,
         "machine": {"system": platform.platform(), "processor": platform.machine()},

@@ -68,7 +68,7 @@ def _job(made: Sequence[tuple[str, Record]]) -> Job:
     )
 
 
-def job_of(state: Path, output: str) -> Job | None:
+def job_of_output(state: Path, output: str) -> Job | None:
     """The finished job that made an output, of whose outputs only this one is named; None where it is not known."""
     metadata = state / "metadata"
     name = base64.urlsafe_b64encode(output.encode()).decode()

@@ -33,7 +33,7 @@ PACKAGES = (
 )
 
 
-def commit() -> str | None:
+def git_commit() -> str | None:
     """Of the git repository that the package lies in, `-dirty` where files were changed; None outside of one."""
     git = shutil.which("git")
     if git is None:
@@ -42,7 +42,7 @@ def commit() -> str | None:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None  # noqa: S603
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of Python and of the packages that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:

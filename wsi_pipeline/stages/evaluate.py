@@ -32,7 +32,7 @@ from wsi_pipeline.metrics.pooled import PooledScores, Sketch
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.plots.figures import (
     cohort_table,
-    confusion_chart,
+    confusion_matrix,
     froc_figure,
     pr_figure,
     reliability_figure,
@@ -235,7 +235,7 @@ def _write(output: Path, metrics: Figures, evaluation: Evaluation, sheet: Sheet)
             f"calibration error {said(metrics['calibration'], 'expected_calibration_error')}\n{n}",
             synthetic,
         ),
-        "confusion": confusion_chart(evaluation.counts, threshold, synthetic),
+        "confusion": confusion_matrix(evaluation.counts, threshold, synthetic),
         "cohort": cohort_table(_cohort_rows(sheet), f"Cohort {metrics['cohort']['name']}", synthetic),
     }
     for name, figure in figures.items():

@@ -33,11 +33,11 @@ from wsi_pipeline.io.atomic import publish, write_text
 from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout, SlideLayout
 from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.metrics.steps import STEPS
-from wsi_pipeline.plots.colors import Picture, heat_palettes
+from wsi_pipeline.plots.colors import RgbImage, heatmap_palettes
 from wsi_pipeline.plots.figures import BLUE, GREEN, ORANGE
-from wsi_pipeline.plots.overlays import outlines, tissue_overlay, truth_overlay
+from wsi_pipeline.plots.overlays import outline_png, tissue_overlay, truth_overlay
 from wsi_pipeline.progress_bar import tracked
-from wsi_pipeline.provenance.snakemake_metadata import job_of
+from wsi_pipeline.provenance.snakemake_metadata import job_of_output
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.report.cohort_checks import findings, patch_counts
@@ -90,7 +90,7 @@ def run(
     point, rows = metrics["operating_point"], table.to_dict("records")
     shared = {
         "threshold": 0.5 if point is None else point["threshold"],
-        "palettes": heat_palettes(),
+        "palettes": heatmap_palettes(),
         "counts": _pooled(layout, [row["slide"] for row in rows]),
     }
     slides = [
@@ -313,13 +313,13 @@ def _pictures(places: SlideLayout, longest_px: int) -> list[dict[str, Any]]:
                 "height": pyramid.size.height,
                 "pictureSize": [box.width, box.height],
                 "slide": _data_uri("jpeg", _jpeg(picture)),
-                **{name: _data_uri("png", outlines(layer, box, mpp)) for name, layer in layers.items()},
+                **{name: _data_uri("png", outline_png(layer, box, mpp)) for name, layer in layers.items()},
             }
         )
     return found
 
 
-def _jpeg(picture: Picture) -> bytes:
+def _jpeg(picture: RgbImage) -> bytes:
     buffer = io.BytesIO()
     Pillow.fromarray(picture).save(buffer, format="JPEG", quality=82)
     return buffer.getvalue()
@@ -358,7 +358,7 @@ def _commands(layout: Layout, slides: Sequence[str], sheet: Sheet, state: Path |
         layout.calibration,
         layout.evaluation / "metrics.json",
     ]
-    jobs = (job_of(state, str(output)) for output in outputs)
+    jobs = (job_of_output(state, str(output)) for output in outputs)
     return [(job.rule, job.command) for job in jobs if job is not None]
 
 

@@ -53,7 +53,7 @@ def run(
     from wsi_pipeline.masks.label_images import TISSUE_LABELS
     from wsi_pipeline.masks.slide_tissue import find_tissue
     from wsi_pipeline.plots.figures import save_figure, slide_figure
-    from wsi_pipeline.plots.overlays import outlined, tissue_overlay
+    from wsi_pipeline.plots.overlays import draw_outlines, tissue_overlay
     from wsi_pipeline.pyramid.ome_zarr import Image, write_image
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import write_receipt
@@ -71,7 +71,7 @@ def run(
         )
     image = Image.from_corner(mask.astype(np.uint8), options.mpp)
     write_image(outputs.store, image, name="tissue", slide_mpp=pyramid.mpp, labels=TISSUE_LABELS)
-    outline = outlined(pyramid, tissue_overlay(Image.from_corner(mask, options.mpp)))
+    outline = draw_outlines(pyramid, tissue_overlay(Image.from_corner(mask, options.mpp)))
     save_figure(slide_figure(f"{slide}: tissue blue", *outline, synthetic), outputs.picture)
     area_mm2 = float(mask.sum()) * options.mpp**2 / 1e6
     write_receipt(

@@ -36,8 +36,8 @@ from wsi_pipeline.model.model_dir import (
 )
 from wsi_pipeline.model.trainer import HistoryRow, Trainer
 from wsi_pipeline.model.training_log import Watch, short
-from wsi_pipeline.plots.figures import patch_rows, save_figure, training_curves
-from wsi_pipeline.provenance.versions import commit, versions
+from wsi_pipeline.plots.figures import patch_grid, save_figure, training_curves
+from wsi_pipeline.provenance.versions import git_commit, package_versions
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,12 @@ def run(
             "patches_sha256": [[one["stage"], one["slide"], one.get("store_sha256")] for one in facts],
             **described,
             "processes": team.size,
-            "versions": {"wsi_pipeline": __version__, **versions(), "torch": torch.__version__, "commit": commit()},
+            "versions": {
+                "wsi_pipeline": __version__,
+                **package_versions(),
+                "torch": torch.__version__,
+                "commit": git_commit(),
+            },
         }
         _write(trainer, outputs, made_for, model, options, synthetic)
         kept.remove()
@@ -179,7 +184,7 @@ def _stopped_by(stop: Callable[[], None]) -> Iterator[None]:
 
 def _show(trainer: Trainer, path: Path, watch: Watch, synthetic: bool) -> None:
     rows = [(row.permute(0, 2, 3, 1) * 255).round().byte().numpy() for row in trainer.shown()]
-    save_figure(patch_rows(rows, ("as stored", "as trained on"), synthetic), path)
+    save_figure(patch_grid(rows, ("as stored", "as trained on"), synthetic), path)
     watch.picture(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
 
 

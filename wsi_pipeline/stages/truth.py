@@ -31,7 +31,7 @@ from wsi_pipeline.masks.rasterize import Crossings
 from wsi_pipeline.masks.tissue_detection import above, features, find_threshold
 from wsi_pipeline.plots.colors import IGNORED_COLOR, TUMOR_COLOR
 from wsi_pipeline.plots.figures import save_figure, slide_figure
-from wsi_pipeline.plots.overlays import outlined, truth_overlay
+from wsi_pipeline.plots.overlays import draw_outlines, truth_overlay
 from wsi_pipeline.progress_bar import Bar
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -70,7 +70,7 @@ def run(
     truth = draw(regions, pyramid.size_at(options.mpp), options.mpp / pyramid.mpp, unjudged, threads)
     ignore_border(truth, options.ignore_margin_um / options.mpp)
     write_image(store, Image.from_corner(truth, options.mpp), name="truth", slide_mpp=pyramid.mpp, labels=TRUTH_LABELS)
-    outline = outlined(pyramid, truth_overlay(Image.from_corner(truth, options.mpp)))
+    outline = draw_outlines(pyramid, truth_overlay(Image.from_corner(truth, options.mpp)))
     save_figure(slide_figure(f"{slide}: tumour red, normal inside green, ignored grey", *outline, synthetic), picture)
     write_features(geojson, _features(regions))
     counts = np.bincount(truth.ravel(), minlength=3)

@@ -111,7 +111,7 @@ class Results:
         return Layout(self.folder, model).of(slide)
 
 
-def heat_of(places: SlideLayout) -> HeatGrid | None:
+def load_heatmap(places: SlideLayout) -> HeatGrid | None:
     """The scores of a slide, None where it has no heatmap."""
     done = places.done()
     if not done["heatmap"]:
@@ -120,7 +120,7 @@ def heat_of(places: SlideLayout) -> HeatGrid | None:
     return heat_grid(places.of_model("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
 
 
-def detections_of(places: SlideLayout) -> list[list[float]]:
+def load_detections(places: SlideLayout) -> list[list[float]]:
     """Detections of a slide, none where there are none yet."""
     if not places.done()["detect"]:
         return []

@@ -23,11 +23,11 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.io.layout import NotThereError, SlideLayout
-from wsi_pipeline.plots.colors import heat_palettes
+from wsi_pipeline.plots.colors import heatmap_palettes
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.report.slide_data import heat_geometry
-from wsi_pipeline.view.results import Results, detections_of, heat_of
-from wsi_pipeline.view.tiles import Tiles
+from wsi_pipeline.view.results import Results, load_detections, load_heatmap
+from wsi_pipeline.view.tiles import TileReader
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ class _Handler(RequestHandler):
 
     # Tornado sets these up in `initialize`, not in the constructor.
     results: Results
-    tiles: Tiles
+    tiles: TileReader
     pool: ThreadPoolExecutor
 
-    def initialize(self, results: Results, tiles: Tiles, pool: ThreadPoolExecutor) -> None:
+    def initialize(self, results: Results, tiles: TileReader, pool: ThreadPoolExecutor) -> None:
         self.results, self.tiles, self.pool = results, tiles, pool
 
     def prepare(self) -> None:
@@ -121,7 +121,7 @@ class _Overview(_Handler):
     async def get(self) -> None:
         model = self.get_query_argument("model", None)
         overview = await self.working(lambda: self.results.overview(model))
-        self.send({**overview, "palettes": heat_palettes()})
+        self.send({**overview, "palettes": heatmap_palettes()})
 
 
 class _Slide(_Handler):
@@ -152,7 +152,7 @@ class _Slide(_Handler):
                 for level, mpp in zip(pyramid.levels, pyramid.mpps, strict=True)
             ],
             "heat": heat_geometry(places.receipt("heatmap")) if done["heatmap"] else None,
-            "detections": detections_of(places),
+            "detections": load_detections(places),
         }
 
 
@@ -161,7 +161,7 @@ class _Heat(_Handler):
         model = self.get_query_argument("model", None)
 
         def packed() -> bytes:
-            grid = heat_of(self.results.places(slide, model))
+            grid = load_heatmap(self.results.places(slide, model))
             if grid is None:
                 raise NotThereError(slide)
             return grid.packed()
@@ -204,9 +204,9 @@ class _TruthTile(_TissueTile):
     stage = "truth"
 
 
-def application(results: Results, pool: ThreadPoolExecutor) -> Application:
+def make_application(results: Results, pool: ThreadPoolExecutor) -> Application:
     """The pages and what they ask for."""
-    shared = {"results": results, "tiles": Tiles(), "pool": pool}
+    shared = {"results": results, "tiles": TileReader(), "pool": pool}
     return Application(
         [
             (r"/(|view\.js|panels\.js|panels\.css|view\.css)", _Static, shared),
@@ -235,7 +235,7 @@ def serve(folder: Path, port: int, threads: int = 4) -> None:
 
     async def until_stopped() -> None:
         with ThreadPoolExecutor(threads) as pool:
-            server = HTTPServer(application(results, pool))
+            server = HTTPServer(make_application(results, pool))
             server.add_sockets(sockets)
             url = f"http://{HOST}:{sockets[0].getsockname()[1]}/"
             print(f"{folder} at {url} (Ctrl-C to stop)", flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.io.layout import NotThereError
-from wsi_pipeline.plots.overlays import outlines, tissue_overlay, truth_overlay
+from wsi_pipeline.plots.overlays import outline_png, tissue_overlay, truth_overlay
 from wsi_pipeline.pyramid.level import Cache, caches
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -21,7 +21,7 @@ _MASK_BYTES = 96 << 20
 _OPEN_SLIDES = 256
 
 
-class Tiles:
+class TileReader:
     """Tiles of any number of slides, from bounded memory and a bounded number of open files; safe between threads."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Tiles:
         # One at a time, as all tiles of a slide are asked for at once.
         with self._reading:
             overlay = self._overlays.get((store, version), lambda: prepare(read_image(store, pyramid.mpp)))
-        return outlines(overlay, box, pyramid.mpps[level])
+        return outline_png(overlay, box, pyramid.mpps[level])
 
 
 def _box(pyramid: Pyramid, level: int, column: int, row: int) -> Box:
