@@ -103,7 +103,8 @@ def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pix
     source = folder / "slide.tif"
     write_slide(source, pixels, pixels)
     store = folder / "pyramid.ome.zarr"
-    convert.run("s", source, store, folder / "pyramid.json", ConvertRun(), 0.25, workers)
+    outputs = convert.Outputs(store, folder / "pyramid.json")
+    convert.run("s", convert.Inputs(source), outputs, ConvertRun(), mpp=0.25, threads=workers)
     pyramid = Pyramid(store)
     spec = pyramid.patch_spec(size, 0.25)
     batch = torch.randint(0, 256, (predictor.batch_size, size, size, 3), dtype=torch.uint8)

@@ -219,7 +219,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = folder / "pyramid.ome.zarr"
-        convert.run("s", arguments.slide, store, folder / "pyramid.json", ConvertRun(), MPP, threads)
+        outputs = convert.Outputs(store, folder / "pyramid.json")
+        convert.run("s", convert.Inputs(arguments.slide), outputs, ConvertRun(), mpp=MPP, threads=threads)
         made = tissue.Outputs(folder / "tissue.ome.zarr", folder / "tissue.json", folder / "t.png")
         tissue.run("s", tissue.Inputs(store), made, TissueRun(), threads=threads)
         if arguments.memory:

@@ -181,7 +181,8 @@ def converted(source: Path, folder: Path, mpp: float | None) -> None:
     from wsi_pipeline.config import ConvertRun
     from wsi_pipeline.stages import convert
 
-    convert.run("s", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", ConvertRun(), mpp, THREADS)
+    outputs = convert.Outputs(folder / "pyramid.ome.zarr", folder / "pyramid.json")
+    convert.run("s", convert.Inputs(source), outputs, ConvertRun(), mpp=mpp, threads=THREADS)
 
 
 def write_polygons(path: Path, width: int, height: int, count: int) -> None:

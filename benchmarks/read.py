@@ -34,7 +34,8 @@ def main() -> None:
     best: dict[str, Found] = {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as folder:
         store = Path(folder) / "p.ome.zarr"
-        convert.run("slide", arguments.slide, store, Path(folder) / "p.json", ConvertRun(), 0.25, 2)
+        outputs = convert.Outputs(store, Path(folder) / "p.json")
+        convert.run("slide", convert.Inputs(arguments.slide), outputs, ConvertRun(), mpp=0.25, threads=2)
         for _ in range(arguments.repeat):
             for name in names:
                 found = run_way(name, arguments.slide, store, arguments.peers if name == PEER else sys.executable)

@@ -49,7 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as name:
         root = Path(name)
         store = root / "pyramid.ome.zarr"
-        convert.run("slide", arguments.slide, store, root / "pyramid.json", ConvertRun(), 0.25, 2)
+        outputs = convert.Outputs(store, root / "pyramid.json")
+        convert.run("slide", convert.Inputs(arguments.slide), outputs, ConvertRun(), mpp=0.25, threads=2)
         pyramid = Pyramid(store)
         calibrate.run(Sheet(), root, root, root / "calibration.json", CalibrateRun())
         sheet = Sheet()

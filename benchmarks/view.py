@@ -41,7 +41,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as folder:
         first = Path(folder) / "slides" / "slide-000"
         store = first / "pyramid.ome.zarr"
-        convert.run("slide-000", arguments.slide, store, first / "pyramid.json", ConvertRun(), 0.25, 2)
+        outputs = convert.Outputs(store, first / "pyramid.json")
+        convert.run("slide-000", convert.Inputs(arguments.slide), outputs, ConvertRun(), mpp=0.25, threads=2)
         for number in range(1, arguments.slides):
             other = first.with_name(f"slide-{number:03}")
             other.mkdir()

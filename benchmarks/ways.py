@@ -39,7 +39,8 @@ def stage(source: Path, out: Path, threads: int, **options: Any) -> Found:
     from wsi_pipeline.stages import convert
 
     chosen = ConvertRun(**options)
-    return timed(lambda: convert.run("slide", source, out / "p.ome.zarr", out / "p.json", chosen, 0.25, threads))
+    outputs = convert.Outputs(out / "p.ome.zarr", out / "p.json")
+    return timed(lambda: convert.run("slide", convert.Inputs(source), outputs, chosen, mpp=0.25, threads=threads))
 
 
 def naive_zarr(source: Path, out: Path) -> Found:

@@ -118,7 +118,8 @@ def check(sources: Path, seed: int) -> str:
 
 def run(slide: Path, out: Path, options: ConvertRun, log: int) -> None:
     os.dup2(log, sys.stderr.fileno())
-    convert.run("s", slide, out / "p.ome.zarr", out / "p.json", options, 0.5)
+    outputs = convert.Outputs(out / "p.ome.zarr", out / "p.json")
+    convert.run("s", convert.Inputs(slide), outputs, options, mpp=0.5)
 
 
 def read_all(store: Path) -> str:

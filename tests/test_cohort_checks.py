@@ -1,20 +1,71 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from wsi_pipeline.io.receipts import write_receipt
+from wsi_pipeline.config import ConvertRun, PatchesRun, TissueRun
+from wsi_pipeline.receipts.base import write_receipt
+from wsi_pipeline.receipts.slides import ClassCounts, ConvertReceipt, LevelFacts, PatchesReceipt, TissueReceipt
 from wsi_pipeline.report.cohort_checks import findings, outliers, patch_counts
 
+DIGEST = "0" * 64
 
-def write_slide(folder: Path, slide: str, mm2: float, pen: int = 0, damaged: int = 0, **patches: Any) -> None:
-    tissue = {"tissue_mm2": mm2, "pen_pixels": pen, "shape": [100, 100]}
-    write_receipt(folder / slide / "tissue.json", "tissue", tissue)
-    write_receipt(folder / slide / "pyramid.json", "convert", {"levels": [{"damaged_tiles": [[0, 0]] * damaged}]})
-    if patches:
-        write_receipt(folder / slide / "patches.json", "patches", patches)
+
+def write_slide(folder: Path, slide: str, mm2: float, pen: int = 0, damaged: int = 0) -> None:
+    tissue = TissueReceipt(
+        slide=slide,
+        threshold=40,
+        tissue_pixels=100,
+        tissue_mm2=mm2,
+        tissue_share=0.01,
+        pen_pixels=pen,
+        shape=(100, 100),
+        mask_sha256=DIGEST,
+        options=TissueRun(),
+    )
+    level = LevelFacts(
+        width=512,
+        height=512,
+        method="copied",
+        tile=(256, 256),
+        tiles=4 - damaged,
+        absent_tiles=0,
+        damaged_tiles=((0, 0), (1, 0))[:damaged],
+    )
+    pyramid = ConvertReceipt(
+        slide=slide,
+        source_sha256=DIGEST,
+        source_quickhash=None,
+        vendor="generic-tiff",
+        objective_power=None,
+        background=(255, 255, 255),
+        bounds=None,
+        mpp=0.5,
+        mpp_source="slide",
+        levels=(level,),
+        store_digest=DIGEST,
+        options=ConvertRun(),
+    )
+    write_receipt(folder / slide / "tissue.json", tissue)
+    write_receipt(folder / slide / "pyramid.json", pyramid)
+
+
+def write_patches(folder: Path, slide: str, tumor: int) -> None:
+    receipt = PatchesReceipt(
+        slide=slide,
+        size_px=299,
+        border_px=0,
+        mpp=0.25,
+        grid=(100, 100),
+        candidates=ClassCounts(normal=2000, tumor=tumor),
+        drawn=ClassCounts(normal=1000, tumor=min(tumor, 1000)),
+        stains=None,
+        store_sha256=DIGEST,
+        index_sha256=DIGEST,
+        options=PatchesRun(),
+    )
+    write_receipt(folder / slide / "patches.json", receipt)
 
 
 def test_what_stands_out_is_named(tmp_path: Path) -> None:
@@ -45,13 +96,7 @@ def test_outliers_are_judged_among_enough_slides_and_beyond_a_tenth(value: float
 def test_patches_are_counted_by_class_and_slide(tmp_path: Path) -> None:
     assert patch_counts(tmp_path, ["a"]) == []
     for slide, tumor in (("a", 0), ("b", 1500)):
-        write_slide(
-            tmp_path,
-            slide,
-            1,
-            candidates={"normal": 2000, "tumor": tumor},
-            drawn={"normal": 1000, "tumor": min(tumor, 1000)},
-        )
+        write_patches(tmp_path, slide, tumor)
     assert patch_counts(tmp_path, ["b", "a"]) == [
         ("b", "2,000", "1,000", "1,500", "1,000"),
         ("a", "2,000", "1,000", "0", "0"),

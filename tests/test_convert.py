@@ -25,7 +25,8 @@ LOSSLESS = ConvertRun(codec="zstd", chunk_px=256, shard_px=1024)
 
 
 def convert_with(folder: Path, source: Path, options: ConvertRun, mpp: float | None = None) -> Path:
-    convert.run("s1", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", options, mpp, threads=2)
+    outputs = convert.Outputs(folder / "pyramid.ome.zarr", folder / "pyramid.json")
+    convert.run("s1", convert.Inputs(source), outputs, options, mpp=mpp, threads=2)
     return folder
 
 
@@ -193,7 +194,7 @@ def test_an_overview_gives_the_same_pictures_and_scale(tmp_path: Path, width: in
     source = write_tiff(tmp_path / "a.tif", tissue_picture(width, height))
     store, overview = tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"
     options = ConvertRun(chunk_px=256, shard_px=1024)
-    convert.run("a", source, store, tmp_path / "a.json", options, overview=overview)
+    convert.run("a", convert.Inputs(source), convert.Outputs(store, tmp_path / "a.json", overview), options)
     whole, coarse = Pyramid(store), Pyramid(overview)
     assert (coarse.mpp, coarse.size) == (whole.mpp, whole.size)
     assert coarse.mpps == whole.mpps[first:]
@@ -226,7 +227,8 @@ def test_chunks_threads_and_reruns_leave_the_same_bytes(tmp_path: Path) -> None:
     receipts = []
     for threads in (1, 3):
         folder = tmp_path / str(threads)
-        convert.run("s", source, folder / "p.ome.zarr", folder / "p.json", ConvertRun(shard_px=512), None, threads)
+        outputs = convert.Outputs(folder / "p.ome.zarr", folder / "p.json")
+        convert.run("s", convert.Inputs(source), outputs, ConvertRun(shard_px=512), threads=threads)
         receipts.append((folder / "p.json").read_bytes())
     assert receipts[0] == receipts[1]
     assert str(tmp_path) not in receipts[0].decode()

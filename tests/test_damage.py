@@ -34,7 +34,8 @@ WHITE = OPTIONS.model_copy(update={"damaged_tiles": "white"})
 
 
 def run(folder: Path, source: Path, options: ConvertRun = OPTIONS) -> list[dict[str, Any]]:
-    convert.run("s1", source, folder / "s1" / "p.ome.zarr", folder / "s1" / "p.json", options, 0.5)
+    outputs = convert.Outputs(folder / "s1" / "p.ome.zarr", folder / "s1" / "p.json")
+    convert.run("s1", convert.Inputs(source), outputs, options, mpp=0.5)
     levels: list[dict[str, Any]] = json.loads((folder / "s1" / "p.json").read_text())["levels"]
     return levels
 
@@ -277,8 +278,10 @@ def test_permissions(tmp_path: Path, slide: Path) -> None:
     before = (
         f"from pathlib import Path\nfrom wsi_pipeline.config import ConvertRun\n"
         f"from wsi_pipeline.stages import convert\nfrom wsi_pipeline.config.loading import parse_options\n"
-        f"convert.run('w', Path({str(warm / 's.tif')!r}), Path({str(warm / 'p')!r}), Path({str(warm / 'r')!r}),"
-        f" ConvertRun(), 0.5)\nif os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
+        f"inputs = convert.Inputs(Path({str(warm / 's.tif')!r}))\n"
+        f"outputs = convert.Outputs(Path({str(warm / 'p')!r}), Path({str(warm / 'r')!r}))\n"
+        f"convert.run('w', inputs, outputs, ConvertRun(), mpp=0.5)\n"
+        "if os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
     )
     warm.mkdir()
     (warm / "s.tif").write_bytes(slide.read_bytes())

@@ -14,7 +14,7 @@ from helpers.tiff import write_pages
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.cohort.estimate import plan_cohort, plan_text
 from wsi_pipeline.cohort.sheet import load_sheet
-from wsi_pipeline.config import Config, PyramidOptions, TissueRun
+from wsi_pipeline.config import Config, ConvertRun, PyramidOptions, TissueRun
 from wsi_pipeline.config.loading import read_yaml
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.masks.label_images import grid_shares
@@ -43,7 +43,7 @@ def test_the_plan_is_near_what_happens(tmp_path: Path, compression: str) -> None
     sheet = load_sheet(write_sheet(tmp_path, ("s1", str(source), "test", "", "")))
     (plan,) = plan_cohort(sheet, CONFIG).slides
     store = tmp_path / "p.ome.zarr"
-    convert.run("s1", source, store, tmp_path / "p.json", CONFIG.pyramid)
+    convert.run("s1", convert.Inputs(source), convert.Outputs(store, tmp_path / "p.json"), ConvertRun.of(CONFIG))
     files, size = stored(store)
     assert plan.files == files
     if compression == "jpeg":

@@ -61,7 +61,7 @@ def test_a_crash_names_slide_file_and_remedy(tmp_path: Path) -> None:
     (out / ".partial-0123abcd-p.ome.zarr").mkdir()
     code = (
         "import os, signal\nfrom wsi_pipeline.cli import app as cli\nfrom wsi_pipeline.stages import convert\n"
-        "convert.run = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)\ncli.main()"
+        "convert.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGSEGV)\ncli.main()"
     )
     arguments = ["convert", source, "--slide", "s1", "--store", out / "p.ome.zarr", "--receipt", out / "p.json"]
     done = subprocess.run(

@@ -175,7 +175,8 @@ def test_a_store_with_other_pixels_than_openslides_is_an_error(
     monkeypatch.setattr(Level, "chunk", lambda self, c, r: changed_chunk(self, c, r, real))
     options = ConvertRun(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
     with pytest.raises(SlideError, match="tile at level 0, column 3, row 2 of the store is not what OpenSlide reads"):
-        convert.run("s1", source, tmp_path / "s1" / "p.ome.zarr", tmp_path / "s1" / "p.json", options)
+        outputs = convert.Outputs(tmp_path / "s1" / "p.ome.zarr", tmp_path / "s1" / "p.json")
+        convert.run("s1", convert.Inputs(source), outputs, options)
     assert list((tmp_path / "s1").iterdir()) == []
 
 
@@ -186,7 +187,8 @@ def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthr
     source = write_pages(tmp_path / "s.tif", [picture, np.ascontiguousarray(picture[::2, ::2])])
     options = ConvertRun(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
     folder = tmp_path / "s1"
-    convert.run("s1", source, folder / "pyramid.ome.zarr", folder / "pyramid.json", options)
+    outputs = convert.Outputs(folder / "pyramid.ome.zarr", folder / "pyramid.json")
+    convert.run("s1", convert.Inputs(source), outputs, options)
     assert not SourceSlide("s", source).is_exact(1)
     assert [level["compared_tiles"] for level in levels_of(folder)] == [35, 12]
     assert methods(folder) == ["copied" if passthrough else "read"] * 2
@@ -243,7 +245,8 @@ def test_real_slides_are_copied_and_all_their_tiles_are_openslides(
 ) -> None:
     source = DATA / name
     options = ConvertRun(verify="all")
-    convert.run("s", source, tmp_path / "pyramid.ome.zarr", tmp_path / "pyramid.json", options, threads=2)
+    outputs = convert.Outputs(tmp_path / "pyramid.ome.zarr", tmp_path / "pyramid.json")
+    convert.run("s", convert.Inputs(source), outputs, options, threads=2)
     levels = levels_of(tmp_path)
     with openslide.OpenSlide(source) as slide:
         assert methods(tmp_path)[: slide.level_count] == ["copied"] * slide.level_count

@@ -21,9 +21,8 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Pyramid:
     """0.5 um per pixel, chunks of 128 px, shards of 512 px."""
     out = tmp_path_factory.mktemp("walk")
     source = write_tiff(out / "s.tif", tissue_picture(*SIZE))
-    convert.run(
-        "s1", source, out / "p.ome.zarr", out / "p.json", ConvertRun(passthrough=False, chunk_px=128, shard_px=512)
-    )
+    options = ConvertRun(passthrough=False, chunk_px=128, shard_px=512)
+    convert.run("s1", convert.Inputs(source), convert.Outputs(out / "p.ome.zarr", out / "p.json"), options)
     return Pyramid(out / "p.ome.zarr")
 
 

@@ -153,7 +153,8 @@ def test_the_mask_is_the_same_for_any_chunks_blocks_and_workers(
     masks = []
     for name, chunk, block, workers in (("whole", 1024, 512, 1), ("cut", chunk_px, block_px, threads)):
         options = ConvertRun(passthrough=False, codec="zstd", chunk_px=chunk, shard_px=2 * chunk)
-        convert.run("s1", source, folder / name / "pyramid.ome.zarr", folder / name / "pyramid.json", options)
+        outputs = convert.Outputs(folder / name / "pyramid.ome.zarr", folder / name / "pyramid.json")
+        convert.run("s1", convert.Inputs(source), outputs, options)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(slide_tissue, "_SMALL_BLOCK_PX", block)
             masks.append(run(folder / name, folder / name, mpp=3, threads=workers))

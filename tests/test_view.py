@@ -32,7 +32,8 @@ from wsi_pipeline.stages import convert
 
 
 def convert_here(source: Path, slide: Path, options: ConvertRun, mpp: float | None = None) -> Pyramid:
-    convert.run(slide.name, source, slide / "pyramid.ome.zarr", slide / "pyramid.json", options, mpp)
+    outputs = convert.Outputs(slide / "pyramid.ome.zarr", slide / "pyramid.json")
+    convert.run(slide.name, convert.Inputs(source), outputs, options, mpp=mpp)
     return Pyramid(slide / "pyramid.ome.zarr")
 
 

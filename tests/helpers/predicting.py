@@ -34,7 +34,8 @@ def write_slide(folder: Path, pyramid: ConvertRun) -> Path:
     """The slide s1 in `folder`, of 1,300 x 1,000 px at 0.5 um per pixel: its pyramid and its tissue."""
     source = write_tiff(folder / "s.tif", tissue_picture(1300, 1000))
     own = folder / "s1"
-    convert.run("s1", source, own / "pyramid.ome.zarr", own / "pyramid.json", pyramid)
+    outputs = convert.Outputs(own / "pyramid.ome.zarr", own / "pyramid.json")
+    convert.run("s1", convert.Inputs(source), outputs, pyramid)
     made = tissue.Outputs(own / "tissue.ome.zarr", own / "tissue.json", own / "t.png")
     tissue.run("s1", tissue.Inputs(own / "pyramid.ome.zarr"), made, TissueRun())
     return folder

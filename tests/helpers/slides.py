@@ -36,5 +36,6 @@ def converted(folder: Path, source: Path, slide: str = "s1", mpp: float | None =
     """Convert a slide and return the folder that holds pyramid.ome.zarr and pyramid.json."""
     target = folder / slide
     options = ConvertRun(chunk_px=256, shard_px=1024)
-    convert.run(slide, source, target / "pyramid.ome.zarr", target / "pyramid.json", options, mpp)
+    outputs = convert.Outputs(target / "pyramid.ome.zarr", target / "pyramid.json")
+    convert.run(slide, convert.Inputs(source), outputs, options, mpp=mpp)
     return target

@@ -10,14 +10,14 @@ import logging
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal, TextIO, TypeVar
+from typing import Annotated, TextIO, TypeVar
 
 import typer
 
 from wsi_pipeline.cli import evaluation as cli_evaluation
 from wsi_pipeline.cli import tools
 from wsi_pipeline.config import STAGES, HeatmapRun, PredictRun
-from wsi_pipeline.errors import ConfigError, PipelineError, SlideError
+from wsi_pipeline.errors import ConfigError, PipelineError
 from wsi_pipeline.io.atomic import no_room
 from wsi_pipeline.stages.arguments import (
     AllowUpsampling,
@@ -77,49 +77,6 @@ def main() -> None:
             raise
         print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Free space", file=sys.stderr)
         sys.exit(2)
-
-
-@app.command()
-def convert(
-    source: Annotated[Path, typer.Argument(help="The slide file.", readable=False)],
-    slide: Slide,
-    store: Store,
-    receipt: Receipt,
-    mpp: Annotated[float | None, typer.Option(help="Scale in um per pixel, instead of the slide's own.")] = None,
-    verify: Annotated[
-        Literal["sample", "all"] | None, typer.Option(help="Tiles to compare with OpenSlide's pixels.")
-    ] = None,
-    overview: Annotated[Path | None, typer.Option(help="OME-Zarr store to write of the coarse levels alone.")] = None,
-    options: Options = "{}",
-    threads: Threads = 1,
-) -> None:
-    """Convert a slide to an OME-Zarr pyramid."""
-    from wsi_pipeline.config import ConvertRun
-    from wsi_pipeline.config.loading import parse_options
-    from wsi_pipeline.io.atomic import remove_leftovers
-    from wsi_pipeline.slides.crash_isolation import CrashError, supervised
-
-    parsed = parse_options(ConvertRun, options)
-    if verify is not None:
-        parsed = parsed.model_copy(update={"verify": verify})
-
-    def run() -> None:
-        from wsi_pipeline.stages import convert as stage
-
-        stage.run(slide, source, store, receipt, parsed, mpp, threads, overview)
-
-    try:
-        code = supervised(run)
-    except CrashError as crash:
-        remove_leftovers(store)
-        raise SlideError(
-            slide,
-            source,
-            f"the libraries that read slides crashed on it ({crash})",
-            remedy="It is damaged: compare its checksum with the source's and copy it again",
-        ) from crash
-    if code:
-        raise typer.Exit(code)
 
 
 @app.command()

@@ -21,10 +21,11 @@ from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.summary import SYNTHETIC
 from wsi_pipeline.io.atomic import publish, write_text
 from wsi_pipeline.io.digests import canonical_json, digest_tree
-from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.provenance.checksums import CRATE, Differences, compare_digests, digest_paths, list_contents
 from wsi_pipeline.provenance.run_record import RunRecord, read_runs
 from wsi_pipeline.provenance.snakemake_metadata import Job, finished_jobs
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.slides import ConvertReceipt, TruthReceipt
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +117,10 @@ def _sources(results: Path, folder: Path) -> dict[str, tuple[str, str]]:
     for row in load_sheet(results / FOLDER / "slides.tsv", check_files=False).values():
         place = results / "slides" / row.slide
         if (place / "pyramid.json").is_file():
-            digest = read_receipt(place / "pyramid.json", "convert")["source_sha256"]
-            found[_uri(row.path, folder)] = digest, f"slide {row.slide}"
+            pyramid = read_receipt(place / "pyramid.json", ConvertReceipt)
+            found[_uri(row.path, folder)] = pyramid.source_sha256, f"slide {row.slide}"
         if row.annotation and (place / "truth.json").is_file():
-            digest = read_receipt(place / "truth.json", "truth")["annotation_sha256"]
+            digest = read_receipt(place / "truth.json", TruthReceipt).annotation_sha256
             # None where the sheet has it and the truth was made before.
             if digest is not None:
                 found[_uri(row.annotation, folder)] = digest, f"annotation of slide {row.slide}"

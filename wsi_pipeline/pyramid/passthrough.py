@@ -15,6 +15,7 @@ from wsi_pipeline.pyramid.ome_zarr import create_level
 from wsi_pipeline.pyramid.shards import Chunk, ChunkGrid, write_shards
 from wsi_pipeline.pyramid.source_comparison import agrees, centre
 from wsi_pipeline.pyramid.writing import DamagedTiles, MadeLevel, Tile
+from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.slides.jpeg import Jpeg, self_contained
 from wsi_pipeline.slides.openslide_reader import WHITE, SourceSlide
@@ -103,15 +104,17 @@ def copy_level(
         return chunks
 
     present, digests = write_shards(folder, grid, encoded, threads)
-    facts = {
-        "method": "copied",
-        "tile": [page.tile.width, page.tile.height],
-        "tiles": present,
-        "absent_tiles": grid.count - present - len(damaged.tiles),
-        "damaged_tiles": sorted(map(list, damaged.tiles)),
-        "tables": "merged" if merge else "shared",
-    }
-    return MadeLevel(facts, digests, None, frozenset(damaged.tiles))
+    facts = LevelFacts(
+        width=page.size.width,
+        height=page.size.height,
+        method="copied",
+        tile=(page.tile.width, page.tile.height),
+        tiles=present,
+        absent_tiles=grid.count - present - len(damaged.tiles),
+        damaged_tiles=tuple(sorted(damaged.tiles)),
+        tables="merged" if merge else "shared",
+    )
+    return MadeLevel(facts, digests, None)
 
 
 def _decodable(codec: Jpeg, page: TileLevel, stream: Stream) -> Stream | ValueError:

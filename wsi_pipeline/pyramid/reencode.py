@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyvips
@@ -17,6 +18,7 @@ from wsi_pipeline.pyramid.level import Level
 from wsi_pipeline.pyramid.ome_zarr import BACKGROUND, create_level
 from wsi_pipeline.pyramid.shards import Chunk, ChunkGrid, write_shards
 from wsi_pipeline.pyramid.writing import DamagedTiles, MadeLevel, Tile, padded
+from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 
 # Regions of about this edge are read at once: small enough to bound memory, large enough to cost few calls.
@@ -72,7 +74,7 @@ def _make(
     folder: Path,
     size: Size,
     read: ReadRegion,
-    method: str,
+    method: Literal["read", "halved"],
     step: int,
     damaged: DamagedTiles | None,
     options: StorageOptions,
@@ -113,11 +115,13 @@ def _make(
 
     present, digests = write_shards(folder, grid, encoded, threads)
     white = set() if damaged is None else damaged.tiles
-    facts = {
-        "method": method,
-        "tile": [chunk.width, chunk.height],
-        "tiles": present,
-        "absent_tiles": grid.count - present - len(white),
-        "damaged_tiles": sorted(map(list, white)),
-    }
-    return MadeLevel(facts, digests, codec, frozenset(white))
+    facts = LevelFacts(
+        width=size.width,
+        height=size.height,
+        method=method,
+        tile=(chunk.width, chunk.height),
+        tiles=present,
+        absent_tiles=grid.count - present - len(white),
+        damaged_tiles=tuple(sorted(white)),
+    )
+    return MadeLevel(facts, digests, codec)

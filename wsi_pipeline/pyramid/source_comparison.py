@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.io.receipts import Facts
 from wsi_pipeline.progress_bar import tracked
 from wsi_pipeline.pyramid.level import Level
 from wsi_pipeline.pyramid.writing import MadeLevel, Tile, padded
+from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.slides.openslide_reader import DAMAGED, SourceSlide
 
@@ -33,12 +33,12 @@ class _Difference:
 
 def check_level(
     source: SourceSlide, level: Level, number: int, made: MadeLevel, *, everything: bool, threads: int
-) -> Facts:
-    """Compare tiles of a finished level with OpenSlide's pixels; returns how many, and how far encoded ones differ.
+) -> LevelFacts:
+    """Compare tiles of a finished level with OpenSlide's pixels, and return the level's facts with the result.
 
-    A copied tile must be identical. One that was encoded must be what the codec makes of OpenSlide's
-    pixels. Damaged ones are left out. Without `everything` a seeded sample is taken. Raises
-    `SlideError`, naming level, column and row.
+    A copied tile must have identical pixels. An encoded tile must equal OpenSlide's pixels after encoding and
+    decoding. Damaged tiles are skipped. Without `everything` a seeded sample is compared. Raises `SlideError`, naming
+    level, column and row.
     """
 
     def check(tile: Tile) -> tuple[int, int, int]:
@@ -61,17 +61,18 @@ def check_level(
         return int(difference.max()), int(difference.sum()), difference.size
 
     tiles = list(_all_tiles(level) if everything else _sample(source.slide, level, number))
-    tiles = [tile for tile in tiles if tile not in made.damaged]
+    damaged = frozenset(made.facts.damaged_tiles)
+    tiles = [tile for tile in tiles if tile not in damaged]
     sums = _Difference()
     with ThreadPoolExecutor(threads) as pool:
         for largest, total, values in tracked(pool.map(check, tiles), f"comparing level {number}", len(tiles)):
             sums.largest = max(sums.largest, largest)
             sums.total += total
             sums.values += values
-    facts: Facts = {"compared_tiles": len(tiles)}
+    compared: dict[str, float] = {"compared_tiles": len(tiles)}
     if sums.values:
-        facts |= {"largest_difference": sums.largest, "mean_difference": round(sums.total / sums.values, 4)}
-    return facts
+        compared |= {"largest_difference": sums.largest, "mean_difference": round(sums.total / sums.values, 4)}
+    return made.facts.model_copy(update=compared)
 
 
 def agrees(source: SourceSlide, own: NDArray[np.uint8], part: Box, box: Box, level: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the writers of pyramid levels have in common: a written level, its damaged tiles, padding at the edges."""
+"""Shared by the writers of pyramid levels: the finished level, its damaged tiles, and padding at the edges."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.io.receipts import Facts
 from wsi_pipeline.pyramid.codecs import ChunkCodec
 from wsi_pipeline.pyramid.ome_zarr import BACKGROUND
+from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.slides.openslide_reader import DAMAGED, SourceSlide
 
-# A slide with more damaged tiles than this is no slide with a damaged tile.
+# A slide with more damaged tiles is refused under either policy.
 _MOST_DAMAGED_TILES, _MOST_DAMAGED_SHARE = 16, 0.01
 
 Tile = tuple[int, int]
@@ -21,28 +21,27 @@ Tile = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class MadeLevel:
-    """A level as it was written: its facts for the receipt, the digests of its files, which tiles are damaged.
+    """A finished level: its part of the receipt, the digests of its files, and the codec of its chunks.
 
-    `codec` encoded its chunks; None where they were copied.
+    `codec` is None where chunks were copied.
     """
 
-    facts: Facts
+    facts: LevelFacts
     digests: dict[str, str]
     codec: ChunkCodec | None
-    damaged: frozenset[Tile]
 
 
 class DamagedTiles:
-    """The tiles of a level that nobody can read, where the options allow for some."""
+    """The unreadable tiles of a level, counted against the number that the options allow."""
 
     def __init__(self, source: SourceSlide, number: int, count: int, policy: str) -> None:
-        """`count` is how many tiles the level has, `policy` is `error` or `white`."""
+        """`count` is the number of tiles of the level, `policy` is `error` or `white`."""
         self.tiles = set[Tile]()
         self._source, self._number = source, number
         self._most = 0 if policy == "error" else max(_MOST_DAMAGED_TILES, int(_MOST_DAMAGED_SHARE * count))
 
     def add(self, tile: Tile, problem: str) -> None:
-        """Count a damaged tile; `SlideError`, naming it, where that is one too many."""
+        """Count a damaged tile. Raises `SlideError`, naming the tile, where the limit is exceeded."""
         self.tiles.add(tile)
         if len(self.tiles) > self._most:
             where = f"damaged at level {self._number}, column {tile[0]}, row {tile[1]}"
@@ -51,7 +50,7 @@ class DamagedTiles:
 
 
 def padded(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
-    """`pixels` filled up with background to the size of `box`."""
+    """`pixels` (h, w, 3) padded with background at the right and bottom to the size of `box`."""
     if pixels.shape[:2] == (box.height, box.width):
         return pixels
     out = np.full((box.height, box.width, 3), BACKGROUND, np.uint8)

@@ -2,8 +2,49 @@
 
 from __future__ import annotations
 
-from wsi_pipeline.config import TissueRun
-from wsi_pipeline.receipts.base import Receipt
+from typing import Literal
+
+from wsi_pipeline.config import ConvertRun, NegativesRun, PatchesRun, TissueRun, TruthRun
+from wsi_pipeline.receipts.base import Facts, Receipt
+
+
+class LevelFacts(Facts):
+    """A level of a pyramid; sizes in pixels of the level, `tile` is (width, height), a damaged tile is (column, row).
+
+    `tables` is given for copied levels, `compared_tiles` for levels of the source, and the differences (of 0 to 255)
+    between the stored pixels and OpenSlide's where compared tiles were encoded.
+    """
+
+    width: int
+    height: int
+    method: Literal["copied", "read", "halved"]
+    tile: tuple[int, int]
+    tiles: int
+    absent_tiles: int
+    damaged_tiles: tuple[tuple[int, int], ...]
+    tables: Literal["merged", "shared"] | None = None
+    compared_tiles: int | None = None
+    largest_difference: int | None = None
+    mean_difference: float | None = None
+
+
+class ConvertReceipt(Receipt):
+    """The pyramid of a slide; `bounds` is (x, y, width, height) in level-0 pixels, `background` is (r, g, b)."""
+
+    run = ConvertRun
+
+    slide: str
+    source_sha256: str
+    source_quickhash: str | None
+    vendor: str
+    objective_power: str | None
+    background: tuple[int, int, int]
+    bounds: tuple[int, int, int, int] | None
+    mpp: float
+    mpp_source: str
+    levels: tuple[LevelFacts, ...]
+    store_digest: str
+    options: ConvertRun
 
 
 class TissueReceipt(Receipt):
@@ -20,3 +61,78 @@ class TissueReceipt(Receipt):
     shape: tuple[int, int]
     mask_sha256: str
     options: TissueRun
+
+
+class PixelCounts(Facts):
+    """Pixels of a truth image, by value."""
+
+    normal: int
+    tumor: int
+    ignore: int
+
+
+class TruthReceipt(Receipt):
+    """The truth image of a slide; `shape` is (height, width), the area is that of the polygons of tumour in mm²."""
+
+    run = TruthRun
+
+    slide: str
+    label: str | None
+    exhaustive: bool
+    annotation_sha256: str | None
+    polygons: int
+    tumor_mm2: float
+    pixels: PixelCounts
+    shape: tuple[int, int]
+    truth_sha256: str
+    options: TruthRun
+
+
+class ClassCounts(Facts):
+    """Patches by class."""
+
+    normal: int
+    tumor: int
+
+
+class StainFacts(Facts):
+    """Optical densities of haematoxylin and eosin (unit vectors r, g, b), and 99th percentiles of their amounts."""
+
+    vectors: tuple[tuple[float, float, float], tuple[float, float, float]]
+    maxima: tuple[float, float]
+
+
+class PatchesReceipt(Receipt):
+    """The training patches of a slide; `grid` is (columns, rows) of the positions they were drawn from."""
+
+    run = PatchesRun
+
+    slide: str
+    size_px: int
+    border_px: int
+    mpp: float
+    grid: tuple[int, int]
+    candidates: ClassCounts
+    drawn: ClassCounts
+    stains: StainFacts | None
+    store_sha256: str
+    index_sha256: str
+    options: PatchesRun
+
+
+class NegativesReceipt(Receipt):
+    """Hard normal patches of a slide, drawn by the scores of the model with the weights `model_sha256`."""
+
+    run = NegativesRun
+
+    slide: str
+    model_sha256: str
+    size_px: int
+    border_px: int
+    mpp: float
+    candidates: ClassCounts
+    drawn: ClassCounts
+    stains: StainFacts | None
+    store_sha256: str
+    index_sha256: str
+    options: NegativesRun

@@ -21,7 +21,7 @@ from wsi_pipeline.config import PredictionOptions, PredictRun
 from wsi_pipeline.errors import ModelError, PipelineError
 from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.io.digests import digest_bytes, digest_json
-from wsi_pipeline.io.receipts import Facts, read_receipt, write_receipt
+from wsi_pipeline.io.receipts import Facts, write_receipt
 from wsi_pipeline.masks.label_images import grid_shares
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.inference import scan
@@ -32,6 +32,8 @@ from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.patch_reader import Walk
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.pyramid.stain import normaliser
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.slides import ConvertReceipt
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +158,7 @@ def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads:
         {
             "step_version": PredictRun.step_version,
             "model": model.facts.weights_sha256,
-            "pyramid": read_receipt(folder / "pyramid.json", "convert"),
+            "pyramid": read_receipt(folder / "pyramid.json", ConvertReceipt).as_json(),
             "orientations": model.options.orientations,
             "torch": torch.__version__,
             **positions.facts(),

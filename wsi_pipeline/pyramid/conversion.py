@@ -1,0 +1,99 @@
+"""Converting a slide to an OME-Zarr pyramid with every level of the source."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import zarr
+
+from wsi_pipeline.config import StorageOptions
+from wsi_pipeline.geometry import Size
+from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.digests import digest_source, digest_tree
+from wsi_pipeline.pyramid.level import open_level
+from wsi_pipeline.pyramid.level_plan import copied_page, level_scales, level_sizes
+from wsi_pipeline.pyramid.ome_zarr import pyramid_attributes
+from wsi_pipeline.pyramid.passthrough import copy_level
+from wsi_pipeline.pyramid.reencode import halve_level, read_level
+from wsi_pipeline.pyramid.source_comparison import check_level
+from wsi_pipeline.pyramid.writing import MadeLevel
+from wsi_pipeline.receipts.slides import LevelFacts
+from wsi_pipeline.slides.openslide_reader import SlideFacts, SourceSlide
+from wsi_pipeline.slides.tiff_tiles import TiledTiff
+
+# The report and the viewer show whole slides at up to this size.
+OVERVIEW_PX = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A finished pyramid: its levels, and the digests of the source and of the store."""
+
+    levels: tuple[LevelFacts, ...]
+    source_sha256: str
+    store_digest: str
+
+
+def convert(
+    source: SourceSlide, store: Path, options: StorageOptions, *, threads: int = 1, overview: Path | None = None
+) -> Converted:
+    """Write the pyramid of a slide, and the coarse levels alone to `overview` where that is given.
+
+    A level that is a grid of JPEG tiles is copied: its chunks are the JPEG streams of the tiles. Other levels are
+    read through OpenSlide and encoded. Levels are halved until the coarsest has at most `COARSEST_PX`. Tiles of the
+    levels of the source are compared with OpenSlide's pixels. Memory is bounded by the shards in flight.
+    Raises `SlideError`.
+    """
+    facts = source.facts
+    sizes = level_sizes(facts)
+    with TiledTiff(source.path) as tiff, publish(store) as partial, ThreadPoolExecutor(2) as aside:
+        source_digest = aside.submit(digest_source, source.path)
+        zarr.create_group(partial, attributes=pyramid_attributes(source.slide, level_scales(facts, len(sizes))))
+        made = list[MadeLevel]()
+        compared = list[Future[LevelFacts]]()
+        for number in range(len(sizes)):
+            made.append(_make_level(source, tiff, partial, number, options, threads))
+            if number < len(facts.levels):
+                finished = open_level(partial / str(number))
+                everything = options.verify == "all"
+                compared.append(
+                    aside.submit(
+                        check_level, source, finished, number, made[number], everything=everything, threads=threads
+                    )
+                )
+        levels = [*(comparison.result() for comparison in compared), *(own.facts for own in made[len(compared) :])]
+        digests = {
+            f"{number}/{name}": digest for number, own in enumerate(made) for name, digest in own.digests.items()
+        }
+        store_digest = digest_tree(partial, threads, known=digests)
+        if overview is not None:
+            _write_overview(source.slide, facts, sizes, partial, overview)
+    return Converted(tuple(levels), source_digest.result(), store_digest)
+
+
+def _make_level(
+    source: SourceSlide, tiff: TiledTiff, store: Path, number: int, options: StorageOptions, threads: int
+) -> MadeLevel:
+    folder = store / str(number)
+    page = copied_page(source, tiff, number, options)
+    if page is not None:
+        return copy_level(source, tiff, page, number, folder, options, threads)
+    if number < len(source.facts.levels):
+        return read_level(source, number, folder, options, threads)
+    return halve_level(open_level(store / str(number - 1)), folder, options, threads)
+
+
+def _write_overview(slide: str, facts: SlideFacts, sizes: Sequence[Size], store: Path, overview: Path) -> None:
+    """Copy the levels that pictures of the whole slide are made from, and state the slide's own scale and size."""
+    large = [number for number, size in enumerate(sizes) if max(size.width, size.height) >= OVERVIEW_PX]
+    first = large[-1] if large else 0
+    with publish(overview) as partial:
+        attributes = pyramid_attributes(slide, level_scales(facts, len(sizes)), first)
+        own = {"mpp": facts.mpp, "width": sizes[0].width, "height": sizes[0].height}
+        zarr.create_group(partial, attributes={**attributes, "slide": own})
+        for number in range(first, len(sizes)):
+            shutil.copytree(store / str(number), partial / str(number - first))
