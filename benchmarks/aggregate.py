@@ -22,8 +22,8 @@ from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import CalibrateRun, CalibrationOptions, EvaluateRun, PatchLevelOptions
 from wsi_pipeline.evaluation.score_histogram import ScoreCounts
 from wsi_pipeline.io.digests import canonical_json
-from wsi_pipeline.metrics.curves import Histogram, counts_at
-from wsi_pipeline.metrics.steps import STEPS, to_values
+from wsi_pipeline.metrics.curves import Histogram, confusion_counts
+from wsi_pipeline.metrics.steps import STEPS, dequantize
 from wsi_pipeline.stages import calibrate, evaluate
 
 KINDS = 100
@@ -43,7 +43,7 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
     nothing = np.zeros(len(known), np.int64)
     found = ScoreCounts(known, normal[known], tumor[known], nothing)
     found.write(folder / f"{number}.parquet")
-    counts = counts_at(Histogram(to_values(known), normal[known], tumor[known]), 0.8)
+    counts = confusion_counts(Histogram(dequantize(known), normal[known], tumor[known]), 0.8)
     common = {"model_sha256": "m", "options": PatchLevelOptions().model_dump(mode="json")}
     features = dict.fromkeys(FEATURES, float(number)) | {"maximum": float(known[-1] / STEPS)}
     (folder / f"{number}.scores").write_text(

@@ -42,7 +42,7 @@ from wsi_pipeline.model.inception import BasicConv2d
 from wsi_pipeline.model.inference import scan
 from wsi_pipeline.model.model_dir import starting_network
 from wsi_pipeline.model.predictor import Predictor
-from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 from wsi_pipeline.stages.train import PatchSet
@@ -117,7 +117,7 @@ def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pix
     def scanned(stride: float) -> Iterator[int]:
         grid = pyramid.grid(spec, spec.um * stride)
         x, y = (part.ravel() for part in np.meshgrid(grid.x(), grid.y()))
-        for part in scan(Walk(pyramid, spec, x, y), predictor, workers):
+        for part in scan(PatchReader(pyramid, spec, x, y), predictor, workers):
             yield len(part.whole)
 
     return {

@@ -27,7 +27,7 @@ from rates import rate
 from torch import Tensor
 
 from wsi_pipeline.config import ConvertRun, TissueRun
-from wsi_pipeline.masks.label_images import grid_shares
+from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.inception import InceptionV3, folded
@@ -35,7 +35,7 @@ from wsi_pipeline.model.inference import in_order, scan
 from wsi_pipeline.model.model_dir import starting_network
 from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, optimised
 from wsi_pipeline.pyramid.ome_zarr import read_image
-from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue
 
@@ -119,14 +119,14 @@ def corners(folder: Path, stride: float) -> tuple[Pyramid, np.ndarray, np.ndarra
     spec = pyramid.patch_spec(SIZE, MPP)
     grid = pyramid.grid(spec, spec.um * stride)
     mask = read_image(folder / "tissue.ome.zarr", pyramid.mpp)
-    rows, columns = np.nonzero(grid_shares(mask.data > 0, mask.mpp, grid, pyramid.mpp) > 0)
+    rows, columns = np.nonzero(grid_fractions(mask.data > 0, mask.mpp, grid, pyramid.mpp) > 0)
     return pyramid, grid.x()[columns], grid.y()[rows]
 
 
 def whole_stage(folder: Path, predictor: Predictor, threads: int, stride: float) -> Iterator[int]:
     pyramid, x, y = corners(folder, stride)
-    walk = Walk(pyramid, pyramid.patch_spec(SIZE, MPP), x, y)
-    for part in scan(walk, predictor, threads):
+    reader = PatchReader(pyramid, pyramid.patch_spec(SIZE, MPP), x, y)
+    for part in scan(reader, predictor, threads):
         yield len(part.whole)
 
 
@@ -188,21 +188,21 @@ def memory(folder: Path, threads: int) -> None:
     print("|---|---|---|---|---|")
     for stride in (1.0, 0.25):
         pyramid, x, y = corners(folder, stride)
-        walk = Walk(pyramid, pyramid.patch_spec(SIZE, MPP), x, y)
-        seen = max(1, len(walk) // CPU_BATCH // 40)
+        reader = PatchReader(pyramid, pyramid.patch_spec(SIZE, MPP), x, y)
+        seen = max(1, len(reader) // CPU_BATCH // 40)
         began = time.perf_counter()
 
-        def work(start: int, walk: Walk = walk, seen: int = seen) -> None:
-            pixels = torch.empty((min(CPU_BATCH, len(walk) - start), *walk.shape), dtype=torch.uint8)
-            walk.read(start, pixels.numpy())
+        def work(start: int, reader: PatchReader = reader, seen: int = seen) -> None:
+            pixels = torch.empty((min(CPU_BATCH, len(reader) - start), *reader.shape), dtype=torch.uint8)
+            reader.read(start, pixels.numpy())
             if start // CPU_BATCH % seen == 0:
                 predictor(pixels)
 
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in in_order(pool, work, range(0, len(walk), CPU_BATCH), 2 * threads):
+            for _ in in_order(pool, work, range(0, len(reader), CPU_BATCH), 2 * threads):
                 pass
         seconds = time.perf_counter() - began
-        counts = f"{len(walk)} | {walk.decoded} of {walk.touched}"
+        counts = f"{len(reader)} | {reader.chunks_decoded} of {reader.chunks_needed}"
         print(f"| {stride} patch | {counts} | {seconds:.0f} | {resident() - before:.0f} |", flush=True)
 
 

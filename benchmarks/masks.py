@@ -83,12 +83,12 @@ def put_together(parts: list[tuple[int, int, Any]]) -> Any:
 def mask_openslide(source: Path, folder: Path) -> None:
     """Our own functions on regions that OpenSlide reads in one thread."""
     from wsi_pipeline.config import TissueRun
-    from wsi_pipeline.masks.tissue_detection import features, find_mask
+    from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
 
     options = TissueRun()
     regions = openslide_regions(source, folder)
-    feature, ink = put_together([(y, x, np.stack(features(pixels, options))) for y, x, pixels in regions])
-    find_mask(feature, ink.astype(bool), options)
+    feature, ink = put_together([(y, x, np.stack(tissue_features(pixels, options))) for y, x, pixels in regions])
+    segment_tissue(feature, ink.astype(bool), options)
 
 
 def mask_skimage(source: Path, folder: Path) -> None:

@@ -31,7 +31,7 @@ from wsi_pipeline.config import (
 )
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.io.digests import canonical_json
-from wsi_pipeline.metrics.steps import to_steps, to_values
+from wsi_pipeline.metrics.steps import dequantize, quantize
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import calibrate, confusion, convert, detect, evaluate, report, scores
@@ -100,7 +100,7 @@ def judge(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stri
     rows, columns = (np.minimum(index, limit - 1) for index, limit in zip(at, (size.height, size.width), strict=True))
     known, is_tumor = (data[rows[:, None], columns[None, :]] > 0 for data in (tissue, tumor))
     drawn = rng.beta(0.3, 6, known.shape) + is_tumor * rng.beta(3, 2, known.shape)
-    heat = np.where(known, to_values(to_steps(np.clip(drawn, 0, 1))), np.nan).astype(np.float32)
+    heat = np.where(known, dequantize(quantize(np.clip(drawn, 0, 1))), np.nan).astype(np.float32)
     image = Image(heat, grid.stride_px * pyramid.mpp, PATCH_UM / 2)
     heatmap, receipt = root / "heatmaps" / f"{slide}.ome.zarr", root / "heatmaps" / f"{slide}.json"
     write_image(heatmap, image, name="heatmap", slide_mpp=pyramid.mpp, fill=float("nan"))

@@ -31,7 +31,7 @@ from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.model_dir import starting_network
 from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.model.trainer import Trainer
-from wsi_pipeline.pyramid.codecs import picture_codec
+from wsi_pipeline.pyramid.codecs import image_codec
 from wsi_pipeline.pyramid.patch_store import write_patches
 from wsi_pipeline.stages.train import PatchSet
 
@@ -48,7 +48,7 @@ def write_store(folder: Path, count: int, size: int) -> PatchSet:
         return np.clip(pixels.astype(np.int16) + rng.integers(-12, 13, pixels.shape), 0, 255).astype(np.uint8)
 
     folder.mkdir(parents=True)
-    codec = picture_codec("jpeg", Size(size, size), 95)
+    codec = image_codec("jpeg", Size(size, size), 95)
     write_patches(folder / "patches.zarr", count, size, 0, codec, read, 1)
     labels = (np.arange(count) % 2).astype(np.int8)
     pq.write_table(pa.table({"label": labels}), folder / "patches.parquet")

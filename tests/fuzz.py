@@ -29,7 +29,7 @@ from helpers.tiff import drop_tile, philips, write_pages
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.pyramid.pyramid import Pyramid
-from wsi_pipeline.slides.crash_isolation import CrashError, supervised
+from wsi_pipeline.slides.crash_isolation import CrashError, run_isolated
 from wsi_pipeline.stages import convert
 
 HANG_SECONDS = 60
@@ -101,7 +101,7 @@ def check(sources: Path, seed: int) -> str:
         said = folder / "said"
         try:
             with said.open("w") as log:
-                code = supervised(lambda: run(slide, out, options, log.fileno()))
+                code = run_isolated(lambda: run(slide, out, options, log.fileno()))
         except CrashError:
             # OpenSlide's own bugs; the command line names slide, file and remedy.
             return "crash of a library, told"

@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from wsi_pipeline.metrics.calibration import at_temperature, cross_entropy, fit_temperature
 from wsi_pipeline.metrics.curves import Histogram
-from wsi_pipeline.metrics.steps import STEPS, to_values
+from wsi_pipeline.metrics.steps import STEPS, dequantize
 
 
 def drawn(temperature: float, count: int = 200_000) -> Histogram:
@@ -18,7 +18,7 @@ def drawn(temperature: float, count: int = 200_000) -> Histogram:
     rng = np.random.default_rng(1)
     odds = rng.normal(-1, 3, count)
     truth = rng.random(count) < expit(odds / temperature)
-    return Histogram.of(to_values(np.rint(expit(odds) * STEPS)), truth)
+    return Histogram.of(dequantize(np.rint(expit(odds) * STEPS)), truth)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])

@@ -20,9 +20,16 @@ from hypothesis import strategies as st
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.io import direct_io as direct
 from wsi_pipeline.io.direct_io import BLOCK_BYTES, write_blocks
-from wsi_pipeline.pyramid.codecs import CODEC, ImagecodecsJpeg, Lossless, codec_of, register, zarr_codecs
+from wsi_pipeline.pyramid.codecs import (
+    JPEG_CODEC_NAME,
+    ImagecodecsJpeg,
+    ZstdCodec,
+    level_array_codecs,
+    level_codec_from_metadata,
+    register,
+)
 from wsi_pipeline.pyramid.shards import ChunkGrid, Shard, write_shard, write_shards
-from wsi_pipeline.slides.jpeg import Jpeg, ends, head_of, self_contained
+from wsi_pipeline.slides.jpeg import JpegCodec, has_end_marker, merge_tables, read_header
 
 
 def gradient(height: int = 64, width: int = 96) -> np.ndarray:
@@ -39,7 +46,7 @@ def test_zarr_encodes_and_decodes_with_the_codec(
 ) -> None:
     space = colorspace and "RGB"
     codec = ImagecodecsJpeg(
-        Jpeg(level=95, colorspace_data=space, colorspace_jpeg=colorspace, subsampling=subsampling, optimize=True)
+        JpegCodec(level=95, colorspace_data=space, colorspace_jpeg=colorspace, subsampling=subsampling, optimize=True)
     )
     assert ImagecodecsJpeg.from_dict(codec.to_dict()) == codec
     pixels = gradient()
@@ -60,7 +67,7 @@ def test_grey_chunks_are_pictures_too(tmp_path: Path) -> None:
         shape=grey.shape,
         chunks=grey.shape,
         dtype="uint8",
-        serializer=ImagecodecsJpeg(Jpeg(level=100)),
+        serializer=ImagecodecsJpeg(JpegCodec(level=100)),
         compressors=None,
     )
     array[...] = grey
@@ -70,7 +77,7 @@ def test_grey_chunks_are_pictures_too(tmp_path: Path) -> None:
 def test_quality_and_subsampling_change_the_stream() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     sizes = [
-        len(Jpeg(level=level, colorspace_data="RGB", colorspace_jpeg="YCbCr", subsampling=s).encode(pixels))
+        len(JpegCodec(level=level, colorspace_data="RGB", colorspace_jpeg="YCbCr", subsampling=s).encode(pixels))
         for level, s in ((95, "444"), (95, "420"), (50, "420"))
     ]
     assert sizes[0] > sizes[1] > sizes[2]
@@ -91,22 +98,22 @@ def split_tables(whole: bytes) -> tuple[bytes, bytes]:
 
 
 def test_tables_and_headers_of_the_configuration_are_used() -> None:
-    whole = Jpeg(level=90, colorspace_data="RGB", colorspace_jpeg="RGB").encode(gradient())
+    whole = JpegCodec(level=90, colorspace_data="RGB", colorspace_jpeg="RGB").encode(gradient())
     tables, stream = split_tables(whole)
-    wanted = Jpeg().decode(whole)
-    codec = ImagecodecsJpeg(Jpeg(tables=tables, colorspace_data="RGB", colorspace_jpeg="RGB"))
+    wanted = JpegCodec().decode(whole)
+    codec = ImagecodecsJpeg(JpegCodec(tables=tables, colorspace_data="RGB", colorspace_jpeg="RGB"))
     named = codec.to_dict()
     assert named["configuration"]["tables"] == base64.b64encode(tables).decode()  # type: ignore[index, call-overload]
     assert ImagecodecsJpeg.from_dict(named) == codec
     np.testing.assert_array_equal(codec.jpeg.decode(stream), wanted)
-    np.testing.assert_array_equal(Jpeg().decode(self_contained(tables, stream)), wanted)
-    assert self_contained(None, whole) == whole
+    np.testing.assert_array_equal(JpegCodec().decode(merge_tables(tables, stream)), wanted)
+    assert merge_tables(None, whole) == whole
     at = whole.index(b"\xff\xda")
-    np.testing.assert_array_equal(Jpeg(header=whole[:at]).decode(whole[at:-2]), wanted)
+    np.testing.assert_array_equal(JpegCodec(header=whole[:at]).decode(whole[at:-2]), wanted)
 
 
 def test_a_configuration_that_is_not_known_is_refused() -> None:
-    assert ImagecodecsJpeg(Jpeg()).to_dict() == {"name": "imagecodecs_jpeg"}
+    assert ImagecodecsJpeg(JpegCodec()).to_dict() == {"name": "imagecodecs_jpeg"}
     with pytest.raises(ValueError, match="unknown key size"):
         ImagecodecsJpeg.from_dict({"name": "imagecodecs_jpeg", "configuration": {"size": "x"}})
 
@@ -114,8 +121,8 @@ def test_a_configuration_that_is_not_known_is_refused() -> None:
 def test_an_installed_package_with_the_codec_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     registered: list[str] = []
     monkeypatch.setattr("wsi_pipeline.pyramid.codecs.register_codec", lambda name, _: registered.append(name))
-    entry = importlib.metadata.EntryPoint(CODEC, "imagecodecs.zarr:Jpeg", "zarr.codecs")
-    for entries, wanted in ([], [CODEC]), ([entry], []):
+    entry = importlib.metadata.EntryPoint(JPEG_CODEC_NAME, "imagecodecs.zarr:Jpeg", "zarr.codecs")
+    for entries, wanted in ([], [JPEG_CODEC_NAME]), ([entry], []):
         found = importlib.metadata.EntryPoints(entries)
         monkeypatch.setattr("wsi_pipeline.pyramid.codecs.entry_points", found.select)
         registered.clear()
@@ -125,7 +132,7 @@ def test_an_installed_package_with_the_codec_is_preferred(monkeypatch: pytest.Mo
 
 def test_damaged_streams_are_value_errors() -> None:
     chunk = Size(96, 64)
-    lossless = Lossless(chunk)
+    lossless = ZstdCodec(chunk)
     frame = lossless.encode(gradient())
     np.testing.assert_array_equal(lossless.decode(frame), gradient())
     for data in (b"", frame[:10], b"\xff" * 200, frame[:16] + bytes(40), lossless.encode(gradient(8, 8))):
@@ -133,18 +140,18 @@ def test_damaged_streams_are_value_errors() -> None:
             lossless.decode(data)
     for data in (b"", b"\xff\xd8", b"\0" * 100):
         with pytest.raises(ValueError, match="damaged JPEG stream"):
-            Jpeg().decode(data)
+            JpegCodec().decode(data)
 
 
 def test_streams_are_looked_at_before_they_are_copied() -> None:
     whole = imagecodecs.jpeg8_encode(gradient(), 90)
     size = Size(96, 64)
-    assert whole.startswith(head_of(whole, size))
-    assert head_of(whole, size)[-2:] == b"\xff\xda"
-    assert head_of(b"\xff\xd8\xff\xff" + whole[2:], size)[4:] == head_of(whole, size)[2:]
-    assert ends(whole)
-    assert ends(whole + b"\0")
-    assert not ends(whole[:-40])
+    assert whole.startswith(read_header(whole, size))
+    assert read_header(whole, size)[-2:] == b"\xff\xda"
+    assert read_header(b"\xff\xd8\xff\xff" + whole[2:], size)[4:] == read_header(whole, size)[2:]
+    assert has_end_marker(whole)
+    assert has_end_marker(whole + b"\0")
+    assert not has_end_marker(whole[:-40])
     for stream, problem in (
         (b"\0" + whole, "does not begin"),
         (b"\xff\xd8" + bytes(300), "no scan"),
@@ -152,21 +159,21 @@ def test_streams_are_looked_at_before_they_are_copied() -> None:
         (b"\xff\xd8\xff", "no scan"),
     ):
         with pytest.raises(ValueError, match=problem):
-            head_of(stream, size)
+            read_header(stream, size)
     with pytest.raises(ValueError, match="is 96 x 64 px of 3 x 8 bits, the tile 96 x 63"):
-        head_of(whole, Size(96, 63))
+        read_header(whole, Size(96, 63))
     with pytest.raises(ValueError, match="of 1 x 8 bits"):
-        head_of(imagecodecs.jpeg8_encode(gradient()[..., 0].copy()), size)
+        read_header(imagecodecs.jpeg8_encode(gradient()[..., 0].copy()), size)
 
 
 def test_only_the_chains_of_pyramids_are_read() -> None:
     chunk = Size(8, 8)
     transpose = {"name": "transpose", "configuration": {"order": [1, 2, 0]}}
-    assert codec_of([transpose, {"name": CODEC}], chunk) == Jpeg()
-    for chain in ([{"name": CODEC}], [transpose, {"name": "bytes"}], []):
+    assert level_codec_from_metadata([transpose, {"name": JPEG_CODEC_NAME}], chunk) == JpegCodec()
+    for chain in ([{"name": JPEG_CODEC_NAME}], [transpose, {"name": "bytes"}], []):
         with pytest.raises(ValueError, match="are not those of"):
-            codec_of(chain, chunk)
-    assert set(zarr_codecs(Lossless(chunk))) == {"filters", "serializer", "compressors"}
+            level_codec_from_metadata(chain, chunk)
+    assert set(level_array_codecs(ZstdCodec(chunk))) == {"filters", "serializer", "compressors"}
 
 
 @given(st.lists(st.one_of(st.none(), st.binary(min_size=1, max_size=300)), min_size=4, max_size=4))

@@ -12,8 +12,8 @@ from sklearn.metrics import confusion_matrix
 
 from helpers.evaluated import SLIDES, STRIDE, maps, write_slide
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
-from wsi_pipeline.metrics.curves import Histogram, counts_at
-from wsi_pipeline.metrics.steps import to_values
+from wsi_pipeline.metrics.curves import Histogram, confusion_counts
+from wsi_pipeline.metrics.steps import dequantize
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.stages import confusion
 
@@ -70,15 +70,15 @@ def test_codes_are_scikit_learns_confusion_at_each_score_of_the_map(
     steps: np.ndarray, known: np.ndarray, labels: np.ndarray
 ) -> None:
     """A score equal to the operating point is called tumour, as in the histogram that the point is chosen on."""
-    heat = np.where(known, to_values(steps * 9999), np.nan).astype(np.float32)
+    heat = np.where(known, dequantize(steps * 9999), np.nan).astype(np.float32)
     scored = known & (labels != IGNORE)
     assume(scored.any())
     truth = labels[scored] == TUMOR
-    for threshold in to_values(np.unique(steps) * 9999).tolist():
+    for threshold in dequantize(np.unique(steps) * 9999).tolist():
         codes = confusion.classify(heat, labels, threshold)
         assert (codes[~scored] == confusion.NOT_SCORED).all()
         counts = np.bincount(codes[scored], minlength=4).tolist()
         called = heat[scored].astype(np.float64) >= threshold
         assert counts == confusion_matrix(truth, called, labels=[False, True]).ravel().tolist()
-        at = counts_at(Histogram.of(heat[scored], truth), threshold)
+        at = confusion_counts(Histogram.of(heat[scored], truth), threshold)
         assert counts == [at.tn, at.fp, at.fn, at.tp]

@@ -17,7 +17,7 @@ from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.pyramid.pyramid import Pyramid
-from wsi_pipeline.pyramid.reencode import halved
+from wsi_pipeline.pyramid.reencode import downsample
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.stages import convert
 
@@ -38,7 +38,7 @@ def receipt_of(folder: Path) -> dict[str, Any]:
 def assert_lossless(folder: Path, source: Path, mpp: float | None = None) -> None:
     """The store has OpenSlide's pixels at every level that OpenSlide has."""
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source, mpp)
-    for level, size in enumerate(slide.facts.levels):
+    for level, size in enumerate(slide.metadata.levels):
         box = Box(0, 0, size.width, size.height)
         np.testing.assert_array_equal(pyramid.read(box, level), slide.read(box, level))
 
@@ -185,7 +185,7 @@ def test_a_slide_with_one_level_gets_coarser_ones(tmp_path: Path) -> None:
     source = write_plain(tmp_path / "flat.tif", rgb, tile=(256, 256))
     pyramid = Pyramid(convert_with(tmp_path / "s1", source, LOSSLESS) / "pyramid.ome.zarr")
     assert pyramid.sizes == [Size(1205, 1301), Size(603, 651)]
-    np.testing.assert_array_equal(pyramid.read(Box(0, 0, 603, 651), 1), halved(rgb))
+    np.testing.assert_array_equal(pyramid.read(Box(0, 0, 603, 651), 1), downsample(rgb))
     assert pyramid.mpps == pytest.approx([0.5, 1.0])
 
 
@@ -216,10 +216,10 @@ def test_an_overview_gives_the_same_pictures_and_scale(tmp_path: Path, width: in
 def test_halving_takes_the_mean_and_repeats_odd_edges() -> None:
     pixels = np.zeros((3, 3, 3), np.uint8)
     pixels[..., 1] = [[0, 2, 10], [4, 6, 20], [7, 9, 30]]
-    assert halved(pixels)[..., 1].tolist() == [[3, 15], [8, 30]]
+    assert downsample(pixels)[..., 1].tolist() == [[3, 15], [8, 30]]
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
     means = noise.reshape(100, 2, 150, 2, 3).mean(axis=(1, 3))
-    assert np.abs(halved(noise) - means).max() <= 1
+    assert np.abs(downsample(noise) - means).max() <= 1
 
 
 def test_chunks_threads_and_reruns_leave_the_same_bytes(tmp_path: Path) -> None:

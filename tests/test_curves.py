@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from wsi_pipeline.metrics.curves import (
-    Counts,
+    ConfusionCounts,
     Histogram,
     auc,
     average_precision,
-    counts_at,
+    confusion_counts,
     pr_curve,
     roc_curve,
-    thinned,
+    thin_curve,
 )
-from wsi_pipeline.metrics.intervals import percentiles, slide_weights
+from wsi_pipeline.metrics.intervals import bootstrap_weights, percentile_interval
 
 scored = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_size=80).filter(
     lambda rows: len({truth for _, truth in rows}) == 2
@@ -48,26 +48,26 @@ def test_a_missing_class_gives_no_figure() -> None:
 
 def test_counts_include_the_threshold_itself() -> None:
     histogram = Histogram.of(np.array([0.2, 0.8, 0.8, 0.9]), np.array([True, False, True, True]))
-    assert counts_at(histogram, 0.8) == Counts(tp=2, fp=1, fn=1, tn=0)
-    assert counts_at(histogram, 0.81) == Counts(tp=1, fp=0, fn=2, tn=1)
+    assert confusion_counts(histogram, 0.8) == ConfusionCounts(tp=2, fp=1, fn=1, tn=0)
+    assert confusion_counts(histogram, 0.81) == ConfusionCounts(tp=1, fp=0, fn=2, tn=1)
 
 
 def test_the_interval_covers_a_mean_as_theory_says() -> None:
     values = np.random.default_rng(0).normal(5, 2, 100)
-    weights = slide_weights(100, 2000, 1, "mean")
+    weights = bootstrap_weights(100, 2000, 1, "mean")
     assert (weights.sum(axis=1) == 100).all()
-    interval = percentiles(weights @ values / 100, 0.95)
+    interval = percentile_interval(weights @ values / 100, 0.95)
     assert interval is not None
     low, high = interval
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 10, rel=0.1)
-    assert percentiles(np.full(2000, np.nan), 0.95) is None
-    assert (slide_weights(100, 50, 1, "mean") == weights[:50]).all()
+    assert percentile_interval(np.full(2000, np.nan), 0.95) is None
+    assert (bootstrap_weights(100, 50, 1, "mean") == weights[:50]).all()
 
 
 def test_a_thinned_curve_keeps_its_shape() -> None:
     rng = np.random.default_rng(0)
     histogram = Histogram.of(rng.normal(0, 1, 40000) + np.arange(40000) % 2, np.arange(40000) % 2 == 1)
-    full, thin = roc_curve(histogram), thinned(roc_curve(histogram), 500)
+    full, thin = roc_curve(histogram), thin_curve(roc_curve(histogram), 500)
     assert len(thin.x) <= 502
     assert (thin.x[0], thin.x[-1]) == (full.x[0], full.x[-1])
     assert np.trapezoid(thin.y, thin.x) == pytest.approx(np.trapezoid(full.y, full.x), abs=1e-4)

@@ -23,7 +23,7 @@ from helpers.tiff import drop_tile, write_pages
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff
@@ -309,7 +309,7 @@ def test_a_full_disk(tmp_path: Path, slide: Path) -> None:
     assert "p.ome.zarr: cannot be written (File too large). Free space" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(out.iterdir()) == []
-    with pytest.raises(OSError, match="other"), publish(out / "x"):
+    with pytest.raises(OSError, match="other"), atomic_output(out / "x"):
         raise OSError("other")
 
 

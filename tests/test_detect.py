@@ -18,11 +18,11 @@ from wsi_pipeline.metrics.lesions import (
     Detection,
     PooledHits,
     SlideHits,
-    components,
+    component_maxima,
     find_lesions,
     froc,
-    match,
-    suppress,
+    match_detections,
+    non_maximum_suppression,
 )
 from wsi_pipeline.stages import detect
 
@@ -45,10 +45,10 @@ def test_suppression_takes_the_highest_and_clears_its_circle() -> None:
     heat[2, 2], heat[2, 4], heat[2, 5], heat[8, 8] = 0.9, 0.8, 0.7, 0.6
     heat[0, 0] = NAN
     # 0.8 lies 2 pixels from 0.9 and goes; 0.7 lies 3 pixels away and stays.
-    found = suppress(heat, radius=2, min_score=0.5)
+    found = non_maximum_suppression(heat, radius=2, min_score=0.5)
     assert [(round(s, 3), x, y) for s, x, y in found] == [(0.9, 2, 2), (0.7, 5, 2), (0.6, 8, 8)]
-    assert suppress(heat, 2, 0.95) == []
-    assert suppress(np.full((3, 3), NAN, np.float32), 2, 0.5) == []
+    assert non_maximum_suppression(heat, 2, 0.95) == []
+    assert non_maximum_suppression(np.full((3, 3), NAN, np.float32), 2, 0.5) == []
 
 
 def test_connected_areas_are_one_detection_each_at_their_maximum() -> None:
@@ -57,10 +57,10 @@ def test_connected_areas_are_one_detection_each_at_their_maximum() -> None:
     heat[5, 5] = heat[5, 6] = 0.9  # a tie: the first in reading order
     heat[8, 0] = 0.5
     heat[3, 8] = NAN
-    found = components(heat, min_score=0.5)
+    found = component_maxima(heat, min_score=0.5)
     assert [(round(s, 3), x, y) for s, x, y in found] == [(0.9, 2, 1), (0.9, 5, 5), (0.5, 0, 8)]
-    assert components(heat, 0.95) == []
-    assert components(np.full((3, 3), NAN, np.float32), 0.5) == []
+    assert component_maxima(heat, 0.95) == []
+    assert component_maxima(np.full((3, 3), NAN, np.float32), 0.5) == []
 
 
 scored_maps = arrays(np.float32, st.tuples(st.integers(1, 7), st.integers(1, 9)), elements=st.sampled_from(LEVELS))
@@ -77,7 +77,7 @@ def test_detections_are_the_maxima_of_scikit_images_8_connected_areas(heat: np.n
         row, column = max(inside.tolist(), key=lambda at: known[tuple(at)])
         wanted.append((float(known[row, column]), column, row))
     wanted.sort(key=lambda one: (-one[0], one[2], one[1]))
-    assert components(heat, 0.5) == wanted
+    assert component_maxima(heat, 0.5) == wanted
 
 
 @given(scored_maps, st.sampled_from((0.5, 1.0, 1.5, 2.0, math.sqrt(5))))
@@ -89,7 +89,7 @@ def test_suppression_is_the_plain_loop_over_all_positions(heat: np.ndarray, radi
         y, x = max(sorted(left), key=lambda at: left[at])
         wanted.append((left[y, x], x, y))
         left = {at: score for at, score in left.items() if math.dist(at, (y, x)) > radius}
-    assert suppress(heat, radius, 0.5) == wanted
+    assert non_maximum_suppression(heat, radius, 0.5) == wanted
 
 
 def test_foci_closer_than_75_um_are_one_lesion() -> None:
@@ -127,7 +127,7 @@ def test_hits_count_once_and_isolated_cells_not_at_all() -> None:
         Detection(0.6, 100 * 4, 90 * 4),  # nothing
         Detection(0.5, 9999, 9999),  # off the slide
     ]
-    hits = match(points, lesions, 4.0)
+    hits = match_detections(points, lesions, 4.0)
     assert hits == SlideHits(lesions=(0.9,), false_positives=(0.6, 0.5))
 
 

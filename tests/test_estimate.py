@@ -12,12 +12,12 @@ from helpers.annotations import square, write_asap
 from helpers.slides import tissue_picture, write_tiff
 from helpers.tiff import write_pages
 from wsi_pipeline.cli.app import app
-from wsi_pipeline.cohort.estimate import plan_cohort, plan_text
+from wsi_pipeline.cohort.estimate import estimate_cohort, format_estimate
 from wsi_pipeline.cohort.sheet import load_sheet
 from wsi_pipeline.config import Config, ConvertRun, PyramidOptions, TissueRun
 from wsi_pipeline.config.loading import read_yaml
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.masks.label_images import grid_shares
+from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue
@@ -41,7 +41,7 @@ def stored(folder: Path) -> tuple[int, int]:
 def test_the_plan_is_near_what_happens(tmp_path: Path, compression: str) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture(2300, 2100), compression=compression)
     sheet = load_sheet(write_sheet(tmp_path, ("s1", str(source), "test", "", "")))
-    (plan,) = plan_cohort(sheet, CONFIG).slides
+    (plan,) = estimate_cohort(sheet, CONFIG).slides
     store = tmp_path / "p.ome.zarr"
     convert.run("s1", convert.Inputs(source), convert.Outputs(store, tmp_path / "p.json"), ConvertRun.of(CONFIG))
     files, size = stored(store)
@@ -58,7 +58,7 @@ def test_the_plan_is_near_what_happens(tmp_path: Path, compression: str) -> None
     pyramid = Pyramid(store)
     grid = pyramid.grid(pyramid.patch_spec(96, 0.5), None)
     mask = read_image(tmp_path / "t.ome.zarr", pyramid.mpp)
-    positions = int((grid_shares(mask.data > 0, mask.mpp, grid, pyramid.mpp) > 0).sum())
+    positions = int((grid_fractions(mask.data > 0, mask.mpp, grid, pyramid.mpp) > 0).sum())
     assert plan.patches == pytest.approx(positions, rel=0.1)
 
 
@@ -110,7 +110,7 @@ def test_what_looks_wrong_is_said_with_its_remedy_and_the_rest_is_planned(tmp_pa
         ("gone", str(tmp_path / "gone.tif"), "test", "", ""),
         ("far", str(good), "train", str(far), ""),
     )
-    plan = plan_cohort(load_sheet(sheet, check_files=False), CONFIG, threads=2)
+    plan = estimate_cohort(load_sheet(sheet, check_files=False), CONFIG, threads=2)
     assert [slide.slide for slide in plan.slides] == ["good", "odd", "blank", "far"]
     errors = {problem.slide: problem.text for problem in plan.problems if problem.error}
     assert set(errors) == {"scaleless", "coarse", "broken", "gone", "far"}
@@ -146,8 +146,8 @@ def test_slides_that_something_is_chosen_on_are_predicted_too(tmp_path: Path) ->
     source = str(write_tiff(tmp_path / "s.tif", tissue_picture()))
     sheet = load_sheet(write_sheet(tmp_path, ("a", source, "test", "", ""), ("b", source, "validation", "", "")))
     chosen = Config.model_validate({**CONFIG.model_dump(), "evaluation": {"operating_point": {"rule": "youden"}}})
-    assert "heatmaps of 1 slides: about" in plan_text(plan_cohort(sheet, CONFIG), 10)
-    assert "heatmaps of 2 slides: about" in plan_text(plan_cohort(sheet, chosen), 10)
-    assert "none of them kept" not in plan_text(plan_cohort(sheet, chosen), 10)
+    assert "heatmaps of 1 slides: about" in format_estimate(estimate_cohort(sheet, CONFIG), 10)
+    assert "heatmaps of 2 slides: about" in format_estimate(estimate_cohort(sheet, chosen), 10)
+    assert "none of them kept" not in format_estimate(estimate_cohort(sheet, chosen), 10)
     passing = CONFIG.model_copy(update={"pyramid": PyramidOptions(keep=False)})
-    assert "files, none of them kept; slides" in plan_text(plan_cohort(sheet, passing), 10)
+    assert "files, none of them kept; slides" in format_estimate(estimate_cohort(sheet, passing), 10)

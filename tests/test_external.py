@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.evaluation.external import read_detections, read_mask
-from wsi_pipeline.metrics.delong import compare, components, covariance, delong_interval
+from wsi_pipeline.metrics.delong import auc_covariance, compare, delong_interval, structural_components
 
 
 def command(*arguments: object) -> str:
@@ -45,11 +45,11 @@ def test_delong_is_the_direct_computation_over_all_pairs(cases: list[tuple[int, 
     scores = np.stack((first, second)).astype(float)
     tumors = int(is_tumor.sum())
     if min(tumors, len(cases) - tumors) < 2:
-        assert covariance(scores, is_tumor) is None
+        assert auc_covariance(scores, is_tumor) is None
         return
     psi = np.stack([direct(s[is_tumor], s[~is_tumor]) for s in scores])
     areas = psi.mean(axis=(1, 2))
-    of_tumor, of_normal = components(scores, is_tumor)
+    of_tumor, of_normal = structural_components(scores, is_tumor)
     np.testing.assert_allclose(of_tumor, psi.mean(axis=2), atol=1e-12)
     np.testing.assert_allclose(of_normal, psi.mean(axis=1), atol=1e-12)
     # Sums over cases of the products of what each departs from the area (DeLong et al., equation 5).
@@ -60,7 +60,7 @@ def test_delong_is_the_direct_computation_over_all_pairs(cases: list[tuple[int, 
             s10 = ((psi[r].mean(axis=1) - areas[r]) * (psi[s].mean(axis=1) - areas[s])).sum() / (m - 1)
             s01 = ((psi[r].mean(axis=0) - areas[r]) * (psi[s].mean(axis=0) - areas[s])).sum() / (n - 1)
             wanted[r, s] = s10 / m + s01 / n
-    found = covariance(scores, is_tumor)
+    found = auc_covariance(scores, is_tumor)
     assert found is not None
     np.testing.assert_allclose(found, wanted, atol=1e-12)
     assert areas[0] == pytest.approx(sk.roc_auc_score(is_tumor, first), abs=1e-12)

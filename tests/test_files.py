@@ -6,7 +6,7 @@ import pytest
 
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import PipelineError, SlideError, StoreError
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import canonical_json, digest_tree
 from wsi_pipeline.io.receipts import read_receipt, write_receipt
 
@@ -15,7 +15,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "store"
     target.mkdir()
     (target / "old").touch()
-    with pytest.raises(RuntimeError), publish(target) as partial:
+    with pytest.raises(RuntimeError), atomic_output(target) as partial:
         partial.mkdir()
         (partial / "half").touch()
         raise RuntimeError
@@ -28,7 +28,7 @@ def test_a_finished_write_replaces_a_folder_and_clears_leftovers(tmp_path: Path)
     (target / "old").touch()
     (tmp_path / ".partial-0123abcd-store" / "store").mkdir(parents=True)
     (tmp_path / ".partial-0123abcd-store" / "store" / "half").touch()
-    with publish(target) as partial:
+    with atomic_output(target) as partial:
         partial.mkdir()
         (partial / "new").touch()
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/new"]
@@ -36,7 +36,7 @@ def test_a_finished_write_replaces_a_folder_and_clears_leftovers(tmp_path: Path)
 
 def test_what_another_job_is_writing_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".partial-0123abcd-x-t1.json").mkdir()
-    with publish(tmp_path / "t1.json") as partial:
+    with atomic_output(tmp_path / "t1.json") as partial:
         partial.touch()
     assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-0123abcd-x-t1.json", "t1.json"]
 
@@ -44,10 +44,10 @@ def test_what_another_job_is_writing_is_left_alone(tmp_path: Path) -> None:
 def test_who_began_first_gives_way_and_never_publishes_half(tmp_path: Path) -> None:
     """A node that is not lost after all goes on writing, and its writer makes folders where they are missing."""
     target = tmp_path / "store"
-    with pytest.raises(StoreError, match="store: another process writes it too"), publish(target) as first:
+    with pytest.raises(StoreError, match="store: another process writes it too"), atomic_output(target) as first:
         (first / "0").mkdir(parents=True)
         (first / "0" / "chunk").touch()
-        with publish(target) as second:
+        with atomic_output(target) as second:
             second.mkdir()
             (second / "whole").touch()
             (first / "1").mkdir(parents=True)
@@ -57,9 +57,9 @@ def test_who_began_first_gives_way_and_never_publishes_half(tmp_path: Path) -> N
 
 def test_a_file_that_is_taken_away_is_not_published(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
-    with pytest.raises(StoreError, match="another process writes it too"), publish(target) as first:
+    with pytest.raises(StoreError, match="another process writes it too"), atomic_output(target) as first:
         first.write_text("first")
-        with publish(target) as second:
+        with atomic_output(target) as second:
             second.write_text("second")
     assert target.read_text() == "second"
     assert list(tmp_path.iterdir()) == [target]

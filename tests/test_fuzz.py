@@ -17,31 +17,31 @@ def test_mutated_slides_end_in_one_line_or_in_a_whole_store() -> None:
     assert "'whole'" in done.stdout
 
 
-def supervised_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
+def isolated_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
     whole = "import os, signal, sys, time\nfrom wsi_pipeline.errors import StoreError\n"
-    whole += f"from wsi_pipeline.slides.crash_isolation import CrashError, supervised\ndef run():\n    {code}\n"
-    whole += "try:\n    sys.exit(supervised(run))\nexcept CrashError as crash:\n    print('crash', crash)"
+    whole += f"from wsi_pipeline.slides.crash_isolation import CrashError, run_isolated\ndef run():\n    {code}\n"
+    whole += "try:\n    sys.exit(run_isolated(run))\nexcept CrashError as crash:\n    print('crash', crash)"
     return subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False)
 
 
-def test_what_becomes_of_a_supervised_function() -> None:
-    assert supervised_in_a_process("pass").returncode == 0
-    mistake = supervised_in_a_process("raise StoreError('a.zarr: not there', remedy='Make it')")
+def test_exit_codes_of_an_isolated_function() -> None:
+    assert isolated_in_a_process("pass").returncode == 0
+    mistake = isolated_in_a_process("raise StoreError('a.zarr: not there', remedy='Make it')")
     assert (mistake.returncode, mistake.stderr) == (2, "error: a.zarr: not there. Make it\n")
-    bug = supervised_in_a_process("1 / 0")
+    bug = isolated_in_a_process("1 / 0")
     assert bug.returncode == 1
     assert "ZeroDivisionError" in bug.stderr
-    crash = supervised_in_a_process("os.kill(os.getpid(), signal.SIGSEGV)")
+    crash = isolated_in_a_process("os.kill(os.getpid(), signal.SIGSEGV)")
     assert crash.stdout == "crash SIGSEGV\n"
     for number in (signal.SIGKILL, signal.SIGTERM):
-        assert supervised_in_a_process(f"os.kill(os.getpid(), {int(number)})").returncode == -number
+        assert isolated_in_a_process(f"os.kill(os.getpid(), {int(number)})").returncode == -number
 
 
 def test_the_fork_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "import os, time\nfrom pathlib import Path\nfrom wsi_pipeline.slides.crash_isolation import supervised\n"
+        "import os, time\nfrom pathlib import Path\nfrom wsi_pipeline.slides.crash_isolation import run_isolated\n"
         f"def run():\n    Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n    time.sleep(60)\n"
-        "supervised(run)"
+        "run_isolated(run)"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():

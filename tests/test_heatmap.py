@@ -14,7 +14,7 @@ from helpers.predicting import probability, run, without_tissue, write_model, wr
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.masks.label_images import grid_shares
+from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.model.model_dir import ModelFacts, write_model_json
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -36,7 +36,7 @@ def test_each_pixel_is_the_probability_of_its_patch(slide: Path, model: Path, tm
     spec = pyramid.patch_spec(75, 1.0)
     grid = pyramid.grid(spec, 60)
     mask = read_image(slide / "s1" / "tissue.ome.zarr", 0.5)
-    wanted = grid_shares(mask.data > 0, mask.mpp, grid, 0.5) > 0
+    wanted = grid_fractions(mask.data > 0, mask.mpp, grid, 0.5) > 0
     assert heat.shape == (grid.rows, grid.columns)
     np.testing.assert_array_equal(np.isfinite(heat), wanted)
     for row, column in [(2, 3), (4, 7), tuple(np.argwhere(wanted)[-1])]:

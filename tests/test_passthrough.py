@@ -21,7 +21,7 @@ from wsi_pipeline.geometry import Box, Size, tiles
 from wsi_pipeline.pyramid import passthrough
 from wsi_pipeline.pyramid.level import Level
 from wsi_pipeline.pyramid.pyramid import Pyramid
-from wsi_pipeline.slides.jpeg import Jpeg, without_text
+from wsi_pipeline.slides.jpeg import JpegCodec, strip_metadata
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff
 from wsi_pipeline.stages import convert
@@ -39,8 +39,8 @@ def methods(folder: Path) -> list[str]:
 def assert_same_pixels(source: Path, folder: Path) -> None:
     """Every pixel of every level is what OpenSlide reads, where OpenSlide does not interpolate."""
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source, 0.5)
-    for level, size in enumerate(slide.facts.levels):
-        boxes = tiles(size, 700) if slide.is_exact(level) else [Box(0, 0, size.width, size.height)]
+    for level, size in enumerate(slide.metadata.levels):
+        boxes = tiles(size, 700) if slide.has_whole_downsample(level) else [Box(0, 0, size.width, size.height)]
         for box in boxes:
             np.testing.assert_array_equal(pyramid.read(box, level), slide.read(box, level))
 
@@ -70,7 +70,7 @@ def test_every_level_of_a_pyramid_is_copied_and_a_file_holds_many_tiles(tmp_path
 def test_tables_are_merged_unless_they_would_make_the_store_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float
 ) -> None:
-    monkeypatch.setattr(passthrough, "MOST_TABLES", most)
+    monkeypatch.setattr(passthrough, "MAX_TABLES_SHARE", most)
     source = write_tiff(tmp_path / "s.tif", tissue_picture())
     folder = converted(tmp_path, source)
     assert {level["tables"] for level in levels_of(folder)} == {"merged" if most else "shared"}
@@ -78,7 +78,7 @@ def test_tables_are_merged_unless_they_would_make_the_store_large(
     level = Pyramid(folder / "pyramid.ome.zarr").levels[0]
     stream = level.stream(2, 2)
     assert stream is not None
-    alone = Jpeg(colorspace_data="RGB", colorspace_jpeg="RGB")
+    alone = JpegCodec(colorspace_data="RGB", colorspace_jpeg="RGB")
     if most:
         np.testing.assert_array_equal(alone.decode(stream), level.chunk(2, 2))
     else:
@@ -189,7 +189,7 @@ def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthr
     folder = tmp_path / "s1"
     outputs = convert.Outputs(folder / "pyramid.ome.zarr", folder / "pyramid.json")
     convert.run("s1", convert.Inputs(source), outputs, options)
-    assert not SourceSlide("s", source).is_exact(1)
+    assert not SourceSlide("s", source).has_whole_downsample(1)
     assert [level["compared_tiles"] for level in levels_of(folder)] == [35, 12]
     assert methods(folder) == ["copied" if passthrough else "read"] * 2
 
@@ -220,7 +220,7 @@ def test_text_inside_the_streams_stays_behind(tmp_path: Path) -> None:
     assert_same_pixels(source, folder)
     stored = Pyramid(folder / "pyramid.ome.zarr").levels[0].stream(0, 0)
     assert stored == whole
-    assert without_text(b"\xff\xd8" + text + b"\xff\xdb\0\4xx\xff\xd9") == b"\xff\xd8\xff\xdb\0\4xx\xff\xd9"
+    assert strip_metadata(b"\xff\xd8" + text + b"\xff\xdb\0\4xx\xff\xd9") == b"\xff\xd8\xff\xdb\0\4xx\xff\xd9"
 
 
 def test_what_is_no_tiff_has_no_tiled_levels(tmp_path: Path) -> None:

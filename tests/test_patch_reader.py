@@ -9,7 +9,7 @@ import pytest
 
 from helpers.slides import tissue_picture, write_tiff
 from wsi_pipeline.config import ConvertRun
-from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
 
@@ -19,7 +19,7 @@ SIZE = 1900, 1500
 @pytest.fixture(scope="module")
 def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Pyramid:
     """0.5 um per pixel, chunks of 128 px, shards of 512 px."""
-    out = tmp_path_factory.mktemp("walk")
+    out = tmp_path_factory.mktemp("reader")
     source = write_tiff(out / "s.tif", tissue_picture(*SIZE))
     options = ConvertRun(passthrough=False, chunk_px=128, shard_px=512)
     convert.run("s1", convert.Inputs(source), convert.Outputs(out / "p.ome.zarr", out / "p.json"), options)
@@ -32,10 +32,10 @@ def corners(stride: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return x.ravel(), y.ravel()
 
 
-def read(walk: Walk, start: int = 0, threads: int = 1, at_once: int = 7) -> np.ndarray:
-    out = np.empty((len(walk) - start, *walk.shape), np.uint8)
+def read(reader: PatchReader, start: int = 0, threads: int = 1, at_once: int = 7) -> np.ndarray:
+    out = np.empty((len(reader) - start, *reader.shape), np.uint8)
     with ThreadPoolExecutor(threads) as pool:
-        whole = list(pool.map(lambda k: walk.read(start + k, out[k : k + at_once]), range(0, len(out), at_once)))
+        whole = list(pool.map(lambda k: reader.read(start + k, out[k : k + at_once]), range(0, len(out), at_once)))
     assert np.concatenate(whole).all()
     return out
 
@@ -44,11 +44,11 @@ def read(walk: Walk, start: int = 0, threads: int = 1, at_once: int = 7) -> np.n
 def test_patches_are_those_that_are_read_one_by_one(pyramid: Pyramid, mpp: float, stride: int) -> None:
     spec = pyramid.patch_spec(96, mpp, allow_upsampling=True)
     x, y = corners(stride, first=-110)
-    walk = Walk(pyramid, spec, x, y)
-    pixels = read(walk, threads=3)
-    assert sorted(walk.order) == list(range(len(x)))
+    reader = PatchReader(pyramid, spec, x, y)
+    pixels = read(reader, threads=3)
+    assert sorted(reader.order) == list(range(len(x)))
     for number in range(0, len(x), 5):
-        k = walk.order[number]
+        k = reader.order[number]
         np.testing.assert_array_equal(pixels[number], pyramid.read_patch(int(x[k]), int(y[k]), spec))
 
 
@@ -57,11 +57,11 @@ def test_patches_are_those_that_are_read_one_by_one(pyramid: Pyramid, mpp: float
 def test_each_chunk_is_decoded_once(pyramid: Pyramid, stride: int, threads: int) -> None:
     spec = pyramid.patch_spec(96, 0.5)
     x, y = corners(stride)
-    walk = Walk(pyramid, spec, x, y)
+    reader = PatchReader(pyramid, spec, x, y)
     touched = {(column, row) for left, top in zip(x, y, strict=True) for column, row in chunks(left, top)}
-    read(walk, threads=threads)
-    assert walk.decoded == walk.touched == len(touched)
-    assert walk.kept_bytes == 0
+    read(reader, threads=threads)
+    assert reader.chunks_decoded == reader.chunks_needed == len(touched)
+    assert reader.cached_bytes == 0
 
 
 def chunks(left: int, top: int) -> list[tuple[int, int]]:
@@ -71,21 +71,21 @@ def chunks(left: int, top: int) -> list[tuple[int, int]]:
 
 def test_it_goes_stripe_by_stripe_and_column_by_column(pyramid: Pyramid) -> None:
     x, y = corners(96)
-    walk = Walk(pyramid, pyramid.patch_spec(96, 0.5), x, y)
-    stripe = y[walk.order] // 512
+    reader = PatchReader(pyramid, pyramid.patch_spec(96, 0.5), x, y)
+    stripe = y[reader.order] // 512
     assert (np.diff(stripe) >= 0).all()
-    assert (np.diff(x[walk.order])[np.diff(stripe) == 0] >= 0).all()
+    assert (np.diff(x[reader.order])[np.diff(stripe) == 0] >= 0).all()
 
 
 def test_what_is_kept_is_bounded_by_a_stripe(pyramid: Pyramid) -> None:
     """Two columns of chunks, and the row of chunks that two stripes share."""
     x, y = corners(24)
-    walk = Walk(pyramid, pyramid.patch_spec(96, 0.5), x, y)
-    out = np.empty((1, *walk.shape), np.uint8)
+    reader = PatchReader(pyramid, pyramid.patch_spec(96, 0.5), x, y)
+    out = np.empty((1, *reader.shape), np.uint8)
     most = 0
-    for number in range(len(walk)):
-        walk.read(number, out)
-        most = max(most, walk.kept_bytes)
+    for number in range(len(reader)):
+        reader.read(number, out)
+        most = max(most, reader.cached_bytes)
     chunk, row = 128 * 128 * 3, -(-SIZE[0] // 128)
     assert most <= chunk * (2 * (4 + 1) + row + 1)
 
@@ -93,18 +93,19 @@ def test_what_is_kept_is_bounded_by_a_stripe(pyramid: Pyramid) -> None:
 def test_one_may_start_in_the_middle_and_with_little_room(pyramid: Pyramid) -> None:
     spec = pyramid.patch_spec(96, 0.5)
     x, y = corners(40)
-    whole = read(Walk(pyramid, spec, x, y))
-    late = Walk(pyramid, spec, x, y, start=700)
+    whole = read(PatchReader(pyramid, spec, x, y))
+    late = PatchReader(pyramid, spec, x, y, start=700)
     np.testing.assert_array_equal(read(late, 700), whole[700:])
-    assert late.kept_bytes == 0
-    small = Walk(pyramid, spec, x, y, kept_bytes=6 * 128 * 128 * 3)
+    assert late.cached_bytes == 0
+    small = PatchReader(pyramid, spec, x, y, cache_bytes=6 * 128 * 128 * 3)
     np.testing.assert_array_equal(read(small, threads=2), whole)
-    assert small.decoded > late.decoded
-    assert small.kept_bytes == 0
+    assert small.chunks_decoded > late.chunks_decoded
+    assert small.cached_bytes == 0
 
 
 def test_patches_are_changed_by_what_is_given(pyramid: Pyramid) -> None:
     spec = pyramid.patch_spec(96, 0.5)
     x, y = corners(200)
-    plain, turned = Walk(pyramid, spec, x, y), Walk(pyramid, spec, x, y, change=lambda pixels: 255 - pixels)
+    plain = PatchReader(pyramid, spec, x, y)
+    turned = PatchReader(pyramid, spec, x, y, transform=lambda pixels: 255 - pixels)
     np.testing.assert_array_equal(read(turned), 255 - read(plain))

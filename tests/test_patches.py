@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from helpers.annotations import square, write_asap
 from wsi_pipeline.config import PatchesRun, TissueRun, TruthOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.masks.label_images import AreaShares
+from wsi_pipeline.masks.label_images import AreaFractions
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import patches, tissue, truth
@@ -196,7 +196,7 @@ def test_shares_are_exact_areas(x: float, y: float, edge: float) -> None:
     mask = np.zeros((12, 11), bool)
     mask[3:9, 2:7] = True
     inside = max(0.0, min(x + edge, 56) - max(x, 16)) * max(0.0, min(y + edge, 72) - max(y, 24))
-    share = AreaShares(mask, 8.0).of(np.array([x]), np.array([y]), edge)
+    share = AreaFractions(mask, 8.0).of(np.array([x]), np.array([y]), edge)
     assert share[0, 0] == pytest.approx(inside / edge**2, abs=1e-6)
     if inside == 0:
         assert share[0, 0] == 0
@@ -208,7 +208,7 @@ def test_places_far_from_a_mask_have_none_of_it() -> None:
     mask = np.zeros((400, 500), bool)
     mask[100:200, 100:237] = True
     positions = np.arange(0, 3900, 17.3)
-    shares = AreaShares(mask, 8.0).of(positions, positions, 46.7)
+    shares = AreaFractions(mask, 8.0).of(positions, positions, 46.7)
     touched = (positions + 46.7 > 800) & (positions < 1600)
     assert (shares[~touched] == 0).all()
     inside = (positions >= 800) & (positions + 46.7 <= 1600)

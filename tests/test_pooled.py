@@ -8,9 +8,9 @@ from sklearn import metrics
 
 from wsi_pipeline.metrics.calibration import RELIABILITY_BINS
 from wsi_pipeline.metrics.curves import auc, average_precision
-from wsi_pipeline.metrics.intervals import percentiles, slide_weights
-from wsi_pipeline.metrics.pooled import PooledScores, Sketch, aucs_of, average_precisions_of
-from wsi_pipeline.metrics.steps import STEPS, to_values
+from wsi_pipeline.metrics.intervals import bootstrap_weights, percentile_interval
+from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary, histogram_aucs, histogram_average_precisions
+from wsi_pipeline.metrics.steps import STEPS, dequantize
 
 
 def draw(rng: np.random.Generator, count: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +29,7 @@ def pooled_of(slides: list[tuple[np.ndarray, np.ndarray]]) -> PooledScores:
     pooled = PooledScores()
     for steps, truth in slides:
         found = counted(steps, truth)
-        pooled.add(*found, Sketch.of(*found))
+        pooled.add(*found, ScoreSummary.of(*found))
     return pooled
 
 
@@ -45,11 +45,11 @@ def test_resamples_are_nearly_those_of_the_scores_themselves(sharpness: float) -
     assert precision is not None
     assert area == pytest.approx(metrics.roc_auc_score(truth, scores), abs=1e-12)
     assert precision == pytest.approx(metrics.average_precision_score(truth, scores), abs=1e-12)
-    weights = slide_weights(12, 40, 1, "x")
+    weights = bootstrap_weights(12, 40, 1, "x")
     # Steps of precision are steeper than those of the area, the more so where a resample has few tumour patches.
     for statistic, exact, reference, largest, mean in (
-        (aucs_of, area, metrics.roc_auc_score, 5e-4, 1e-4),
-        (average_precisions_of, precision, metrics.average_precision_score, 5e-3, 5e-4),
+        (histogram_aucs, area, metrics.roc_auc_score, 5e-4, 1e-4),
+        (histogram_average_precisions, precision, metrics.average_precision_score, 5e-3, 5e-4),
     ):
         wanted = []
         for w in weights:
@@ -60,7 +60,7 @@ def test_resamples_are_nearly_those_of_the_scores_themselves(sharpness: float) -
         assert differences.max() < largest
         assert differences.mean() < mean
     # As they are, the slides give the exact figure.
-    assert pooled.resampled(aucs_of, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
+    assert pooled.resampled(histogram_aucs, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
 
 
 def test_resamples_without_a_class_have_no_figure() -> None:
@@ -68,10 +68,10 @@ def test_resamples_without_a_class_have_no_figure() -> None:
     pooled = pooled_of([(steps, np.zeros(10, bool)), (steps, np.arange(10) > 6)])
     area = auc(pooled.histogram)
     assert area is not None
-    found = pooled.resampled(aucs_of, area, np.array([[2, 0], [1, 1], [0, 2]]))
+    found = pooled.resampled(histogram_aucs, area, np.array([[2, 0], [1, 1], [0, 2]]))
     assert np.isfinite(found).tolist() == [False, True, True]
-    assert percentiles(found, 0.95) is not None
-    assert percentiles(np.array([np.nan, np.nan, 1.0]), 0.95) is None
+    assert percentile_interval(found, 0.95) is not None
+    assert percentile_interval(np.array([np.nan, np.nan, 1.0]), 0.95) is None
     assert np.isnan(pooled.aucs).tolist() == [True, False]
     assert pooled.aucs[1] == 1
 
@@ -81,7 +81,7 @@ def test_calibration_is_the_direct_sum() -> None:
     slides = [draw(rng, 300, 1) for _ in range(5)]
     pooled = pooled_of(slides)
     steps, truth = (np.concatenate([s[k] for s in slides]) for k in (0, 1))
-    values = to_values(steps)
+    values = dequantize(steps)
     ones = np.ones((1, 5), np.int64)
     assert pooled.calibration.brier_scores(ones)[0] == pytest.approx(metrics.brier_score_loss(truth, values), abs=1e-12)
     place = np.minimum((values * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
@@ -116,6 +116,6 @@ def test_a_perfectly_sure_network_is_calibrated() -> None:
 def test_sketches_are_small() -> None:
     rng = np.random.default_rng(3)
     steps, truth = draw(rng, 200_000, 2)
-    sketch = Sketch.of(*counted(steps, truth))
+    sketch = ScoreSummary.of(*counted(steps, truth))
     assert sketch.normal.nbytes + sketch.tumor.nbytes + sketch.calibration.bins.nbytes < 20_000
     assert sketch.normal.sum() + sketch.tumor.sum() == len(steps)

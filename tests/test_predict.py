@@ -25,7 +25,7 @@ from wsi_pipeline.model.model_dir import ModelFacts, load_network
 from wsi_pipeline.model.prediction_cache import RawScores
 from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, fitting, optimised
 from wsi_pipeline.pyramid.ome_zarr import read_image
-from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import heatmap, predict
 
@@ -107,7 +107,7 @@ def test_the_way_of_a_gpu_gives_the_same_as_that_of_a_cpu(slide: Path, model: Pa
     predictor = predict.Model(model / "weights.safetensors", model / "model.json", HeatmapRun()).predictor
     found = []
     for way in (scan_threads, scan_batches):
-        parts = list(way(Walk(pyramid, spec, x, y), predictor, 2, 5))
+        parts = list(way(PatchReader(pyramid, spec, x, y), predictor, 2, 5))
         assert [part.first for part in parts] == list(range(5, 30, 4))
         assert all(part.whole.all() for part in parts)
         found.append(np.concatenate([part.probabilities for part in parts]))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from helpers.slides import tissue_picture, write_tiff
-from wsi_pipeline.progress_bar import Bar, tracked
+from wsi_pipeline.progress_bar import ProgressBar, track
 
 PROGRAM = Path(sys.executable).with_name("wsi-pipeline")
 
@@ -48,10 +48,11 @@ def test_a_terminal_has_bars_and_a_log_has_lines(tmp_path: Path) -> None:
 
 
 def test_bars_that_nobody_sees_cost_nothing() -> None:
-    assert list(tracked(range(3), "things", 3)) == [0, 1, 2]
-    with Bar("things", 3) as shown:
+    assert list(track(range(3), "things", 3)) == [0, 1, 2]
+    with ProgressBar("things", 3) as shown:
         shown.advance()
-        shown.at(3, "a note")
-    code = "import sys; from wsi_pipeline.progress_bar import Bar; Bar('a', 1).close(); print(sorted(sys.modules))"
+        shown.update(3, "a note")
+    code = "import sys; from wsi_pipeline.progress_bar import ProgressBar; ProgressBar('a', 1).close(); "
+    code += "print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "rich.progress" not in done.stdout

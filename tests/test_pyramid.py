@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from helpers.slides import converted, tissue_picture, write_tiff
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.pyramid.level import Cache
+from wsi_pipeline.pyramid.level import LruCache
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image, write_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.pyramid.shards import ChunkGrid, Shard, write_shards
-from wsi_pipeline.slides.jpeg import Jpeg
+from wsi_pipeline.slides.jpeg import JpegCodec
 
 
 @given(st.integers(-300, 1700), st.integers(-300, 1300), st.integers(1, 400), st.integers(1, 400))
@@ -143,7 +143,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str, owner: type) -> list[obj
 def test_only_touched_chunks_are_decoded_once_and_an_index_is_read_once(
     tissue_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded, opened = counted(monkeypatch, "decode", Jpeg), counted(monkeypatch, "__init__", Shard)
+    decoded, opened = counted(monkeypatch, "decode", JpegCodec), counted(monkeypatch, "__init__", Shard)
     pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
     pyramid.read(Box(300, 300, 100, 100), 0)
     assert (len(decoded), len(opened)) == (1, 1)
@@ -160,7 +160,7 @@ def test_caches_are_bounded(tissue_slide: Path) -> None:
     wanted = Pyramid(tissue_slide / "pyramid.ome.zarr").read(Box(0, 0, 1600, 1200), 0)
     np.testing.assert_array_equal(pyramid.read(Box(0, 0, 1600, 1200), 0), wanted)
     assert len(level._chunks) == 5
-    shards = Cache[int](3)
+    shards = LruCache[int](3)
     assert [shards.get(k, lambda k=k: k) for k in (1, 2, 3, 1, 4)] == [1, 2, 3, 1, 4]  # type: ignore[misc]
     assert shards.get(1, lambda: -1) == 1
     assert shards.get(2, lambda: -2) == -2
@@ -188,7 +188,7 @@ def test_a_fork_reads_while_a_thread_of_its_parent_holds_the_locks(tissue_slide:
 
 
 def test_files_that_are_replaced_are_closed(tissue_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_pipeline.pyramid.level.OPEN_SHARDS", 1)
+    monkeypatch.setattr("wsi_pipeline.pyramid.level.MAX_OPEN_SHARDS", 1)
     before = len(list(Path("/proc/self/fd").iterdir()))
     pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
     pyramid.read(Box(0, 0, 1600, 1200), 0)

@@ -20,7 +20,7 @@ from wsi_pipeline.model.model_dir import ModelFacts, save_weights, write_model_j
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.pyramid import Pyramid
-from wsi_pipeline.pyramid.stain import REFERENCE, REFERENCE_MAXIMA, Stains, stains_of
+from wsi_pipeline.pyramid.stain import REFERENCE, REFERENCE_MAXIMA, Stains, fit_stains
 from wsi_pipeline.stages import heatmap, patches, tissue, truth
 
 PALE = np.array([[0.60, 0.72, 0.35], [0.10, 0.95, 0.30]])
@@ -49,7 +49,7 @@ def test_stains_are_found_as_they_were_mixed(vectors: np.ndarray) -> None:
 def test_normalised_slides_are_alike() -> None:
     slides = [mixed(PALE, 0.7)[0], mixed(STRONG, 1.1)[0]]
     before = np.abs(slides[0].astype(int) - slides[1]).mean()
-    normalised = [Stains.fit(pixels).normalise(pixels) for pixels in slides]
+    normalised = [Stains.fit(pixels).normalize(pixels) for pixels in slides]
     assert np.abs(normalised[0].astype(int) - normalised[1]).mean() < before / 5
     again = Stains.fit(normalised[0])
     reference = REFERENCE / np.linalg.norm(REFERENCE, axis=1, keepdims=True)
@@ -110,7 +110,7 @@ def test_patches_and_heatmap_get_the_same_colours(stained: Path, tmp_path: Path)
     unit = PALE / np.linalg.norm(PALE, axis=1, keepdims=True)
     assert ((stains.vectors * unit).sum(axis=1) > np.cos(np.radians(6))).all()
     for number in range(len(raw)):
-        difference = stains.normalise(raw.read(number)).astype(int) - normalised.read(number)
+        difference = stains.normalize(raw.read(number)).astype(int) - normalised.read(number)
         assert np.abs(difference).max() <= 1
     network = InceptionV3(2)
     initialize(network, 3)
@@ -134,7 +134,7 @@ def test_a_real_slide_has_two_stains(tmp_path: Path) -> None:
     out = converted(tmp_path, DATA / "slides" / "CMU-1-Small-Region.svs")
     pyramid = Pyramid(out / "pyramid.ome.zarr")
     size = pyramid.size_at(8.0)
-    found = stains_of("s1", pyramid, Image.from_corner(np.ones((size.height, size.width), np.uint8), 8.0))
+    found = fit_stains("s1", pyramid, Image.from_corner(np.ones((size.height, size.width), np.uint8), 8.0))
     assert found is not None
     # Haematoxylin takes red light above all, eosin green.
     assert found.vectors[0][0] > found.vectors[1][0] + 0.1

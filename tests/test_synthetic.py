@@ -8,7 +8,7 @@ import pytest
 import shapely
 
 from wsi_pipeline.cohort.sheet import load_sheet
-from wsi_pipeline.cohort.synthetic import PLANS, Plan, write_cohort
+from wsi_pipeline.cohort.synthetic import SLIDE_SPECS, SlideSpec, write_cohort
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import read_annotation
@@ -20,16 +20,16 @@ SIZE = Size(2048, 1536)
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     wanted = ("synthetic-tumor-01", "synthetic-tumor-03", "synthetic-tumor-05", "synthetic-normal-05")
-    write_cohort(folder, [plan for plan in PLANS if plan.slide in wanted], SIZE)
+    write_cohort(folder, [plan for plan in SLIDE_SPECS if plan.slide in wanted], SIZE)
     return folder
 
 
 def test_the_cohort_has_every_awkward_slide() -> None:
-    assert len(PLANS) == 12
-    assert {plan.split for plan in PLANS} == {"train", "validation", "test"}
+    assert len(SLIDE_SPECS) == 12
+    assert {plan.split for plan in SLIDE_SPECS} == {"train", "validation", "test"}
     for trait in ("cut_out", "unannotated", "pen", "no_mpp"):
-        assert any(getattr(plan, trait) for plan in PLANS)
-    assert all(plan.slide.startswith("synthetic-") for plan in PLANS)
+        assert any(getattr(plan, trait) for plan in SLIDE_SPECS)
+    assert all(plan.slide.startswith("synthetic-") for plan in SLIDE_SPECS)
 
 
 def test_slides_open_and_the_sheet_is_valid(cohort: Path) -> None:
@@ -61,7 +61,7 @@ def test_tumour_differs_in_texture_but_not_in_mean_colour(cohort: Path) -> None:
 
 
 def test_the_same_call_draws_the_same_pixels(tmp_path: Path) -> None:
-    plans = [Plan("synthetic-x", "test", "north", lesions=1)]
+    plans = [SlideSpec("synthetic-x", "test", "north", lesions=1)]
     for name in ("a", "b"):
         write_cohort(tmp_path / name, plans, Size(1536, 1152), processes=1)
     for file in ("synthetic-x.tif", "synthetic-x.xml"):

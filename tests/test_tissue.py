@@ -17,7 +17,7 @@ from wsi_pipeline.masks import slide_tissue
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.masks.slide_tissue import read_features
-from wsi_pipeline.masks.tissue_detection import clean
+from wsi_pipeline.masks.tissue_detection import clean_mask
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue, truth
@@ -97,13 +97,13 @@ def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:
     mask[30:42, 30:38] = False  # a hole of 96 pixels, 9,600 um²
     mask[3:5, 60:62] = True  # a speck of 4 pixels, 400 um²
     options = TissueRun(mpp=10, closing_um=40, min_hole_um2=5000, min_area_um2=1000)
-    cleaned = clean(mask, options)
+    cleaned = clean_mask(mask, options)
     assert cleaned[12:48, 24:26].all()
     assert cleaned[20:24, 14:18].all()
     assert not cleaned[34:38, 33:35].any()
     assert not cleaned[3:5, 60:62].any()
     untouched = TissueRun(mpp=10, **NO_CLEANING)
-    np.testing.assert_array_equal(clean(mask, untouched), mask)
+    np.testing.assert_array_equal(clean_mask(mask, untouched), mask)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(0, 20), st.sampled_from((0.05, 0.4, 0.6, 0.95)))
@@ -116,14 +116,14 @@ def test_closing_and_pieces_are_what_distances_and_labels_say(seed: int, radius:
     grown = ndimage.distance_transform_edt(~padded) <= radius if mask.any() else padded
     closed = (ndimage.distance_transform_edt(grown) > radius)[radius + 1 : -radius - 1, radius + 1 : -radius - 1]
     only_closing = TissueRun(mpp=1, closing_um=2 * radius, min_hole_um2=0, min_area_um2=0)
-    np.testing.assert_array_equal(clean(mask, only_closing), closed | mask)
+    np.testing.assert_array_equal(clean_mask(mask, only_closing), closed | mask)
 
     def large(of: np.ndarray) -> np.ndarray:
         labels, _ = ndimage.label(of, structure=np.ones((3, 3)))
         return (labels > 0) & (np.bincount(labels.ravel()) >= least)[labels]
 
     only_pieces = TissueRun(mpp=1, closing_um=0, min_hole_um2=least, min_area_um2=least)
-    np.testing.assert_array_equal(clean(mask, only_pieces), large(~large(~mask)))
+    np.testing.assert_array_equal(clean_mask(mask, only_pieces), large(~large(~mask)))
 
 
 def test_glass_alone_is_an_error_with_its_remedy(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import Regions, read_annotation
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
-from wsi_pipeline.masks.rasterize import Crossings
+from wsi_pipeline.masks.rasterize import PolygonRasterizer
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import truth
@@ -34,9 +34,9 @@ def outputs(folder: Path) -> list[Path]:
 
 
 def painted(area: shapely.Geometry, pixel: float, size: Size, band: int) -> np.ndarray:
-    crossings, out = Crossings(area, pixel, size), np.zeros((size.height, size.width), np.uint8)
+    crossings, out = PolygonRasterizer(area, pixel, size), np.zeros((size.height, size.width), np.uint8)
     for row in range(0, size.height, band):
-        crossings.paint(out[row : row + band], row, 1)
+        crossings.fill(out[row : row + band], row, 1)
     return out.astype(bool)
 
 

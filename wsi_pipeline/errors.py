@@ -36,7 +36,7 @@ class SheetError(PipelineError):
     """A row of the slide sheet is wrong."""
 
 
-class AboutFileError(PipelineError):
+class SlideFileError(PipelineError):
     """A file of one slide is wrong; the text names both."""
 
     def __init__(self, slide: str, path: Path | str, problem: str, *, remedy: str) -> None:
@@ -47,11 +47,11 @@ class AboutFileError(PipelineError):
         self.remedy = remedy
 
 
-class SlideError(AboutFileError):
+class SlideError(SlideFileError):
     """A slide file cannot be used."""
 
 
-class AnnotationError(AboutFileError):
+class AnnotationError(SlideFileError):
     """An annotation file cannot be used."""
 
 

@@ -18,7 +18,7 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-class Bar:
+class ProgressBar:
     """How much of something is done, from its beginning until it is closed; safe between threads."""
 
     _lock = threading.Lock()
@@ -34,10 +34,10 @@ class Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        with Bar._lock:
-            if Bar._screen is None:
+        with ProgressBar._lock:
+            if ProgressBar._screen is None:
                 about = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
-                Bar._screen = Progress(
+                ProgressBar._screen = Progress(
                     about[0],
                     BarColumn(),
                     MofNCompleteColumn(),
@@ -46,31 +46,31 @@ class Bar:
                     console=Console(stderr=True),
                     transient=True,
                 )
-                Bar._screen.start()
-            Bar._count += 1
-            self._task = Bar._screen.add_task(title, total=total, completed=done, note="")
+                ProgressBar._screen.start()
+            ProgressBar._count += 1
+            self._task = ProgressBar._screen.add_task(title, total=total, completed=done, note="")
 
     def advance(self, count: int = 1) -> None:
         """So much more is done."""
-        if self._task is not None and Bar._screen is not None:
-            Bar._screen.advance(self._task, count)
+        if self._task is not None and ProgressBar._screen is not None:
+            ProgressBar._screen.advance(self._task, count)
 
-    def at(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "") -> None:
         """So much is done by now; `note` is shown beside it."""
-        if self._task is not None and Bar._screen is not None:
-            Bar._screen.update(self._task, completed=done, note=note)
+        if self._task is not None and ProgressBar._screen is not None:
+            ProgressBar._screen.update(self._task, completed=done, note=note)
 
     def close(self) -> None:
         """Take it off the screen; the log says what came of it."""
-        with Bar._lock:
-            if self._task is None or Bar._screen is None:
+        with ProgressBar._lock:
+            if self._task is None or ProgressBar._screen is None:
                 return
-            Bar._screen.remove_task(self._task)
+            ProgressBar._screen.remove_task(self._task)
             self._task = None
-            Bar._count -= 1
-            if not Bar._count:
-                Bar._screen.stop()
-                Bar._screen = None
+            ProgressBar._count -= 1
+            if not ProgressBar._count:
+                ProgressBar._screen.stop()
+                ProgressBar._screen = None
 
     def __enter__(self) -> Self:
         return self
@@ -79,9 +79,9 @@ class Bar:
         self.close()
 
 
-def tracked(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+def track(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
     """The items; each is done when the next one is asked for."""
-    with Bar(title, total) as shown:
+    with ProgressBar(title, total) as shown:
         for item in items:
             yield item
             shown.advance()

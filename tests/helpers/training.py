@@ -20,7 +20,7 @@ from wsi_pipeline.config import TrainRun
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.pyramid import patch_store
-from wsi_pipeline.pyramid.codecs import Lossless
+from wsi_pipeline.pyramid.codecs import ZstdCodec
 
 needs_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not compute with bfloat16"
@@ -41,7 +41,7 @@ def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed:
         coarse = rng.integers(60, 220, (-(-size_px // cell),) * 2)
         pixels[k] = np.kron(coarse, np.ones((cell, cell)))[:size_px, :size_px, None]
     folder.mkdir(parents=True)
-    codec = Lossless(Size(size_px, size_px))
+    codec = ZstdCodec(Size(size_px, size_px))
     patch_store.write_patches(
         folder / "patches.zarr", len(labels), size_px, 0, codec, lambda start, stop: pixels[start:stop], 1
     )

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from helpers.paths import ROOT
-from wsi_pipeline.cohort.synthetic import Plan
+from wsi_pipeline.cohort.synthetic import SlideSpec
 
 PLANS = (
-    Plan("normal-1", "train", "north"),
-    Plan("tumor-1", "train", "north", lesions=1),
-    Plan("tumor-2", "validation", "north", lesions=1),
-    Plan("normal-3", "test", "north"),
-    Plan("tumor-3", "test", "north", lesions=1),
+    SlideSpec("normal-1", "train", "north"),
+    SlideSpec("tumor-1", "train", "north", lesions=1),
+    SlideSpec("tumor-2", "validation", "north", lesions=1),
+    SlideSpec("normal-3", "test", "north"),
+    SlideSpec("tumor-3", "test", "north", lesions=1),
 )
 CONFIG: dict[str, Any] = {
     "results": "results",

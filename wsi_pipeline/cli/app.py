@@ -18,7 +18,7 @@ from wsi_pipeline.cli import evaluation as cli_evaluation
 from wsi_pipeline.cli import tools
 from wsi_pipeline.config import STAGES, HeatmapRun, PredictRun
 from wsi_pipeline.errors import ConfigError, PipelineError
-from wsi_pipeline.io.atomic import no_room
+from wsi_pipeline.io.atomic import is_out_of_space
 from wsi_pipeline.stages.arguments import (
     AllowUpsampling,
     Exclude,
@@ -73,7 +73,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if not no_room(error):
+        if not is_out_of_space(error):
             raise
         print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Free space", file=sys.stderr)
         sys.exit(2)

@@ -33,15 +33,15 @@ def plan(
     threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 4,
 ) -> None:
     """Say what a cohort will cost and what looks wrong with it, before anything runs; exit 2 on errors."""
-    from wsi_pipeline.cohort.estimate import plan_cohort, plan_text
+    from wsi_pipeline.cohort.estimate import estimate_cohort, format_estimate
     from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config.loading import load_config, read_yaml
     from wsi_pipeline.io.atomic import write_text
     from wsi_pipeline.io.digests import canonical_json
 
     loaded = load_config({} if config is None else read_yaml(config))
-    found = plan_cohort(load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False), loaded, threads)
-    print(plan_text(found, rate))
+    found = estimate_cohort(load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False), loaded, threads)
+    print(format_estimate(found, rate))
     if output is not None:
         write_text(output, canonical_json(found.as_json()))
     if found.has_errors:

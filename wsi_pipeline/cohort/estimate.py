@@ -22,15 +22,15 @@ from wsi_pipeline.config import Config, TissueRun
 from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
 from wsi_pipeline.geometry import Box, Grid, Size
 from wsi_pipeline.masks.annotations import read_annotation
-from wsi_pipeline.masks.label_images import grid_shares
-from wsi_pipeline.masks.tissue_detection import features, find_mask
-from wsi_pipeline.progress_bar import tracked
+from wsi_pipeline.masks.label_images import grid_fractions
+from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
+from wsi_pipeline.progress_bar import track
 from wsi_pipeline.pyramid.codecs import chunk_codec
-from wsi_pipeline.pyramid.level_plan import copied_page, level_scales, level_sizes
-from wsi_pipeline.pyramid.passthrough import merges_tables
+from wsi_pipeline.pyramid.level_plan import level_scales, level_sizes, passthrough_page
+from wsi_pipeline.pyramid.passthrough import should_merge_tables
 from wsi_pipeline.pyramid.pyramid import patch_spec
 from wsi_pipeline.pyramid.shards import ChunkGrid
-from wsi_pipeline.pyramid.writing import padded
+from wsi_pipeline.pyramid.writing import pad_to_box
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff
@@ -45,7 +45,7 @@ _SMALL_PX = 64
 
 
 @dataclass(frozen=True, slots=True)
-class SlidePlan:
+class SlideEstimate:
     """What is known of one slide before the run; `patches` is None where tissue cannot be estimated."""
 
     slide: str
@@ -75,10 +75,10 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class CohortPlan:
+class CohortEstimate:
     """The plans of all slides that can be read, all problems, the splits that are predicted, and `pyramid.keep`."""
 
-    slides: list[SlidePlan]
+    slides: list[SlideEstimate]
     problems: list[Problem]
     predicted: tuple[str, ...]
     keeps_pyramids: bool
@@ -92,15 +92,15 @@ class CohortPlan:
         return {"slides": [asdict(s) for s in self.slides], "problems": [asdict(p) for p in self.problems]}
 
 
-def plan_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortPlan:
+def estimate_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortEstimate:
     """Look at every slide of a sheet."""
     with ThreadPoolExecutor(threads) as pool:
-        looked = list(tracked(pool.map(lambda row: _look(row, config), sheet.values()), "slides", len(sheet)))
+        looked = list(track(pool.map(lambda row: _look(row, config), sheet.values()), "slides", len(sheet)))
     plans, problems = [plan for plan, _ in looked if plan is not None], [p for _, found in looked for p in found]
-    return CohortPlan(plans, problems, ("test", *config.evaluation.extra_predicted_splits), config.pyramid.keep)
+    return CohortEstimate(plans, problems, ("test", *config.evaluation.extra_predicted_splits), config.pyramid.keep)
 
 
-def _look(row: SlideRow, config: Config) -> tuple[SlidePlan | None, list[Problem]]:
+def _look(row: SlideRow, config: Config) -> tuple[SlideEstimate | None, list[Problem]]:
     path, problems = Path(row.path), list[Problem]()
     if is_remote(row.path):
         text = f"slide {row.slide}: {row.path}: not looked at, as it lies in a bucket"
@@ -120,8 +120,8 @@ def _look(row: SlideRow, config: Config) -> tuple[SlidePlan | None, list[Problem
 
 
 def _level_problems(row: SlideRow, source: SourceSlide) -> Iterator[Problem]:
-    base = source.facts.levels[0]
-    for k, size in enumerate(source.facts.levels[1:], start=1):
+    base = source.metadata.levels[0]
+    for k, size in enumerate(source.metadata.levels[1:], start=1):
         across, down = base.width / size.width, base.height / size.height
         if min(size.width, size.height) >= _SMALL_PX and abs(across / down - 1) > _ASPECT_TOLERANCE:
             text = source.error(
@@ -135,13 +135,13 @@ def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> 
     if row.annotation is None or is_remote(row.annotation):
         return
     try:
-        read_annotation(row.slide, Path(row.annotation), config.truth, source.facts.levels[0])
+        read_annotation(row.slide, Path(row.annotation), config.truth, source.metadata.levels[0])
     except AnnotationError as error:
         yield Problem(row.slide, str(error), error=True)
 
 
-def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Problem]) -> SlidePlan:
-    facts, options = source.facts, config.pyramid
+def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Problem]) -> SlideEstimate:
+    facts, options = source.metadata, config.pyramid
     sizes = level_sizes(facts)
     chunk = Size(options.chunk_px, options.chunk_px)
     stored, seconds, files, copied = 0.0, 0.0, 1, 0
@@ -149,12 +149,12 @@ def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Pro
     per_chunk: tuple[float, float] | None = None
     with TiledTiff(source.path) as tiff:
         for level, size in enumerate(sizes):
-            page = copied_page(source, tiff, level, options)
+            page = passthrough_page(source, tiff, level, options)
             grid = ChunkGrid.of(size, chunk if page is None else page.tile, options.shard_px)
             files += 1 + len(grid.shards())
             count = grid.count
             if page is not None:
-                tables = len(page.tables or b"") if merges_tables(page) else 0
+                tables = len(page.tables or b"") if should_merge_tables(page) else 0
                 size_bytes = page.nbytes + tables * int(np.count_nonzero(page.counts))
                 copied += 1
                 stored += size_bytes
@@ -164,9 +164,9 @@ def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Pro
                     per_chunk = _sampled(source, min(level, len(facts.levels) - 1), config)
                 stored += count * per_chunk[0]
                 seconds += count * per_chunk[1]
-            stored += 16 * len(grid.shards()) * grid.across * grid.down
+            stored += 16 * len(grid.shards()) * grid.shard_columns * grid.shard_rows
     share, patches = _tissue(row, source, config, problems)
-    return SlidePlan(
+    return SlideEstimate(
         slide=row.slide,
         split=row.split,
         vendor=facts.vendor,
@@ -187,7 +187,7 @@ def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Pro
 
 def _sampled(source: SourceSlide, level: int, config: Config) -> tuple[float, float]:
     """Mean bytes and seconds of a chunk of a level, of a few that are read and encoded."""
-    options, size = config.pyramid, source.facts.levels[level]
+    options, size = config.pyramid, source.metadata.levels[level]
     grid = ChunkGrid.of(size, Size(options.chunk_px, options.chunk_px), options.shard_px)
     codec = chunk_codec(options, grid.chunk)
     places = generator(0, "plan", source.slide).integers(grid.count, size=_SAMPLE_CHUNKS)
@@ -195,7 +195,7 @@ def _sampled(source: SourceSlide, level: int, config: Config) -> tuple[float, fl
     for index in places.tolist():
         row, column = divmod(index, grid.columns)
         box = grid.box(column, row)
-        written += len(codec.encode(padded(source.read(box.clipped(size), level), box)))
+        written += len(codec.encode(pad_to_box(source.read(box.clipped(size), level), box)))
     return written / _SAMPLE_CHUNKS, (time.perf_counter() - started) / _SAMPLE_CHUNKS
 
 
@@ -203,15 +203,15 @@ def _tissue(
     row: SlideRow, source: SourceSlide, config: Config, problems: list[Problem]
 ) -> tuple[float | None, int | None]:
     """Share of the slide that is tissue and the patches that a heatmap predicts, from the coarsest level."""
-    facts, scales = source.facts, level_scales(source.facts, len(source.facts.levels))
+    facts, scales = source.metadata, level_scales(source.metadata, len(source.metadata.levels))
     mpps = [(y + x) / 2 for y, x in scales]
     spec = patch_spec(mpps, config.patches.size_px, config.patches.mpp, where=f"slide {row.slide}: {source.path}")
     size = facts.levels[-1]
     if size.width * size.height > _OVERVIEW_PIXELS:
         return None, None
     options = row.tissue_options(TissueRun.of(config)).model_copy(update={"mpp": mpps[-1]})
-    feature, ink = features(source.read(Box(0, 0, size.width, size.height), len(facts.levels) - 1), options)
-    mask, _ = find_mask(feature, ink, options)
+    feature, ink = tissue_features(source.read(Box(0, 0, size.width, size.height), len(facts.levels) - 1), options)
+    mask, _ = segment_tissue(feature, ink, options)
     if not mask.any():
         text = source.error(
             f"no tissue found by {options.method} at {mpps[-1]:.3g} um per pixel",
@@ -220,11 +220,11 @@ def _tissue(
         problems.append(Problem(row.slide, str(text), error=False))
     stride = spec.level0_px if config.heatmap.stride_um is None else config.heatmap.stride_um / mpps[0]
     grid = Grid.over(facts.levels[0], spec.level0_px, stride)
-    shares = grid_shares(mask, mpps[-1], grid, mpps[0])
+    shares = grid_fractions(mask, mpps[-1], grid, mpps[0])
     return round(float(mask.mean()), 4), int((shares > config.heatmap.min_tissue).sum())
 
 
-def plan_text(plan: CohortPlan, rate: float) -> str:
+def format_estimate(plan: CohortEstimate, rate: float) -> str:
     """The plan for a terminal; `rate` is how many patches a second are predicted."""
     header = ("slide", "split", "format", "pixels", "um/px", "levels", "disk", "files", "convert", "patches")
     rows = [header, *(_cells(slide) for slide in plan.slides)]
@@ -233,7 +233,7 @@ def plan_text(plan: CohortPlan, rate: float) -> str:
     return "\n".join([*lines, "", *_totals(plan, rate), *_said(plan.problems)])
 
 
-def _cells(slide: SlidePlan) -> tuple[str, ...]:
+def _cells(slide: SlideEstimate) -> tuple[str, ...]:
     parts = ((slide.copied_levels, "copied"), (slide.read_levels, "read"), (slide.added_levels, "added"))
     return (
         slide.slide,
@@ -249,7 +249,7 @@ def _cells(slide: SlidePlan) -> tuple[str, ...]:
     )
 
 
-def _totals(plan: CohortPlan, rate: float) -> Iterator[str]:
+def _totals(plan: CohortEstimate, rate: float) -> Iterator[str]:
     slides = plan.slides
     if not slides:
         return

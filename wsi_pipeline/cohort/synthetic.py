@@ -27,8 +27,8 @@ from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.cohort.sheet import COLUMNS
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.io.atomic import publish
-from wsi_pipeline.progress_bar import tracked
+from wsi_pipeline.io.atomic import atomic_output
+from wsi_pipeline.progress_bar import track
 
 MPP = 0.5
 SIZE = Size(4096, 3072)
@@ -48,7 +48,7 @@ Gray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SlideSpec:
     """One slide of the cohort and what is awkward about it."""
 
     slide: str
@@ -65,23 +65,23 @@ class Plan:
         return "tumor" if self.lesions else "normal"
 
 
-PLANS = (
-    Plan("synthetic-normal-01", "train", "north"),
-    Plan("synthetic-normal-02", "train", "south"),
-    Plan("synthetic-normal-03", "train", "north"),
-    Plan("synthetic-tumor-01", "train", "south", lesions=1, cut_out=True),
-    Plan("synthetic-tumor-02", "train", "north", lesions=2),
-    Plan("synthetic-tumor-03", "train", "south", lesions=2, unannotated=True),
-    Plan("synthetic-normal-04", "validation", "south"),
-    Plan("synthetic-tumor-04", "validation", "north", lesions=2),
-    Plan("synthetic-normal-05", "test", "north", pen=True),
-    Plan("synthetic-normal-06", "test", "south"),
-    Plan("synthetic-tumor-05", "test", "south", lesions=1, no_mpp=True),
-    Plan("synthetic-tumor-06", "test", "north", lesions=2, cut_out=True),
+SLIDE_SPECS = (
+    SlideSpec("synthetic-normal-01", "train", "north"),
+    SlideSpec("synthetic-normal-02", "train", "south"),
+    SlideSpec("synthetic-normal-03", "train", "north"),
+    SlideSpec("synthetic-tumor-01", "train", "south", lesions=1, cut_out=True),
+    SlideSpec("synthetic-tumor-02", "train", "north", lesions=2),
+    SlideSpec("synthetic-tumor-03", "train", "south", lesions=2, unannotated=True),
+    SlideSpec("synthetic-normal-04", "validation", "south"),
+    SlideSpec("synthetic-tumor-04", "validation", "north", lesions=2),
+    SlideSpec("synthetic-normal-05", "test", "north", pen=True),
+    SlideSpec("synthetic-normal-06", "test", "south"),
+    SlideSpec("synthetic-tumor-05", "test", "south", lesions=1, no_mpp=True),
+    SlideSpec("synthetic-tumor-06", "test", "north", lesions=2, cut_out=True),
 )
 
 
-def write_cohort(folder: Path, plans: Sequence[Plan] = PLANS, size: Size = SIZE, processes: int = 2) -> Path:
+def write_cohort(folder: Path, plans: Sequence[SlideSpec] = SLIDE_SPECS, size: Size = SIZE, processes: int = 2) -> Path:
     """Write slides, annotations and `slides.tsv` into `folder`; returns the path of the sheet.
 
     The same arguments give the same pixels. Paths in the sheet begin with `folder` as it was given.
@@ -90,9 +90,9 @@ def write_cohort(folder: Path, plans: Sequence[Plan] = PLANS, size: Size = SIZE,
     # Forked children would inherit libvips' threads in an undefined state.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         drawn = pool.map(_write_slide, [folder] * len(plans), plans, [size] * len(plans))
-        rows = list(tracked(drawn, "slides", len(plans)))
+        rows = list(track(drawn, "slides", len(plans)))
     sheet = folder / "slides.tsv"
-    with publish(sheet) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_output(sheet) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         file.write("# Synthetic slides, drawn by wsi-pipeline demo-cohort.\n")
         writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n", restval="")
         writer.writeheader()
@@ -100,7 +100,7 @@ def write_cohort(folder: Path, plans: Sequence[Plan] = PLANS, size: Size = SIZE,
     return sheet
 
 
-def _write_slide(folder: Path, plan: Plan, size: Size) -> dict[str, str]:
+def _write_slide(folder: Path, plan: SlideSpec, size: Size) -> dict[str, str]:
     rng = np.random.default_rng([SEED, *plan.slide.encode()])
     tissue, edge = tissue_shape(rng, size)
     lesions = place_lesions(rng, plan, edge, size)
@@ -149,7 +149,7 @@ def tissue_shape(rng: np.random.Generator, size: Size) -> tuple[Gray, BaseGeomet
     return coverage.astype(np.float32), inner
 
 
-def place_lesions(rng: np.random.Generator, plan: Plan, inner: BaseGeometry, size: Size) -> list[BaseGeometry]:
+def place_lesions(rng: np.random.Generator, plan: SlideSpec, inner: BaseGeometry, size: Size) -> list[BaseGeometry]:
     """Irregular tumour outlines inside the tissue, apart from each other."""
     left, top, right, bottom = inner.bounds
     radius = (0.19 if plan.lesions == 1 else 0.12) * size.height
@@ -170,7 +170,7 @@ def place_lesions(rng: np.random.Generator, plan: Plan, inner: BaseGeometry, siz
     raise ValueError(f"{plan.slide}: {plan.lesions} lesions do not fit into {size}")
 
 
-def draw_slide(rng: np.random.Generator, plan: Plan, tissue: Gray, tumor: BaseGeometry) -> NDArray[np.uint8]:
+def draw_slide(rng: np.random.Generator, plan: SlideSpec, tissue: Gray, tumor: BaseGeometry) -> NDArray[np.uint8]:
     """The slide's pixels, (h, w, 3) uint8."""
     size = Size(tissue.shape[1], tissue.shape[0])
     nuclei = np.zeros_like(tissue)
@@ -262,7 +262,7 @@ def save_pyramid(path: Path, rgb: NDArray[np.uint8], mpp: float | None) -> None:
     height, width, _ = rgb.shape
     image = pyvips.Image.new_from_memory(rgb.tobytes(), width, height, 3, "uchar").copy(interpretation="srgb")
     resolution = {} if mpp is None else {"xres": 1000 / mpp, "yres": 1000 / mpp, "resunit": "cm"}
-    with publish(path) as partial:
+    with atomic_output(path) as partial:
         tiles = {"tile": True, "tile_width": 256, "tile_height": 256, "pyramid": True}
         image.tiffsave(str(partial), compression="jpeg", Q=85, **tiles, **resolution)
 
@@ -283,5 +283,5 @@ def write_asap(path: Path, tumor: Sequence[BaseGeometry], cut_out: Sequence[Base
     for name in ("_0", "_2"):
         ElementTree.SubElement(groups, "Group", Name=name, PartOfGroup="None", Color="#64FE2E")
     ElementTree.indent(root)
-    with publish(path) as partial:
+    with atomic_output(path) as partial:
         ElementTree.ElementTree(root).write(partial, encoding="utf-8", xml_declaration=True)

@@ -15,15 +15,15 @@ from wsi_pipeline.evaluation.summary import Figures
 from wsi_pipeline.io.digests import digest_json
 from wsi_pipeline.io.receipts import Facts
 from wsi_pipeline.metrics.calibration import RELIABILITY_BINS, PooledCalibration
-from wsi_pipeline.metrics.curves import Band, Counts, Histogram, auc, average_precision, counts_at
+from wsi_pipeline.metrics.curves import Band, ConfusionCounts, Histogram, auc, average_precision, confusion_counts
 from wsi_pipeline.metrics.delong import Labels, Scores, delong_interval
-from wsi_pipeline.metrics.intervals import Weights, percentiles, slide_weights
+from wsi_pipeline.metrics.intervals import Weights, bootstrap_weights, percentile_interval
 from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, PooledHits, SlideHits
 from wsi_pipeline.metrics.pooled import (
     Floats,
     PooledScores,
-    aucs_of,
-    average_precisions_of,
+    histogram_aucs,
+    histogram_average_precisions,
     resampled_aucs,
 )
 
@@ -50,9 +50,9 @@ class Scored:
         return slide, self.scores["model_sha256"]
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> ConfusionCounts:
         """Confusion at the operating point."""
-        return Counts(**self.confusion["counts"])
+        return ConfusionCounts(**self.confusion["counts"])
 
 
 class Evaluation:
@@ -79,7 +79,7 @@ class Evaluation:
         self._drawn: tuple[str, Weights] = ("", np.zeros((0, 0), np.int64))
         self._judged = _common_rule(slides)
         self.roc_band: Band | None = None
-        self.counts = sum((s.counts for s in slides), Counts(0, 0, 0, 0))
+        self.counts = sum((s.counts for s in slides), ConfusionCounts(0, 0, 0, 0))
 
     def metrics(self) -> Figures:
         # Those that rest on all slides come first: they share their resamples.
@@ -97,21 +97,21 @@ class Evaluation:
         """Of the resamples of a part of the slides; all its figures share them."""
         if part != self._drawn[0]:
             # Only those used last are kept: of many slides they are large.
-            self._drawn = part, slide_weights(slides, self._options.interval.resamples, self._options.seed, part)
+            self._drawn = part, bootstrap_weights(slides, self._options.interval.resamples, self._options.seed, part)
         return self._drawn[1]
 
     def _interval(self, part: str, slides: int, values: Callable[[Weights], Floats]) -> list[float] | None:
         """Interval of a function of the weights of all resamples at once."""
         if slides < 2:
             return None
-        return percentiles(values(self._weights(part, slides)), self._options.interval.level)
+        return percentile_interval(values(self._weights(part, slides)), self._options.interval.level)
 
     def _method(self) -> Figures:
         return interval_method(self._options.interval)
 
     def _roc_band(self) -> Band | None:
         rates, level = np.linspace(0, 1, _BAND_POINTS), self._options.interval.level
-        drawn = self.pooled.rocs(rates, self._weights(_ALL, len(self.slides)))
+        drawn = self.pooled.resampled_rocs(rates, self._weights(_ALL, len(self.slides)))
         if len(drawn) < self._options.interval.resamples / 2:
             return None
         low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=0)
@@ -125,16 +125,16 @@ class Evaluation:
             "auc": area,
             "auc_interval": None
             if area is None
-            else self._interval(_ALL, slides, lambda w: pooled.resampled(aucs_of, area, w)),
+            else self._interval(_ALL, slides, lambda w: pooled.resampled(histogram_aucs, area, w)),
             "average_precision": precision,
             "average_precision_interval": None
             if precision is None
-            else self._interval(_ALL, slides, lambda w: pooled.resampled(average_precisions_of, precision, w)),
-            "reason": _reason(histogram.normals, histogram.tumors, "patches"),
+            else self._interval(_ALL, slides, lambda w: pooled.resampled(histogram_average_precisions, precision, w)),
+            "reason": _reason(histogram.n_normal, histogram.n_tumor, "patches"),
             "pooling": "all scored patches of all slides (micro)",
             "n_slides": slides,
-            "n_normal": histogram.normals,
-            "n_tumor": histogram.tumors,
+            "n_normal": histogram.n_normal,
+            "n_tumor": histogram.n_tumor,
             "label_rule": self._judged,
             "macro": self._macro(),
             **self._method(),
@@ -167,15 +167,15 @@ class Evaluation:
             "auc": area,
             "auc_interval": None
             if area is None
-            else self._interval(f"centre {centre}", slides, lambda w: pooled.resampled(aucs_of, area, w)),
-            "reason": _reason(histogram.normals, histogram.tumors, "patches"),
+            else self._interval(f"centre {centre}", slides, lambda w: pooled.resampled(histogram_aucs, area, w)),
+            "reason": _reason(histogram.n_normal, histogram.n_tumor, "patches"),
             "n_slides": slides,
-            "n_normal": histogram.normals,
-            "n_tumor": histogram.tumors,
+            "n_normal": histogram.n_normal,
+            "n_tumor": histogram.n_tumor,
         }
 
     def _calibration(self) -> Figures:
-        n = self.histogram.normals + self.histogram.tumors
+        n = self.histogram.n_normal + self.histogram.n_tumor
         return {
             **self._calibration_of(self.calibration, n),
             "reason": None if n else "there are no patches",
@@ -246,12 +246,12 @@ class Evaluation:
         return out
 
     def _matlab_parity(self) -> Figures:
-        reason = _reason(self.histogram.normals, self.histogram.tumors, "patches")
+        reason = _reason(self.histogram.n_normal, self.histogram.n_tumor, "patches")
         if reason:
             return {"auc": None, "reason": reason, "thresholds": list(MATLAB_THRESHOLDS)}
-        points = [counts_at(self.histogram, t) for t in MATLAB_THRESHOLDS]
-        tpr = [c.tp / self.histogram.tumors for c in points]
-        fpr = [c.fp / self.histogram.normals for c in points]
+        points = [confusion_counts(self.histogram, t) for t in MATLAB_THRESHOLDS]
+        tpr = [c.tp / self.histogram.n_tumor for c in points]
+        fpr = [c.fp / self.histogram.n_normal for c in points]
         return {
             "auc": float(np.trapezoid(tpr, fpr)),
             "reason": None,
@@ -274,8 +274,8 @@ def slide_figures(scores: Scores, is_tumor: Labels, interval: IntervalOptions, s
     value = auc(Histogram.of(scores, is_tumor)) if n else None
     drawn = None
     if value is not None:
-        weights = slide_weights(n, interval.resamples, seed, "slide")
-        drawn = percentiles(resampled_aucs(scores, is_tumor, weights), interval.level)
+        weights = bootstrap_weights(n, interval.resamples, seed, "slide")
+        drawn = percentile_interval(resampled_aucs(scores, is_tumor, weights), interval.level)
     return {
         "auc": value,
         "auc_interval": drawn,
@@ -293,16 +293,16 @@ def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions, seed: i
     result = pooled.froc()
     intervals: list[list[float] | None] = [None, None]
     if result is not None and len(hits) > 1:
-        drawn = pooled.resampled(slide_weights(len(hits), interval.resamples, seed, "lesion"))
-        intervals = [percentiles(scores, interval.level) for scores in drawn]
+        drawn = pooled.resampled(bootstrap_weights(len(hits), interval.resamples, seed, "lesion"))
+        intervals = [percentile_interval(scores, interval.level) for scores in drawn]
     return {
         "froc": None if result is None else result.interpolated_score,
         "froc_interval": intervals[0],
         "froc_step_rule": None if result is None else result.step_score,
         "froc_step_rule_interval": intervals[1],
         "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
-        "sensitivity": None if result is None else list(result.reached),
-        "sensitivity_interpolated": None if result is None else list(result.interpolated),
+        "sensitivity": None if result is None else list(result.step_sensitivity),
+        "sensitivity_interpolated": None if result is None else list(result.interpolated_sensitivity),
         "reason": None if result is not None else "the slides have no lesions",
         "n_slides": len(hits),
         "n_lesions": sum(len(h.lesions) for h in hits),
@@ -326,12 +326,12 @@ def _shares(part: Floats, whole: Floats) -> Floats:
     return shares
 
 
-def shares_of(counts: Counts) -> dict[str, float | None]:
+def shares_of(counts: ConfusionCounts) -> dict[str, float | None]:
     """Each cell of a confusion matrix as a share of its total."""
     return {name: count / counts.total if counts.total else None for name, count in asdict(counts).items()}
 
 
-def ratios_of(counts: Counts) -> dict[str, float | None]:
+def ratios_of(counts: ConfusionCounts) -> dict[str, float | None]:
     """Sensitivity, specificity, precision and F1; None where there is nothing to divide by."""
     cells = np.array(list(asdict(counts).values()), np.float64)
     found = {name: float(ratio(cells)) for name, ratio in RATIOS.items()}

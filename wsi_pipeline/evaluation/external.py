@@ -19,7 +19,7 @@ from wsi_pipeline.evaluation.evaluation import lesion_figures, slide_figures
 from wsi_pipeline.evaluation.summary import Figures, said
 from wsi_pipeline.io.digests import digest_file, digest_names
 from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare
-from wsi_pipeline.metrics.lesions import Detection, Lesions, SlideHits, find_lesions, match
+from wsi_pipeline.metrics.lesions import Detection, Lesions, SlideHits, find_lesions, match_detections
 
 SCHEMA_VERSION = 1
 _MASK_SUFFIXES = ("", "_mask", "_evaluation_mask")
@@ -60,7 +60,7 @@ def judge_detections(
             mask = read_mask(of_slide[slide], level)
             _check_inside(files[slide], found, mask.shape, 2**level)
             lesions = find_lesions(mask, mpp * 2**level, merge_um=options.merge_um, itc_um=options.itc_um)
-        hits.append(match(found, lesions, 2**level))
+        hits.append(match_detections(found, lesions, 2**level))
         isolated += len(lesions.isolated)
         table.append(
             {

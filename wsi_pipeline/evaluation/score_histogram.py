@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.io.receipts import Facts
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram
-from wsi_pipeline.metrics.steps import STEPS, to_steps, to_values
+from wsi_pipeline.metrics.steps import STEPS, dequantize, quantize
 
 _COLUMNS = ("score", "normal", "tumor", "ignored")
 
@@ -39,7 +39,7 @@ class ScoreCounts:
     def of(cls, heat: NDArray[np.float32], labels: NDArray[np.uint8]) -> Self:
         """Count the predicted positions of a heatmap by their truth, both (rows, columns)."""
         known = np.isfinite(heat)
-        steps, index = np.unique(to_steps(heat[known]), return_inverse=True)
+        steps, index = np.unique(quantize(heat[known]), return_inverse=True)
         truth = labels[known]
         counts = [np.bincount(index[truth == value], minlength=len(steps)) for value in (NORMAL, TUMOR, IGNORE)]
         return cls(steps, *counts)
@@ -48,7 +48,7 @@ class ScoreCounts:
     def histogram(self) -> Histogram:
         """Of the positions whose truth is known."""
         scored = np.flatnonzero(self.normal + self.tumor)
-        return Histogram(to_values(self.steps[scored]), self.normal[scored], self.tumor[scored])
+        return Histogram(dequantize(self.steps[scored]), self.normal[scored], self.tumor[scored])
 
     def top_mean(self, share: float) -> float | None:
         """Mean of the highest `share` of all predicted positions, at least one; None where none is predicted."""
@@ -68,7 +68,7 @@ class ScoreCounts:
 
     def write(self, path: Path) -> None:
         values = (self.steps.astype(np.uint16), self.normal, self.tumor, self.ignored)
-        with publish(path) as partial:
+        with atomic_output(path) as partial:
             pq.write_table(pa.table(dict(zip(_COLUMNS, values, strict=True))), partial)
 
     @classmethod

@@ -21,13 +21,13 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
 
 
-def no_room(error: OSError) -> bool:
+def is_out_of_space(error: OSError) -> bool:
     """Whether a file system refused to write for want of room, or altogether."""
     return error.errno in _NO_ROOM
 
 
 @contextmanager
-def publish(target: Path) -> Iterator[Path]:
+def atomic_output(target: Path) -> Iterator[Path]:
     """Yield a path of the target's name in a hidden folder beside it; it takes the target's place in the end.
 
     The block may make a file or a folder there. On any exception it is removed and the target is
@@ -64,7 +64,7 @@ def publish(target: Path) -> Iterator[Path]:
             raise StoreError(
                 f"{target}: another process writes it too", remedy="Let one run end before another one starts here"
             ) from error
-        if no_room(error) or (error.errno in _NO_PERMISSION and here):
+        if is_out_of_space(error) or (error.errno in _NO_PERMISSION and here):
             raise StoreError(
                 f"{target}: cannot be written ({os.strerror(error.errno or 0)})",
                 remedy="Free space or give permission there, or put the results elsewhere (results in the config)",
@@ -72,7 +72,7 @@ def publish(target: Path) -> Iterator[Path]:
         raise
 
 
-def remove_leftovers(target: Path) -> None:
+def remove_partial_outputs(target: Path) -> None:
     """Remove what a process that was killed has left of `target`."""
     for leftover in _leftovers(target) if target.parent.is_dir() else ():
         remove(leftover)
@@ -103,5 +103,5 @@ def remove(path: Path) -> None:
 
 def write_text(target: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with publish(target) as partial:
+    with atomic_output(target) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")

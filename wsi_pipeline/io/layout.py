@@ -13,7 +13,7 @@ STAGES = (*_OF_SLIDE, *_OF_MODEL)
 SLIDE_STAGES = tuple(_OF_SLIDE)
 
 
-class NotThereError(LookupError):
+class ResultNotFoundError(LookupError):
     """What is asked for is not among the results."""
 
 
@@ -52,30 +52,30 @@ class SlideLayout:
     layout: Layout
     slide: str
 
-    def of_slide(self, name: str) -> Path:
+    def slide_file(self, name: str) -> Path:
         """A file or store that no model has made, such as `truth.ome.zarr`."""
         return self.layout.slides / self.slide / name
 
     def pyramid(self) -> Path:
         """The slide's pyramid or, where it is not kept, its overview."""
-        whole = self.of_slide("pyramid.ome.zarr")
-        return whole if whole.is_dir() else self.of_slide("overview.ome.zarr")
+        whole = self.slide_file("pyramid.ome.zarr")
+        return whole if whole.is_dir() else self.slide_file("overview.ome.zarr")
 
-    def of_model(self, stage: str, suffix: str) -> Path:
+    def model_file(self, stage: str, suffix: str) -> Path:
         """A file or store of a stage after the training."""
         return self.layout.results / _OF_MODEL[stage] / (self.layout.model or "") / f"{self.slide}{suffix}"
 
     def receipt(self, stage: str) -> Path:
         """The receipt of a stage."""
-        return self.of_slide(_OF_SLIDE[stage]) if stage in _OF_SLIDE else self.of_model(stage, ".json")
+        return self.slide_file(_OF_SLIDE[stage]) if stage in _OF_SLIDE else self.model_file(stage, ".json")
 
     def done(self) -> dict[str, bool]:
         """Which stages are done."""
         return {stage: self.receipt(stage).is_file() for stage in STAGES}
 
     def version(self, stage: str) -> str:
-        """Another one when the stage has run again; `NotThereError` where it is not done."""
+        """Another one when the stage has run again; `ResultNotFoundError` where it is not done."""
         try:
             return f"{self.receipt(stage).stat().st_mtime_ns:x}"
         except FileNotFoundError as error:
-            raise NotThereError(stage) from error
+            raise ResultNotFoundError(stage) from error

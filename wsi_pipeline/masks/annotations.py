@@ -26,7 +26,7 @@ class Regions:
     polygons: int
 
 
-NOTHING = Regions(shapely.Polygon(), shapely.Polygon(), shapely.Polygon(), 0)
+NO_REGIONS = Regions(shapely.Polygon(), shapely.Polygon(), shapely.Polygon(), 0)
 
 
 def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -> Regions:

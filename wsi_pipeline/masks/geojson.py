@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 
 Feature = dict[str, Any]
 Color = tuple[int, int, int]
@@ -43,7 +43,7 @@ def feature(
 
 def write_features(path: Path, features: Iterable[Feature]) -> None:
     """Write a collection atomically, one feature at a time: outlines of a slide may have millions of points."""
-    with publish(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_output(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         between = "\n"
         for one in features:
@@ -52,12 +52,12 @@ def write_features(path: Path, features: Iterable[Feature]) -> None:
         file.write("\n]}\n")
 
 
-def polygons(geometry: BaseGeometry) -> list[BaseGeometry]:
+def polygon_parts(geometry: BaseGeometry) -> list[BaseGeometry]:
     """The polygons of an area, one by one."""
     return [part for part in shapely.get_parts(geometry).tolist() if part.geom_type == "Polygon" and not part.is_empty]
 
 
-def cells_area(cells: NDArray[np.bool_], stride_px: float, first_px: float) -> BaseGeometry:
+def cells_polygon(cells: NDArray[np.bool_], stride_px: float, first_px: float) -> BaseGeometry:
     """The area of cells of a grid, (rows, columns), each `stride_px` wide; the first one begins at `first_px`."""
     if not cells.any():
         return shapely.Polygon()

@@ -22,7 +22,7 @@ TRUTH_LABELS = (
 )
 
 
-class AreaShares:
+class AreaFractions:
     """Share of a mask within boxes, exact for boxes at fractional positions (summed-area table).
 
     `mask` is a boolean (y, x) image; what lies outside it counts as not set.
@@ -65,9 +65,9 @@ class AreaShares:
         return result
 
 
-def grid_shares(mask: NDArray[np.bool_], mask_mpp: float, grid: Grid, slide_mpp: float) -> Floats:
+def grid_fractions(mask: NDArray[np.bool_], mask_mpp: float, grid: Grid, slide_mpp: float) -> Floats:
     """Share of `mask` in each patch of a grid, (rows, columns) float64."""
-    shares = AreaShares(mask, mask_mpp)
+    shares = AreaFractions(mask, mask_mpp)
     return shares.of(grid.x() * slide_mpp, grid.y() * slide_mpp, grid.patch_px * slide_mpp)
 
 
@@ -89,8 +89,8 @@ def grid_truth(
         return picked
     edge_um = region_um if rule == "centre_region" else patch_um
     margin = (patch_um - edge_um) / 2
-    tumor = AreaShares(truth.data == TUMOR, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
-    ignored = AreaShares(truth.data == IGNORE, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
+    tumor = AreaFractions(truth.data == TUMOR, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
+    ignored = AreaFractions(truth.data == IGNORE, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
     is_tumor = tumor > 0 if rule == "centre_region" else tumor >= min_tumor
     return np.where(is_tumor, TUMOR, np.where(ignored > 0, IGNORE, NORMAL)).astype(np.uint8)
 

@@ -17,7 +17,7 @@ from shapely.geometry.base import BaseGeometry
 from wsi_pipeline.geometry import Size
 
 
-class Crossings:
+class PolygonRasterizer:
     """Where the border of a valid polygonal geometry crosses the rows of an image of `size`."""
 
     def __init__(self, geometry: BaseGeometry, pixel: float, size: Size) -> None:
@@ -36,7 +36,7 @@ class Crossings:
         order = np.lexsort((column, row))
         self._rows, self._columns = row[order].astype(np.int32), column[order]
 
-    def paint(self, band: NDArray[np.uint8], row: int, value: int) -> None:
+    def fill(self, band: NDArray[np.uint8], row: int, value: int) -> None:
         """Set the pixels inside to `value`; `band` (rows, width) begins at row `row` of the image."""
         start, stop = np.searchsorted(self._rows, (row, row + len(band)))
         if start == stop:

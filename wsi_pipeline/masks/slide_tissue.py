@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.masks.tissue_detection import features, find_mask
-from wsi_pipeline.progress_bar import Bar
+from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
+from wsi_pipeline.progress_bar import ProgressBar
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
 # Large, as each block costs dask some time; smaller where there would be too few for all threads.
@@ -31,7 +31,7 @@ def find_tissue(
     size = pyramid.size_at(options.mpp)
     block_px = _SMALL_BLOCK_PX if size.width * size.height <= _FEW_PIXELS else _BLOCK_PX
     feature, ink = read_features(pyramid, options, threads, block_px)
-    mask, threshold = find_mask(feature, ink, options)
+    mask, threshold = segment_tissue(feature, ink, options)
     return mask, ink, threshold
 
 
@@ -41,10 +41,10 @@ def read_features(
     """Saturation or grey (h, w) uint8 and pen ink (h, w) bool of the whole slide at `options.mpp`."""
     size = pyramid.size_at(options.mpp)
     lefts, tops = range(0, size.width, block_px), range(0, size.height, block_px)
-    shown = Bar("tissue", len(lefts) * len(tops))
+    shown = ProgressBar("tissue", len(lefts) * len(tops))
 
     def block(box: Box) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = np.stack(features(pyramid.read_scaled(box, options.mpp), options))
+        found: NDArray[np.uint8] = np.stack(tissue_features(pyramid.read_scaled(box, options.mpp), options))
         shown.advance()
         return found
 

@@ -23,7 +23,7 @@ _INK_SPREAD = 24
 _BLACK = 60
 
 
-def features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def tissue_features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Saturation (HSV, 0 to 255) or grey (Rec. 601) of (h, w, 3) uint8, and where there is ink."""
     red, green, blue = (np.ascontiguousarray(rgb[..., k]) for k in range(3))
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
@@ -41,7 +41,7 @@ def features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np
     return feature.astype(np.uint8), ink
 
 
-def find_mask(
+def segment_tissue(
     feature: NDArray[np.uint8], ink: NDArray[np.bool_], options: TissueOptions
 ) -> tuple[NDArray[np.bool_], float]:
     """Tissue (h, w) bool, cleaned, and the threshold.
@@ -49,7 +49,7 @@ def find_mask(
     Of ink, pieces up to the size of holes that are filled may count as tissue: dark nuclei are among them.
     """
     threshold = find_threshold(feature, ink, options)
-    mask = clean(above(feature, threshold, options) & ~ink, options)
+    mask = clean_mask(apply_threshold(feature, threshold, options) & ~ink, options)
     return mask & ~_without_small(ink, options.min_hole_um2 / options.mpp**2), threshold
 
 
@@ -66,12 +66,12 @@ def find_threshold(feature: NDArray[np.uint8], ink: NDArray[np.bool_], options: 
     return float(threshold_otsu(hist=(histogram, np.arange(256))))
 
 
-def above(feature: NDArray[np.uint8], threshold: float, options: TissueOptions) -> NDArray[np.bool_]:
+def apply_threshold(feature: NDArray[np.uint8], threshold: float, options: TissueOptions) -> NDArray[np.bool_]:
     """Tissue before cleaning: more saturated, or darker, than the threshold."""
     return feature > threshold if options.method == "otsu_saturation" else feature < threshold
 
 
-def clean(mask: NDArray[np.bool_], options: TissueOptions) -> NDArray[np.bool_]:
+def clean_mask(mask: NDArray[np.bool_], options: TissueOptions) -> NDArray[np.bool_]:
     """Close gaps, fill small holes and drop small pieces (8-connected)."""
     radius = round(options.closing_um / options.mpp / 2)
     if radius:

@@ -17,13 +17,13 @@ from scipy.special import expit, log_expit, logit
 
 from wsi_pipeline.metrics.curves import Histogram
 from wsi_pipeline.metrics.intervals import Weights
-from wsi_pipeline.metrics.steps import STEPS, sums_between, to_steps, to_values
+from wsi_pipeline.metrics.steps import STEPS, bin_sums, dequantize, quantize
 
 RELIABILITY_BINS = 15
 # Temperatures outside say that the network knows nothing, or everything.
 _RANGE = (0.01, 100.0)
 
-_VALUES = to_values(np.arange(STEPS + 1))
+_VALUES = dequantize(np.arange(STEPS + 1))
 _SQUARES, _SQUARES_BELOW_1 = _VALUES**2, (1 - _VALUES) ** 2
 # The first step of each bin, and one past the last step.
 _EDGES = np.append(np.searchsorted(_VALUES, np.arange(RELIABILITY_BINS) / RELIABILITY_BINS), STEPS + 1)
@@ -49,7 +49,7 @@ class CalibrationSums:
     def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
         """Of scores in steps, ascending, and how often each has either truth."""
         both = normal + tumor
-        bins = np.stack([sums_between(_EDGES, steps, counts) for counts in (both, both * steps, tumor)])
+        bins = np.stack([bin_sums(_EDGES, steps, counts) for counts in (both, both * steps, tumor)])
         return cls(bins.astype(np.float64), float((normal * _SQUARES[steps] + tumor * _SQUARES_BELOW_1[steps]).sum()))
 
 
@@ -86,7 +86,7 @@ class PooledCalibration:
 
 def fit_temperature(histogram: Histogram) -> float:
     """The temperature with the least cross-entropy, from 0.01 to 100; both classes have to be there."""
-    odds = _log_odds(to_steps(histogram.values))
+    odds = _log_odds(quantize(histogram.values))
     counts = histogram.normal + histogram.tumor
 
     def slope(log_temperature: float) -> float:
@@ -103,14 +103,14 @@ def fit_temperature(histogram: Histogram) -> float:
 
 def cross_entropy(histogram: Histogram, temperature: float = 1.0) -> float:
     """Mean negative log likelihood of the truth, nats."""
-    odds = _log_odds(to_steps(histogram.values)) / temperature
+    odds = _log_odds(quantize(histogram.values)) / temperature
     total = -(histogram.tumor * log_expit(odds) + histogram.normal * log_expit(-odds)).sum()
-    return float(total / (histogram.normals + histogram.tumors))
+    return float(total / (histogram.n_normal + histogram.n_tumor))
 
 
 def at_temperature(steps: Counts, temperature: float) -> Counts:
     """Scores in steps, divided by a temperature, in steps again."""
-    return to_steps(expit(_log_odds(steps) / temperature))
+    return quantize(expit(_log_odds(steps) / temperature))
 
 
 def _log_odds(steps: Counts) -> Floats:

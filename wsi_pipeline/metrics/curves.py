@@ -30,16 +30,16 @@ class Histogram:
         return cls(values, np.bincount(index, minlength=len(values)) - tumor, tumor)
 
     @property
-    def normals(self) -> int:
+    def n_normal(self) -> int:
         return int(self.normal.sum())
 
     @property
-    def tumors(self) -> int:
+    def n_tumor(self) -> int:
         return int(self.tumor.sum())
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class ConfusionCounts:
     """Confusion at a threshold: called tumour where score >= threshold."""
 
     tp: int
@@ -47,38 +47,38 @@ class Counts:
     fn: int
     tn: int
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+    def __add__(self, other: ConfusionCounts) -> ConfusionCounts:
+        return ConfusionCounts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
 
     @property
     def total(self) -> int:
         return self.tp + self.fp + self.fn + self.tn
 
 
-def counts_at(histogram: Histogram, threshold: float) -> Counts:
+def confusion_counts(histogram: Histogram, threshold: float) -> ConfusionCounts:
     """Confusion counts of a histogram at a threshold."""
     called = histogram.values >= threshold
     tp, fp = int(histogram.tumor[called].sum()), int(histogram.normal[called].sum())
-    return Counts(tp=tp, fp=fp, fn=histogram.tumors - tp, tn=histogram.normals - fp)
+    return ConfusionCounts(tp=tp, fp=fp, fn=histogram.n_tumor - tp, tn=histogram.n_normal - fp)
 
 
 def auc(histogram: Histogram) -> float | None:
     """Area under the ROC curve; None where a class is missing."""
-    if not histogram.normals or not histogram.tumors:
+    if not histogram.n_normal or not histogram.n_tumor:
         return None
     below = np.cumsum(histogram.normal) - histogram.normal
     twice = int((histogram.tumor * (2 * below + histogram.normal)).sum())
-    return twice / (2 * histogram.normals * histogram.tumors)
+    return twice / (2 * histogram.n_normal * histogram.n_tumor)
 
 
 def average_precision(histogram: Histogram) -> float | None:
     """Sum of precision times step in recall; None without positives."""
-    if not histogram.tumors:
+    if not histogram.n_tumor:
         return None
     tp = np.cumsum(histogram.tumor[::-1])
     called = tp + np.cumsum(histogram.normal[::-1])
     precision = np.divide(tp, called, out=np.ones(len(tp)), where=called > 0)
-    return float((precision * histogram.tumor[::-1]).sum() / histogram.tumors)
+    return float((precision * histogram.tumor[::-1]).sum() / histogram.n_tumor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class Band:
 
 def roc_curve(histogram: Histogram) -> Curve:
     """False positive rate and true positive rate; starts at (0, 0) with an infinite threshold."""
-    tpr = np.concatenate([[0.0], np.cumsum(histogram.tumor[::-1]) / max(histogram.tumors, 1)])
-    fpr = np.concatenate([[0.0], np.cumsum(histogram.normal[::-1]) / max(histogram.normals, 1)])
+    tpr = np.concatenate([[0.0], np.cumsum(histogram.tumor[::-1]) / max(histogram.n_tumor, 1)])
+    fpr = np.concatenate([[0.0], np.cumsum(histogram.normal[::-1]) / max(histogram.n_normal, 1)])
     return Curve(np.concatenate([[np.inf], histogram.values[::-1]]), fpr, tpr)
 
 
@@ -112,10 +112,10 @@ def pr_curve(histogram: Histogram) -> Curve:
     tp = np.cumsum(histogram.tumor[::-1])
     called = tp + np.cumsum(histogram.normal[::-1])
     precision = np.divide(tp, called, out=np.ones(len(tp)), where=called > 0)
-    return Curve(histogram.values[::-1], tp / max(histogram.tumors, 1), precision)
+    return Curve(histogram.values[::-1], tp / max(histogram.n_tumor, 1), precision)
 
 
-def thinned(curve: Curve, points: int) -> Curve:
+def thin_curve(curve: Curve, points: int) -> Curve:
     """At most about `points` points of a curve, evenly along its length, ends kept."""
     if len(curve.x) <= points:
         return curve

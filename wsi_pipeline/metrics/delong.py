@@ -33,7 +33,7 @@ class Comparison:
     p_permutation: float
 
 
-def components(scores: Scores, is_tumor: Labels) -> tuple[Scores, Scores]:
+def structural_components(scores: Scores, is_tumor: Labels) -> tuple[Scores, Scores]:
     """Of each tumour case the share of normal ones below it, and of each normal case that of tumour ones above it.
 
     Ties count half. Either's mean is the AUC. `scores` is (cases,) or (models, cases), and so are the results.
@@ -46,21 +46,21 @@ def components(scores: Scores, is_tumor: Labels) -> tuple[Scores, Scores]:
     return of_tumor, of_normal
 
 
-def covariance(scores: Scores, is_tumor: Labels) -> NDArray[np.float64] | None:
+def auc_covariance(scores: Scores, is_tumor: Labels) -> NDArray[np.float64] | None:
     """Covariance of the AUCs of (models, cases) scores, (models, models); None with fewer than 2 cases of a class."""
     if min(np.count_nonzero(is_tumor), np.count_nonzero(~is_tumor)) < 2:
         return None
-    parts = (np.atleast_2d(np.cov(of)) / of.shape[-1] for of in components(scores, is_tumor))
+    parts = (np.atleast_2d(np.cov(of)) / of.shape[-1] for of in structural_components(scores, is_tumor))
     total: NDArray[np.float64] = np.sum(list(parts), axis=0)
     return total
 
 
 def delong_interval(scores: Scores, is_tumor: Labels, level: float) -> list[float] | None:
     """Interval of the AUC of (cases,) scores by the normal distribution, within 0 and 1."""
-    variance = covariance(scores[None], is_tumor)
+    variance = auc_covariance(scores[None], is_tumor)
     if variance is None:
         return None
-    area = float(components(scores, is_tumor)[0].mean())
+    area = float(structural_components(scores, is_tumor)[0].mean())
     reach = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(max(0.0, variance[0, 0]))
     return [max(0.0, area - reach), min(1.0, area + reach)]
 
@@ -71,10 +71,10 @@ def compare(first: Scores, second: Scores, is_tumor: Labels, *, permutations: in
     The permutation test exchanges the two models' ranks case by case.
     """
     scores = np.stack((first, second))
-    variance = covariance(scores, is_tumor)
+    variance = auc_covariance(scores, is_tumor)
     if variance is None:
         return None
-    areas = components(scores, is_tumor)[0].mean(axis=-1)
+    areas = structural_components(scores, is_tumor)[0].mean(axis=-1)
     difference = float(areas[0] - areas[1])
     error = math.sqrt(max(0.0, variance[0, 0] + variance[1, 1] - 2 * variance[0, 1]))
     p_delong = float(2 * stats.norm.sf(abs(difference) / error)) if error > 0 else None
@@ -85,7 +85,8 @@ def compare(first: Scores, second: Scores, is_tumor: Labels, *, permutations: in
         count = min(_PERMUTATIONS_AT_ONCE, permutations - start)
         swap = rng.random((count, len(is_tumor))) < 0.5
         one, other = np.where(swap, ranks[1], ranks[0]), np.where(swap, ranks[0], ranks[1])
-        drawn = components(one, is_tumor)[0].mean(axis=-1) - components(other, is_tumor)[0].mean(axis=-1)
+        area, other_area = (structural_components(part, is_tumor)[0].mean(axis=-1) for part in (one, other))
+        drawn = area - other_area
         # Sums in another order must not make an equal difference a smaller one.
         reached += int((np.abs(drawn) >= abs(difference) - 1e-12).sum())
     return Comparison(difference, error, p_delong, (1 + reached) / (1 + permutations))

@@ -16,13 +16,13 @@ from wsi_pipeline.seeds import generator
 Weights = NDArray[np.integer[Any]]
 
 
-def slide_weights(slides: int, resamples: int, seed: int, figure: str) -> Weights:
+def bootstrap_weights(slides: int, resamples: int, seed: int, figure: str) -> Weights:
     """How often each slide is drawn in each resample, (resamples, slides)."""
     rng = generator(seed, "bootstrap", figure)
     return rng.multinomial(slides, np.full(slides, 1 / slides), size=resamples).astype(np.int32)
 
 
-def percentiles(values: NDArray[np.float64], level: float) -> list[float] | None:
+def percentile_interval(values: NDArray[np.float64], level: float) -> list[float] | None:
     """Interval of the values of resamples, (resamples,); None where most of them are not a number."""
     known = values[np.isfinite(values)]
     if len(known) < len(values) / 2 or not len(values):

@@ -17,7 +17,7 @@ from skimage.measure import regionprops
 from wsi_pipeline.metrics.intervals import Weights
 
 FALSE_POSITIVES_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-MISS = 0
+NO_LESION = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Detection:
     y: float
 
 
-def suppress(heat: NDArray[np.float32], radius: float, min_score: float) -> list[tuple[float, int, int]]:
+def non_maximum_suppression(heat: NDArray[np.float32], radius: float, min_score: float) -> list[tuple[float, int, int]]:
     """Non-maximum suppression (Liu et al., arXiv:1703.02442): (score, column, row), highest first.
 
     The highest value is taken and everything within `radius` pixels of it is removed, until nothing
@@ -79,7 +79,7 @@ def suppress(heat: NDArray[np.float32], radius: float, min_score: float) -> list
     return found
 
 
-def components(heat: NDArray[np.float32], min_score: float) -> list[tuple[float, int, int]]:
+def component_maxima(heat: NDArray[np.float32], min_score: float) -> list[tuple[float, int, int]]:
     """The maximum of each 8-connected area at or above `min_score`: (score, column, row), highest first.
 
     Ties, within an area and between areas, go to the first in reading order.
@@ -108,7 +108,7 @@ class SlideHits:
     false_positives: tuple[float, ...]
 
 
-def match(detections: Sequence[Detection], lesions: Lesions, mask_px: float) -> SlideHits:
+def match_detections(detections: Sequence[Detection], lesions: Lesions, mask_px: float) -> SlideHits:
     """Match detections with lesions; a mask pixel is `mask_px` level-0 pixels wide."""
     best = dict.fromkeys(lesions.counted, 0.0)
     false_positives = []
@@ -116,8 +116,8 @@ def match(detections: Sequence[Detection], lesions: Lesions, mask_px: float) -> 
     for d in detections:
         row, column = int(d.y / mask_px), int(d.x / mask_px)
         inside = 0 <= row < height and 0 <= column < width
-        label = int(lesions.labels[row, column]) if inside else MISS
-        if label == MISS:
+        label = int(lesions.labels[row, column]) if inside else NO_LESION
+        if label == NO_LESION:
             false_positives.append(d.confidence)
         elif label in best:
             best[label] = max(best[label], d.confidence)
@@ -134,16 +134,16 @@ class Froc:
     threshold: NDArray[np.float64]
     false_positives: NDArray[np.float64]
     sensitivity: NDArray[np.float64]
-    reached: tuple[float, ...]
-    interpolated: tuple[float, ...]
+    step_sensitivity: tuple[float, ...]
+    interpolated_sensitivity: tuple[float, ...]
 
     @property
     def step_score(self) -> float:
-        return float(np.mean(self.reached))
+        return float(np.mean(self.step_sensitivity))
 
     @property
     def interpolated_score(self) -> float:
-        return float(np.mean(self.interpolated))
+        return float(np.mean(self.interpolated_sensitivity))
 
 
 class PooledHits:

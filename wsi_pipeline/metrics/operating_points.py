@@ -12,26 +12,26 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.metrics.curves import Histogram
 from wsi_pipeline.metrics.lesions import SlideHits
-from wsi_pipeline.metrics.steps import STEPS, to_steps, to_values
+from wsi_pipeline.metrics.steps import STEPS, dequantize, quantize
 
 
 def youden(histogram: Histogram) -> float:
     """The score with the highest sensitivity + specificity; both classes have to be there."""
     tp, fp = _called(histogram)
     # In whole numbers: of two thresholds that are equally good none may win by rounding.
-    return _best(histogram, tp * histogram.normals - fp * histogram.tumors)
+    return _best(histogram, tp * histogram.n_normal - fp * histogram.n_tumor)
 
 
 def max_f1(histogram: Histogram) -> float:
     """The score with the highest F1; tumour has to be there."""
     tp, fp = _called(histogram)
-    return _best(histogram, 2 * tp / (tp + fp + histogram.tumors))
+    return _best(histogram, 2 * tp / (tp + fp + histogram.n_tumor))
 
 
 def at_sensitivity(histogram: Histogram, sensitivity: float) -> float:
     """The highest score at which at least that share of tumour is called; tumour has to be there."""
     tp, _ = _called(histogram)
-    return float(histogram.values[np.flatnonzero(tp >= sensitivity * histogram.tumors)[-1]])
+    return float(histogram.values[np.flatnonzero(tp >= sensitivity * histogram.n_tumor)[-1]])
 
 
 def at_false_positives(slides: Sequence[SlideHits], per_slide: float) -> float | None:
@@ -48,8 +48,8 @@ def at_false_positives(slides: Sequence[SlideHits], per_slide: float) -> float |
     allowed = np.flatnonzero(made <= per_slide * len(slides))
     if len(allowed):
         return float(confidences[allowed[0]])
-    above = np.minimum(to_steps(confidences[-1:]) + 1, STEPS)
-    return float(to_values(above)[0])
+    above = np.minimum(quantize(confidences[-1:]) + 1, STEPS)
+    return float(dequantize(above)[0])
 
 
 def _called(histogram: Histogram) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

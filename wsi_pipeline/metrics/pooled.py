@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration
 from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.metrics.intervals import Weights
-from wsi_pipeline.metrics.steps import STEPS, sums_between, to_values
+from wsi_pipeline.metrics.steps import STEPS, bin_sums, dequantize
 
 _LOGIT_BINS = 2048
 _RESAMPLES_AT_ONCE = 100
@@ -40,7 +40,7 @@ _EDGES = _bin_edges()
 
 
 @dataclass(frozen=True, slots=True)
-class Sketch:
+class ScoreSummary:
     """What is kept of the scores of one slide: counts in bins, sums for calibration, and its own AUC (or NaN)."""
 
     normal: NDArray[np.int32]
@@ -51,8 +51,8 @@ class Sketch:
     @classmethod
     def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
         """Of the distinct scores of a slide in steps of 1 / 65535, ascending, and how often each has either truth."""
-        in_bins = [sums_between(_EDGES, steps, counts).astype(np.int32) for counts in (normal, tumor)]
-        area = auc(Histogram(to_values(steps), normal, tumor))
+        in_bins = [bin_sums(_EDGES, steps, counts).astype(np.int32) for counts in (normal, tumor)]
+        area = auc(Histogram(dequantize(steps), normal, tumor))
         return cls(
             in_bins[0],
             in_bins[1],
@@ -66,9 +66,9 @@ class PooledScores:
 
     def __init__(self) -> None:
         self._normal, self._tumor = np.zeros((2, STEPS + 1), np.int64)
-        self._sketches = list[Sketch]()
+        self._sketches = list[ScoreSummary]()
 
-    def add(self, steps: Counts, normal: Counts, tumor: Counts, sketch: Sketch) -> None:
+    def add(self, steps: Counts, normal: Counts, tumor: Counts, sketch: ScoreSummary) -> None:
         """Add a slide and its sketch, which several collections may share."""
         self._normal[steps] += normal
         self._tumor[steps] += tumor
@@ -81,7 +81,7 @@ class PooledScores:
     def histogram(self) -> Histogram:
         """Of all slides, exact."""
         known = np.flatnonzero(self._normal + self._tumor)
-        return Histogram(to_values(known), self._normal[known], self._tumor[known])
+        return Histogram(dequantize(known), self._normal[known], self._tumor[known])
 
     @property
     def aucs(self) -> Floats:
@@ -97,7 +97,7 @@ class PooledScores:
         moved: Floats = np.clip(found + (exact - of_bins[0]), 0.0, 1.0)
         return moved
 
-    def rocs(self, rates: Floats, weights: Weights) -> Floats:
+    def resampled_rocs(self, rates: Floats, weights: Weights) -> Floats:
         """True positive rate of each resample at false positive rates, (resamples, rates); those with both classes."""
         normal = np.array([sketch.normal for sketch in self._sketches], np.float64)
         tumor = np.array([sketch.tumor for sketch in self._sketches], np.float64)
@@ -109,7 +109,7 @@ class PooledScores:
         return PooledCalibration([sketch.calibration for sketch in self._sketches])
 
 
-def aucs_of(normal: Floats, tumor: Floats) -> Floats:
+def histogram_aucs(normal: Floats, tumor: Floats) -> Floats:
     """Area under the ROC curve of each histogram (n, bins) by rising score; not a number where a class is missing."""
     below = np.cumsum(normal, axis=1) - normal
     with np.errstate(invalid="ignore"):
@@ -126,7 +126,7 @@ def resampled_aucs(scores: Floats, is_tumor: NDArray[np.bool_], weights: Weights
     for part in _parts(weights):
         drawn = part[:, order]
         normal_counts = np.add.reduceat(np.where(tumor, 0, drawn), starts, axis=1)
-        found.append(aucs_of(normal_counts, np.add.reduceat(np.where(tumor, drawn, 0), starts, axis=1)))
+        found.append(histogram_aucs(normal_counts, np.add.reduceat(np.where(tumor, drawn, 0), starts, axis=1)))
     return np.concatenate(found)
 
 
@@ -139,7 +139,7 @@ def _rocs_of(normal: Floats, tumor: Floats, rates: Floats) -> Floats:
     return np.array(found, np.float64).reshape(len(found), len(rates))
 
 
-def average_precisions_of(normal: Floats, tumor: Floats) -> Floats:
+def histogram_average_precisions(normal: Floats, tumor: Floats) -> Floats:
     """Sum of precision times step in recall of each histogram (n, bins); not a number without tumour."""
     tp = np.cumsum(tumor[:, ::-1], axis=1)
     called = tp + np.cumsum(normal[:, ::-1], axis=1)

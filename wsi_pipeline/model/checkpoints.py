@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Checkpoints:
         torch.save(content, buffer)
         data = buffer.getbuffer()
         try:
-            with publish(self._newest) as partial:
+            with atomic_output(self._newest) as partial:
                 with partial.open("wb") as file:
                     file.write(data)
                     file.write(hashlib.sha256(data).digest())

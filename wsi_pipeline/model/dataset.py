@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.pyramid.level import OPEN_SHARDS, Cache
+from wsi_pipeline.pyramid.level import MAX_OPEN_SHARDS, LruCache
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.shards import Shard
 from wsi_pipeline.seeds import generator
@@ -39,7 +39,7 @@ class PatchBank:
     def __init__(
         self, stores: Sequence[Path], indices: Sequence[Path], *, memory_gib: float = 4.0, workers: int = 1
     ) -> None:
-        files: Cache[Shard] = Cache(OPEN_SHARDS)
+        files: LruCache[Shard] = LruCache(MAX_OPEN_SHARDS)
         self._stores = [PatchStore(path, files) for path in stores]
         self._indices = indices
         labels = [_labels(path) for path in indices]

@@ -8,7 +8,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_file
 
 IMAGENET_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
@@ -36,7 +36,7 @@ def download_imagenet(output: Path, url: str | None = None) -> None:
     source = url or IMAGENET_URL
     if not source.startswith(("https://", "http://127.0.0.1")):
         raise ModelError(f"{source}: not an https address", remedy=OFFLINE)
-    with publish(output) as partial:
+    with atomic_output(output) as partial:
         try:
             with urlopen(source, timeout=60) as response, partial.open("wb") as file:  # noqa: S310 (checked above)
                 shutil.copyfileobj(response, file)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from wsi_pipeline.model.device import fetched
 from wsi_pipeline.model.predictor import Predictor
-from wsi_pipeline.progress_bar import Bar, on_terminal
-from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.progress_bar import ProgressBar, on_terminal
+from wsi_pipeline.pyramid.patch_reader import PatchReader
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,19 @@ class Scored:
     whole: NDArray[np.bool_]
 
 
-def scan(walk: Walk, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+def scan(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
     """Predict the patches from number `first` on, in order, batch by batch.
 
     A bar on a terminal, or a line every 30 s, says how it goes.
     """
     parts = (scan_batches if predictor.device.is_cuda else scan_threads)(walk, predictor, threads, first)
-    with Bar("predicting", len(walk), first) as shown:
+    with ProgressBar("predicting", len(walk), first) as shown:
         for scored in parts:
             yield scored
-            shown.at(scored.first + len(scored.whole))
+            shown.update(scored.first + len(scored.whole))
 
 
-def scan_threads(walk: Walk, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+def scan_threads(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
     """As `scan`, for a CPU: each thread reads a batch and runs the network on it, alone.
 
     So no core waits for another one, and no result depends on how many there are.
@@ -74,7 +74,7 @@ def scan_threads(walk: Walk, predictor: Predictor, threads: int, first: int = 0)
             pace.reached(scored.first + len(scored.whole))
 
 
-def scan_batches(walk: Walk, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+def scan_batches(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
     """As `scan`, for a GPU: threads fill batches in page-locked memory while the network works on those before."""
     pace, is_cuda = Pace(len(walk), first, 1), predictor.device.is_cuda
     copies = torch.cuda.Stream(predictor.device.device) if is_cuda else None  # type: ignore[no-untyped-call]

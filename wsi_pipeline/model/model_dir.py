@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wsi_pipeline.config import TrainRun
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.io.atomic import publish, write_text
+from wsi_pipeline.io.atomic import atomic_output, write_text
 from wsi_pipeline.io.digests import canonical_json, digest_file
 from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.model.imagenet import OFFLINE, check_imagenet
@@ -42,7 +42,7 @@ class ModelFacts:
 def save_weights(path: Path, state: dict[str, Tensor]) -> str:
     """Write a state dict as safetensors, atomically; returns its SHA-256."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with publish(path) as partial:
+    with atomic_output(path) as partial:
         save_file(plain, partial)
     return digest_file(path)
 

@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.io.atomic import publish
-from wsi_pipeline.metrics.steps import to_steps, to_values
+from wsi_pipeline.io.atomic import atomic_output
+from wsi_pipeline.metrics.steps import dequantize, quantize
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class RawScores:
     def add(self, first: int, probabilities: NDArray[np.float32], whole: NDArray[np.bool_]) -> None:
         """The scores from number `first` on, which is the first one not known."""
         part = slice(first, first + len(whole))
-        self.steps[part][whole] = to_steps(probabilities[whole])
+        self.steps[part][whole] = quantize(probabilities[whole])
         self.whole[part] = whole
         self.done = part.stop
 
@@ -71,7 +71,7 @@ class RawScores:
     def save(self) -> None:
         """Write what is known, atomically."""
         known = slice(0, self.done)
-        with publish(self._path) as partial, partial.open("wb") as file:
+        with atomic_output(self._path) as partial, partial.open("wb") as file:
             np.savez_compressed(
                 file,
                 inputs=np.array(self._inputs),
@@ -82,4 +82,4 @@ class RawScores:
 
     def probabilities(self) -> NDArray[np.float32]:
         """In the order of the walk; not a number where a patch could not be read."""
-        return np.where(self.whole, to_values(self.steps), np.nan).astype(np.float32)
+        return np.where(self.whole, dequantize(self.steps), np.nan).astype(np.float32)

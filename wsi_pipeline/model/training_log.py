@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_pipeline.progress_bar import Bar, on_terminal
+from wsi_pipeline.progress_bar import ProgressBar, on_terminal
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class Watch:
 
     def __init__(self, *, shows: bool = False, events: Path | None = None) -> None:
         self._shows = shows
-        self._bar: Bar | None = None
+        self._bar: ProgressBar | None = None
         self._writer: Any = None
         if events is not None and shows:
             # Slow to import, and needed where events are asked for.
@@ -36,14 +36,14 @@ class Watch:
         self._first, self._steps, self._batch = step, steps, batch
         self._began = self._logged = time.monotonic()
         if self._shows:
-            self._bar = Bar("training", steps, step)
+            self._bar = ProgressBar("training", steps, step)
 
     def step(self, step: int, loss: float | None, waited: float) -> None:
         """A step is done; `waited` seconds were spent waiting for patches since the loop began."""
         now = time.monotonic()
         shown = f"loss {short(loss)}"
         if self._bar is not None:
-            self._bar.at(step, shown)
+            self._bar.update(step, shown)
         if now - self._logged < _LOG_SECONDS:
             return
         self._logged = now

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from wsi_pipeline.evaluation.summary import SYNTHETIC
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.plots.colors import (
     HEATMAP_COLOR_MAP,
     RgbImage,
@@ -37,7 +37,7 @@ from wsi_pipeline.pyramid.pyramid import Pyramid
 if TYPE_CHECKING:
     # They bring scipy's optimizers, which the pictures of masks do without.
     from wsi_pipeline.metrics.calibration import Bin
-    from wsi_pipeline.metrics.curves import Band, Counts, Curve
+    from wsi_pipeline.metrics.curves import Band, ConfusionCounts, Curve
 
 matplotlib.style.use(str(files("wsi_pipeline.plots").joinpath("figures.mplstyle")))
 
@@ -59,7 +59,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         # Drawn before it is written: on a full disk matplotlib's PDF writer fails with an error of its own.
         drawn = io.BytesIO()
         figure.savefig(drawn, format=target.suffix[1:], metadata=more)
-        with publish(target) as partial:
+        with atomic_output(target) as partial:
             partial.write_bytes(drawn.getvalue())
 
 
@@ -222,7 +222,7 @@ def reliability_figure(bins: Sequence[Bin], scaled: Sequence[Bin], title: str, s
     return figure
 
 
-def confusion_matrix(counts: Counts, threshold: float, synthetic: bool) -> Figure:
+def confusion_matrix(counts: ConfusionCounts, threshold: float, synthetic: bool) -> Figure:
     """Confusion matrix of all scored patches: shares of the total, and of the patches of each true class."""
     figure = _figure(170, 84, synthetic)
     cells = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_pipeline.io.digests import digest_source, digest_tree
-from wsi_pipeline.progress_bar import Bar, on_terminal
+from wsi_pipeline.progress_bar import ProgressBar, on_terminal
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ def digest_paths(paths: dict[str, Path], threads: int) -> dict[str, str]:
     """SHA-256 of files and, as `files.digest_tree` takes it, of folders; what is not there is left out."""
     began = said = time.monotonic()
     taken: dict[str, str] = {}
-    with ThreadPoolExecutor(threads) as pool, Bar("files and stores", len(paths)) as shown:
+    with ThreadPoolExecutor(threads) as pool, ProgressBar("files and stores", len(paths)) as shown:
         for done, (name, digest) in enumerate(zip(paths, pool.map(_digest, paths.values()), strict=True), 1):
             if digest is not None:
                 taken[name] = digest
-            shown.at(done)
+            shown.update(done)
             if time.monotonic() - said > _SAY_EVERY_S and not on_terminal():
                 said = time.monotonic()
                 log.info("%d of %d files and stores, %.0f s", done, len(paths), said - began)

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 from wsi_pipeline.cohort.sheet import load_sheet
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.summary import SYNTHETIC
-from wsi_pipeline.io.atomic import publish, write_text
+from wsi_pipeline.io.atomic import atomic_output, write_text
 from wsi_pipeline.io.digests import canonical_json, digest_tree
 from wsi_pipeline.provenance.checksums import CRATE, Differences, compare_digests, digest_paths, list_contents
 from wsi_pipeline.provenance.run_record import RunRecord, read_runs
@@ -132,7 +132,7 @@ def _copy_workflow(results: Path, run: RunRecord) -> bool:
     workflow = Path(run["workflow"])
     if not (workflow / "Snakefile").is_file():
         raise StoreError(f"{workflow}: the workflow is not there", remedy="Put the checkout back to where it ran")
-    with publish(results / FOLDER) as partial:
+    with atomic_output(results / FOLDER) as partial:
         shutil.copytree(workflow, partial / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
         (partial / "config.json").write_text(canonical_json(run["config"]), encoding="utf-8")
         (partial / "slides.tsv").write_text(run["sheet"]["text"], encoding="utf-8", newline="\n")

@@ -25,9 +25,9 @@ from zarr.registry import register_codec
 
 from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.slides.jpeg import Jpeg
+from wsi_pipeline.slides.jpeg import JpegCodec
 
-CODEC = "imagecodecs_jpeg"
+JPEG_CODEC_NAME = "imagecodecs_jpeg"
 # A level of a pyramid is (c, y, x); its chunks are kept as (y, x, c), as pictures are.
 _ORDER = (1, 2, 0)
 _BLOSC_BITSHUFFLE = 2
@@ -35,7 +35,7 @@ _ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Lossless:
+class ZstdCodec:
     """Zstandard over shuffled bits, by Blosc."""
 
     chunk: Size
@@ -58,7 +58,7 @@ class Lossless:
 
 
 # Encodes and decodes one chunk; `decode` raises `ValueError` for bytes that are damaged.
-ChunkCodec = Jpeg | Lossless
+ChunkCodec = JpegCodec | ZstdCodec
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,16 @@ class ImagecodecsJpeg(ArrayBytesCodec):
 
     is_fixed_size = False
 
-    jpeg: Jpeg
+    jpeg: JpegCodec
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
-        _, configuration = parse_named_configuration(data, CODEC, require_configuration=False)
-        return cls(Jpeg.from_configuration(dict(configuration or {})))
+        _, configuration = parse_named_configuration(data, JPEG_CODEC_NAME, require_configuration=False)
+        return cls(JpegCodec.from_configuration(dict(configuration or {})))
 
     def to_dict(self) -> dict[str, JSON]:
         configuration = self.jpeg.configuration()
-        return {"name": CODEC, "configuration": configuration} if configuration else {"name": CODEC}
+        return {"name": JPEG_CODEC_NAME, "configuration": configuration} if configuration else {"name": JPEG_CODEC_NAME}
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         pixels = await asyncio.to_thread(self.jpeg.decode, chunk_data.to_bytes())
@@ -95,8 +95,8 @@ class ImagecodecsJpeg(ArrayBytesCodec):
 
 def register() -> None:
     """Make zarr know the codec, unless an installed package (`imagecodecs-zarr`) does."""
-    if not entry_points(group="zarr.codecs", name=CODEC):
-        register_codec(CODEC, ImagecodecsJpeg)
+    if not entry_points(group="zarr.codecs", name=JPEG_CODEC_NAME):
+        register_codec(JPEG_CODEC_NAME, ImagecodecsJpeg)
 
 
 register()
@@ -104,44 +104,44 @@ register()
 
 def chunk_codec(options: StorageOptions, chunk: Size) -> ChunkCodec:
     """The codec that the config names for chunks that are not copied."""
-    return picture_codec(options.codec, chunk, options.quality, options.subsampling, options.zstd_level)
+    return image_codec(options.codec, chunk, options.quality, options.subsampling, options.zstd_level)
 
 
-def picture_codec(
+def image_codec(
     name: str, size: Size, quality: int, subsampling: str = "444", zstd_level: int = _ZSTD_LEVEL
 ) -> ChunkCodec:
     """The codec `jpeg` or `zstd` for pictures of `size`."""
     if name == "zstd":
-        return Lossless(size, zstd_level)
-    return Jpeg(level=quality, colorspace_data="RGB", colorspace_jpeg="YCbCr", subsampling=subsampling)
+        return ZstdCodec(size, zstd_level)
+    return JpegCodec(level=quality, colorspace_data="RGB", colorspace_jpeg="YCbCr", subsampling=subsampling)
 
 
-def zarr_codecs(codec: ChunkCodec) -> dict[str, Any]:
+def level_array_codecs(codec: ChunkCodec) -> dict[str, Any]:
     """The keyword arguments of `zarr.create_array` that name this codec, for the level of a pyramid."""
-    return {"filters": [TransposeCodec(order=_ORDER)], **array_codecs(codec)}
+    return {"filters": [TransposeCodec(order=_ORDER)], **image_array_codecs(codec)}
 
 
-def array_codecs(codec: ChunkCodec) -> dict[str, Any]:
+def image_array_codecs(codec: ChunkCodec) -> dict[str, Any]:
     """The same for arrays whose chunks are pictures (y, x, c) as they are."""
-    if isinstance(codec, Lossless):
+    if isinstance(codec, ZstdCodec):
         blosc = BloscCodec(cname="zstd", clevel=codec.level, shuffle="bitshuffle", typesize=3)
         return {"serializer": BytesCodec(), "compressors": blosc}
     return {"serializer": ImagecodecsJpeg(codec), "compressors": None}
 
 
-def codec_of(metadata: list[dict[str, Any]], chunk: Size) -> ChunkCodec:
-    """The codec that the metadata of a pyramid's level names; `ValueError` for what `zarr_codecs` does not make."""
+def level_codec_from_metadata(metadata: list[dict[str, Any]], chunk: Size) -> ChunkCodec:
+    """The codec in the metadata of a pyramid level; `ValueError` for chains other than `level_array_codecs` writes."""
     first, *others = metadata or [{}]
     if first.get("name") != "transpose" or tuple(first["configuration"]["order"]) != _ORDER:
         raise ValueError("its codecs are not those of a pyramid")
-    return picture_codec_of(others, chunk)
+    return image_codec_from_metadata(others, chunk)
 
 
-def picture_codec_of(metadata: list[dict[str, Any]], size: Size) -> ChunkCodec:
-    """The codec of pictures of `size` that metadata name; `ValueError` for what `array_codecs` does not make."""
+def image_codec_from_metadata(metadata: list[dict[str, Any]], size: Size) -> ChunkCodec:
+    """The codec of pictures of `size` that metadata name; `ValueError` for what `image_array_codecs` does not make."""
     names = [codec["name"] for codec in metadata]
-    if names == [CODEC]:
-        return Jpeg.from_configuration(metadata[0].get("configuration", {}))
+    if names == [JPEG_CODEC_NAME]:
+        return JpegCodec.from_configuration(metadata[0].get("configuration", {}))
     if names == ["bytes", "blosc"]:
-        return Lossless(size, metadata[1]["configuration"]["clevel"])
+        return ZstdCodec(size, metadata[1]["configuration"]["clevel"])
     raise ValueError(f"codecs {', '.join(names)} are not those of pictures")

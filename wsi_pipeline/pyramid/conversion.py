@@ -12,17 +12,17 @@ import zarr
 
 from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_source, digest_tree
 from wsi_pipeline.pyramid.level import open_level
-from wsi_pipeline.pyramid.level_plan import copied_page, level_scales, level_sizes
+from wsi_pipeline.pyramid.level_plan import level_scales, level_sizes, passthrough_page
 from wsi_pipeline.pyramid.ome_zarr import pyramid_attributes
 from wsi_pipeline.pyramid.passthrough import copy_level
-from wsi_pipeline.pyramid.reencode import halve_level, read_level
-from wsi_pipeline.pyramid.source_comparison import check_level
-from wsi_pipeline.pyramid.writing import MadeLevel
+from wsi_pipeline.pyramid.reencode import downsample_level, reencode_level
+from wsi_pipeline.pyramid.source_comparison import compare_level
+from wsi_pipeline.pyramid.writing import WrittenLevel
 from wsi_pipeline.receipts.slides import LevelFacts
-from wsi_pipeline.slides.openslide_reader import SlideFacts, SourceSlide
+from wsi_pipeline.slides.openslide_reader import SlideMetadata, SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff
 
 # The report and the viewer show whole slides at up to this size.
@@ -48,12 +48,12 @@ def convert(
     levels of the source are compared with OpenSlide's pixels. Memory is bounded by the shards in flight.
     Raises `SlideError`.
     """
-    facts = source.facts
+    facts = source.metadata
     sizes = level_sizes(facts)
-    with TiledTiff(source.path) as tiff, publish(store) as partial, ThreadPoolExecutor(2) as aside:
+    with TiledTiff(source.path) as tiff, atomic_output(store) as partial, ThreadPoolExecutor(2) as aside:
         source_digest = aside.submit(digest_source, source.path)
         zarr.create_group(partial, attributes=pyramid_attributes(source.slide, level_scales(facts, len(sizes))))
-        made = list[MadeLevel]()
+        made = list[WrittenLevel]()
         compared = list[Future[LevelFacts]]()
         for number in range(len(sizes)):
             made.append(_make_level(source, tiff, partial, number, options, threads))
@@ -62,7 +62,7 @@ def convert(
                 everything = options.verify == "all"
                 compared.append(
                     aside.submit(
-                        check_level, source, finished, number, made[number], everything=everything, threads=threads
+                        compare_level, source, finished, number, made[number], everything=everything, threads=threads
                     )
                 )
         levels = [*(comparison.result() for comparison in compared), *(own.facts for own in made[len(compared) :])]
@@ -77,21 +77,21 @@ def convert(
 
 def _make_level(
     source: SourceSlide, tiff: TiledTiff, store: Path, number: int, options: StorageOptions, threads: int
-) -> MadeLevel:
+) -> WrittenLevel:
     folder = store / str(number)
-    page = copied_page(source, tiff, number, options)
+    page = passthrough_page(source, tiff, number, options)
     if page is not None:
         return copy_level(source, tiff, page, number, folder, options, threads)
-    if number < len(source.facts.levels):
-        return read_level(source, number, folder, options, threads)
-    return halve_level(open_level(store / str(number - 1)), folder, options, threads)
+    if number < len(source.metadata.levels):
+        return reencode_level(source, number, folder, options, threads)
+    return downsample_level(open_level(store / str(number - 1)), folder, options, threads)
 
 
-def _write_overview(slide: str, facts: SlideFacts, sizes: Sequence[Size], store: Path, overview: Path) -> None:
+def _write_overview(slide: str, facts: SlideMetadata, sizes: Sequence[Size], store: Path, overview: Path) -> None:
     """Copy the levels that pictures of the whole slide are made from, and state the slide's own scale and size."""
     large = [number for number, size in enumerate(sizes) if max(size.width, size.height) >= OVERVIEW_PX]
     first = large[-1] if large else 0
-    with publish(overview) as partial:
+    with atomic_output(overview) as partial:
         attributes = pyramid_attributes(slide, level_scales(facts, len(sizes)), first)
         own = {"mpp": facts.mpp, "width": sizes[0].width, "height": sizes[0].height}
         zarr.create_group(partial, attributes={**attributes, "slide": own})

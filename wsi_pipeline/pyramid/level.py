@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.pyramid.codecs import codec_of
+from wsi_pipeline.pyramid.codecs import level_codec_from_metadata
 from wsi_pipeline.pyramid.ome_zarr import BACKGROUND
 from wsi_pipeline.pyramid.shards import ChunkGrid, Shard
 
 # Shared by the levels of a slide; the usual limit of a process is 1,024 open files.
-OPEN_SHARDS = 128
+MAX_OPEN_SHARDS = 128
 
 Value = TypeVar("Value")
 
 
-class Cache(Generic[Value]):
+class LruCache(Generic[Value]):
     """The values used last, up to `most` units of `cost`; safe between threads and across a fork."""
 
     def __init__(self, most: int, cost: Callable[[Value], int] = lambda _: 1) -> None:
@@ -65,22 +65,22 @@ class Cache(Generic[Value]):
 
 def open_level(folder: Path) -> Level:
     """A level by itself, for reading once: no chunk but the last is kept."""
-    return Level(folder, *caches(0))
+    return Level(folder, *level_caches(0))
 
 
 # Of decoded chunks, and of open shard files.
-Caches = tuple[Cache[NDArray[np.uint8]], Cache[Shard]]
+LevelCaches = tuple[LruCache[NDArray[np.uint8]], LruCache[Shard]]
 
 
-def caches(most_bytes: int) -> Caches:
+def level_caches(most_bytes: int) -> LevelCaches:
     """A cache of decoded chunks and one of open shard files, for levels that share them."""
-    return Cache(most_bytes, lambda pixels: pixels.nbytes), Cache(OPEN_SHARDS)
+    return LruCache(most_bytes, lambda pixels: pixels.nbytes), LruCache(MAX_OPEN_SHARDS)
 
 
 class Level:
     """An array (3, height, width) of a pyramid, read as (height, width, 3) uint8; safe between threads and forks."""
 
-    def __init__(self, folder: Path, chunks: Cache[NDArray[np.uint8]], shards: Cache[Shard]) -> None:
+    def __init__(self, folder: Path, chunks: LruCache[NDArray[np.uint8]], shards: LruCache[Shard]) -> None:
         """Open the array `folder`, with caches of decoded chunks and of open files. Raises `StoreError`."""
         self._folder, self._chunks, self._shards = folder, chunks, shards
         # Not the folder: another store may have taken its place.
@@ -93,7 +93,7 @@ class Level:
             _, chunk_height, chunk_width = sharding["configuration"]["chunk_shape"]
             self.size, chunk = Size(width, height), Size(chunk_width, chunk_height)
             self.grid = ChunkGrid(self.size, chunk, shard_width // chunk_width, shard_height // chunk_height)
-            self.codec = codec_of(sharding["configuration"]["codecs"], chunk)
+            self.codec = level_codec_from_metadata(sharding["configuration"]["codecs"], chunk)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{folder}: not a level of a pyramid ({error})", remedy="Convert the slide again"
@@ -114,7 +114,7 @@ class Level:
         if inside != box:
             out.fill(BACKGROUND)
         chunk = self.grid.chunk
-        for column, row in self.touched(box):
+        for column, row in self.chunks_in(box):
             top, bottom = max(row * chunk.height, inside.y), min((row + 1) * chunk.height, inside.bottom)
             left, right = max(column * chunk.width, inside.x), min((column + 1) * chunk.width, inside.right)
             out[top - box.y : bottom - box.y, left - box.x : right - box.x] = source(column, row)[
@@ -123,7 +123,7 @@ class Level:
             ]
         return out
 
-    def touched(self, box: Box) -> list[tuple[int, int]]:
+    def chunks_in(self, box: Box) -> list[tuple[int, int]]:
         """(column, row) of each chunk that has pixels of `box`, row by row."""
         inside, chunk = box.clipped(self.size), self.grid.chunk
         if not inside.width or not inside.height:
@@ -134,22 +134,22 @@ class Level:
 
     def chunk(self, column: int, row: int) -> NDArray[np.uint8]:
         """A whole decoded chunk, not to be written to. Raises `StoreError`, naming column and row."""
-        return self._chunks.get((self._key, column, row), lambda: self.decoded(column, row))
+        return self._chunks.get((self._key, column, row), lambda: self.decode_chunk(column, row))
 
     def stream(self, column: int, row: int) -> bytes | None:
         """The bytes of a chunk as they are stored, None where there is none. Raises `StoreError`."""
         grid = self.grid
-        where = (column // grid.across, row // grid.down)
+        where = (column // grid.shard_columns, row // grid.shard_rows)
         try:
             shard = self._shards.get((self._key, *where), lambda: self._opened(where))
-            return shard.chunk(grid.position(column, row))
+            return shard.chunk(grid.index_in_shard(column, row))
         except (ValueError, OSError) as error:
             raise self._damaged(column, row, error) from error
 
     def _opened(self, where: tuple[int, int]) -> Shard:
-        return Shard(self._folder / self.grid.path(where), self.grid.across * self.grid.down)
+        return Shard(self._folder / self.grid.path(where), self.grid.shard_columns * self.grid.shard_rows)
 
-    def decoded(self, column: int, row: int) -> NDArray[np.uint8]:
+    def decode_chunk(self, column: int, row: int) -> NDArray[np.uint8]:
         """As `chunk`, decoded now and not kept."""
         stream = self.stream(column, row)
         if stream is None:

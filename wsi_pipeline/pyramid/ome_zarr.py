@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.pyramid.shards import ChunkGrid
 
 Attributes = dict[str, Any]
@@ -36,7 +36,7 @@ def open_group(path: Path) -> zarr.Group:
         raise StoreError(f"{path}: not a Zarr store ({error})", remedy="Run the stage that makes it again") from error
 
 
-def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """The array `name` of a group."""
     try:
         return cast("zarr.Array[Any]", group[name])
@@ -134,7 +134,7 @@ def write_image(
         }
     offset = image.first_centre_um - slide_mpp / 2
     attributes = _ome(name, ["y", "x"], [_dataset("0", [image.mpp] * 2, [offset] * 2)], more)
-    with publish(path) as partial:
+    with atomic_output(path) as partial:
         group = zarr.create_group(partial, attributes=attributes)
         array = group.create_array(
             "0",
@@ -155,7 +155,7 @@ def read_image(path: Path, slide_mpp: float) -> Image:
     """Read what `write_image` wrote; `slide_mpp` is the slide's own scale. Raises `StoreError`."""
     group = open_group(path)
     scale, translation = transformations(group.attrs, path)[0]
-    array = array_of(group, "0")
+    array = open_array(group, "0")
     try:
         data = np.asarray(array[...])
     except (OSError, ValueError, RuntimeError) as error:

@@ -10,42 +10,42 @@ import numpy as np
 
 from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.pyramid.codecs import zarr_codecs
+from wsi_pipeline.pyramid.codecs import level_array_codecs
 from wsi_pipeline.pyramid.ome_zarr import create_level
 from wsi_pipeline.pyramid.shards import Chunk, ChunkGrid, write_shards
-from wsi_pipeline.pyramid.source_comparison import agrees, centre
-from wsi_pipeline.pyramid.writing import DamagedTiles, MadeLevel, Tile
+from wsi_pipeline.pyramid.source_comparison import central_box, matches_source
+from wsi_pipeline.pyramid.writing import DamagedTiles, Tile, WrittenLevel
 from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.slides.jpeg import Jpeg, self_contained
+from wsi_pipeline.slides.jpeg import JpegCodec, merge_tables
 from wsi_pipeline.slides.openslide_reader import WHITE, SourceSlide
-from wsi_pipeline.slides.tiff_tiles import Stream, TiledTiff, TileLevel
+from wsi_pipeline.slides.tiff_tiles import TiledTiff, TileLevel, TileStream
 
 # Where tables would add more than this to a level, they are kept once, in its metadata.
-MOST_TABLES = 0.02
+MAX_TABLES_SHARE = 0.02
 _PROBES = 3
 # Of this vendor's slides OpenSlide draws a tile anew from the finer level where either level lacks it.
 _REDRAWN = "aperio"
 
 
-def merges_tables(page: TileLevel) -> bool:
+def should_merge_tables(page: TileLevel) -> bool:
     """Whether tables go into each stream, which then stands alone, or once into the metadata of the level."""
     there = int(np.count_nonzero(page.counts))
-    return page.tables is None or len(page.tables) * there <= MOST_TABLES * page.nbytes
+    return page.tables is None or len(page.tables) * there <= MAX_TABLES_SHARE * page.nbytes
 
 
-def is_plain_grid(source: SourceSlide, tiff: TiledTiff, page: TileLevel, number: int) -> bool:
+def tiles_match_source(source: SourceSlide, tiff: TiledTiff, page: TileLevel, number: int) -> bool:
     """Whether the tiles of the page are what OpenSlide shows at their place in the level.
 
     They are not where a format overlaps or moves its tiles, which a few of them tell, and where
     OpenSlide puts something other than white in the place of missing ones. Tiles that nobody can read
     say nothing.
     """
-    if page.lacks_tiles and source.facts.background != WHITE:
+    if page.has_missing_tiles and source.metadata.background != WHITE:
         return False
-    if tiff.lacks_tiles and source.facts.vendor == _REDRAWN and number > 0:
+    if tiff.has_missing_tiles and source.metadata.vendor == _REDRAWN and number > 0:
         return False
-    codec = Jpeg(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=page.tables)
+    codec = JpegCodec(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=page.tables)
     grid = ChunkGrid.of(page.size, page.tile, 0)
     there = np.flatnonzero(page.counts)
     if not len(there):
@@ -58,7 +58,9 @@ def is_plain_grid(source: SourceSlide, tiff: TiledTiff, page: TileLevel, number:
             continue
         box = grid.box(column, row)
         try:
-            if not agrees(source, codec.decode(b"".join(stream)), centre(box.clipped(page.size)), box, number):
+            if not matches_source(
+                source, codec.decode(b"".join(stream)), central_box(box.clipped(page.size)), box, number
+            ):
                 return False
         except (ValueError, SlideError):
             continue
@@ -73,15 +75,15 @@ def copy_level(
     folder: Path,
     options: StorageOptions,
     threads: int,
-) -> MadeLevel:
+) -> WrittenLevel:
     """Write the array `folder` with the tiles of level `number`.
 
     Raises `SlideError`, naming level, column and row, for a damaged tile, unless the options ask for white ones.
     """
-    merge = merges_tables(page)
-    codec = Jpeg(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=None if merge else page.tables)
+    merge = should_merge_tables(page)
+    codec = JpegCodec(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=None if merge else page.tables)
     grid = ChunkGrid.of(page.size, page.tile, options.shard_px)
-    create_level(folder, grid, zarr_codecs(codec))
+    create_level(folder, grid, level_array_codecs(codec))
     damaged = DamagedTiles(source, number, grid.count, options.damaged_tiles)
 
     def encoded(tiles: list[Tile]) -> Sequence[Chunk | None]:
@@ -99,7 +101,7 @@ def copy_level(
             else:
                 head, data = stream
                 if head is not stored:
-                    stored, kept = head, self_contained(page.tables, head)
+                    stored, kept = head, merge_tables(page.tables, head)
                 chunks.append((kept, data))
         return chunks
 
@@ -114,10 +116,10 @@ def copy_level(
         damaged_tiles=tuple(sorted(damaged.tiles)),
         tables="merged" if merge else "shared",
     )
-    return MadeLevel(facts, digests, None)
+    return WrittenLevel(facts, digests, None)
 
 
-def _decodable(codec: Jpeg, page: TileLevel, stream: Stream) -> Stream | ValueError:
+def _decodable(codec: JpegCodec, page: TileLevel, stream: TileStream) -> TileStream | ValueError:
     try:
         replace(codec, tables=page.tables).decode(b"".join(stream))
     except ValueError as error:

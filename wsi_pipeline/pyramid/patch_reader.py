@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, PatchSpec
-from wsi_pipeline.pyramid.pyramid import Pyramid, resampled
+from wsi_pipeline.pyramid.pyramid import Pyramid, resample_patch
 
 log = logging.getLogger(__name__)
 
 # Beyond this the chunks that wait longest are dropped and, when their turn comes, decoded again.
-KEPT_BYTES = 1 << 30
+PATCH_CACHE_BYTES = 1 << 30
 
 Index = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 Chunk = tuple[int, int]
 
 
-class Walk:
+class PatchReader:
     """Patches of one slide, numbered in the order in which they are best read; safe between threads.
 
     `order[k]` is the index, into the corners given, of the patch with number k. `touched` says how many chunks
@@ -46,20 +46,20 @@ class Walk:
         y: Index,
         *,
         start: int = 0,
-        change: Callable[[Pixels], Pixels] | None = None,
-        kept_bytes: int = KEPT_BYTES,
+        transform: Callable[[Pixels], Pixels] | None = None,
+        cache_bytes: int = PATCH_CACHE_BYTES,
     ) -> None:
         """Patches with their top left corners at the level-0 pixels (x, y); those before `start` will not be read.
 
-        `change` is applied to each patch, (size_px, size_px, 3) uint8.
+        `transform` is applied to each patch, (size_px, size_px, 3) uint8.
         """
-        self._level, self._spec, self._change = pyramid.levels[spec.level], spec, change
+        self._level, self._spec, self._transform = pyramid.levels[spec.level], spec, transform
         left, top = pyramid.corners(x, y, spec)
         self.order = np.lexsort((top, left, top // self._level.grid.shard.height))
         self._left, self._top = left[self.order], top[self.order]
         uses = self._uses(start)
-        self.touched = int(np.count_nonzero(uses))
-        self._kept = _Kept(self._level.decoded, uses, kept_bytes)
+        self.chunks_needed = int(np.count_nonzero(uses))
+        self._kept = _Kept(self._level.decode_chunk, uses, cache_bytes)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -70,11 +70,11 @@ class Walk:
         return self._spec.size_px, self._spec.size_px, 3
 
     @property
-    def decoded(self) -> int:
-        return self._kept.decoded
+    def chunks_decoded(self) -> int:
+        return self._kept.chunks_decoded
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Bytes of the decoded chunks that are kept now."""
         return self._kept.bytes
 
@@ -95,13 +95,13 @@ class Walk:
             if spec.read_px == spec.size_px:
                 self._level.assemble(box, self._kept.get, out)
             else:
-                out[...] = resampled(self._level.assemble(box, self._kept.get), spec)
+                out[...] = resample_patch(self._level.assemble(box, self._kept.get), spec)
         except _DamagedError:
             return False
         finally:
-            self._kept.release(self._level.touched(box))
-        if self._change is not None:
-            out[...] = self._change(out)
+            self._kept.release(self._level.chunks_in(box))
+        if self._transform is not None:
+            out[...] = self._transform(out)
         return True
 
     def _uses(self, start: int) -> NDArray[np.int32]:
@@ -138,7 +138,7 @@ class _Kept:
         self._chunks: OrderedDict[Chunk, Future[Pixels]] = OrderedDict()
         self.bytes = 0
         self._lock = threading.Lock()
-        self.decoded = 0
+        self.chunks_decoded = 0
         self._damaged: set[Chunk] = set()
 
     def get(self, column: int, row: int) -> Pixels:
@@ -176,7 +176,7 @@ class _Kept:
             raise
         else:
             with self._lock:
-                self.decoded += 1
+                self.chunks_decoded += 1
                 self.bytes += pixels.nbytes
                 future.set_result(pixels)
                 for other in [k for k in self._oldest() if k != key]:

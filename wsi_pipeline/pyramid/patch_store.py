@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.progress_bar import Bar
-from wsi_pipeline.pyramid.codecs import ChunkCodec, array_codecs, picture_codec_of
-from wsi_pipeline.pyramid.level import OPEN_SHARDS, Cache
+from wsi_pipeline.progress_bar import ProgressBar
+from wsi_pipeline.pyramid.codecs import ChunkCodec, image_array_codecs, image_codec_from_metadata
+from wsi_pipeline.pyramid.level import MAX_OPEN_SHARDS, LruCache
 from wsi_pipeline.pyramid.shards import Chunk, Shard, write_shard
 
 _SHARD_PATCHES = 256
@@ -45,14 +45,14 @@ def write_patches(
         fill_value=0,
         dimension_names=["patch", "y", "x", "c"],
         attributes={"border_px": border_px},
-        **array_codecs(codec),
+        **image_array_codecs(codec),
     )
 
     def encoded(start: int, stop: int) -> list[Chunk | None]:
         return [(codec.encode(pixels),) for pixels in read(start, stop)]
 
     digests = {}
-    with ThreadPoolExecutor(threads) as pool, Bar("patches", count) as shown:
+    with ThreadPoolExecutor(threads) as pool, ProgressBar("patches", count) as shown:
         for start in range(0, count, _SHARD_PATCHES):
             stop = min(start + _SHARD_PATCHES, count)
             starts = range(start, stop, _BATCH)
@@ -60,23 +60,23 @@ def write_patches(
             chunks = [chunk for part in parts for chunk in part]
             name = _shard_path(start // _SHARD_PATCHES)
             _, digests[name] = write_shard(folder / name, range(len(chunks)), chunks, _SHARD_PATCHES)
-            shown.at(stop)
+            shown.update(stop)
     return digests
 
 
 class PatchStore:
     """The patches of a slide, for reading from any thread; `files` keeps shard files open, for several stores."""
 
-    def __init__(self, path: Path, files: Cache[Shard] | None = None) -> None:
+    def __init__(self, path: Path, files: LruCache[Shard] | None = None) -> None:
         """Open a store. Raises `StoreError`."""
         self._path = path
-        self._files: Cache[Shard] = Cache(OPEN_SHARDS) if files is None else files
+        self._files: LruCache[Shard] = LruCache(MAX_OPEN_SHARDS) if files is None else files
         try:
             metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
             count, edge, _, _ = metadata["shape"]
             self._shard = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
             (sharding,) = metadata["codecs"]
-            self._codec = picture_codec_of(sharding["configuration"]["codecs"], Size(edge, edge))
+            self._codec = image_codec_from_metadata(sharding["configuration"]["codecs"], Size(edge, edge))
             self.border_px = int(metadata["attributes"]["border_px"])
             self._count, self.edge = int(count), int(edge)
         except (OSError, ValueError, KeyError, TypeError) as error:

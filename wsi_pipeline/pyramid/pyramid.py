@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Grid, PatchSpec, Size
-from wsi_pipeline.pyramid.level import Caches, Level, caches
+from wsi_pipeline.pyramid.level import Level, LevelCaches, level_caches
 from wsi_pipeline.pyramid.ome_zarr import transformations
 
 # Enough for a row of tiles of 512 px across a slide of 40,000 px.
@@ -29,7 +29,7 @@ _SLIVER = 1e-3
 class Pyramid:
     """A slide's levels, from the finest; safe to share between threads, to fork and to send to processes."""
 
-    def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES, shared: Caches | None = None) -> None:
+    def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES, shared: LevelCaches | None = None) -> None:
         """Open a store; up to `cache_bytes` of decoded chunks are kept, or what `shared` has. Raises `StoreError`."""
         self.path, self._cache_bytes = path, cache_bytes
         try:
@@ -37,7 +37,7 @@ class Pyramid:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path}: not a pyramid ({error})", remedy="Convert the slide again") from error
         self._scales = [(scale[1], scale[2]) for scale, _ in transformations(attributes, path)]
-        kept = shared or caches(cache_bytes)
+        kept = shared or level_caches(cache_bytes)
         self.levels = [Level(path / str(k), *kept) for k in range(len(self._scales))]
         self.sizes = [level.size for level in self.levels]
         self.mpps = [(y + x) / 2 for y, x in self._scales]
@@ -72,7 +72,7 @@ class Pyramid:
         """The patch whose top left corner is at level-0 pixel (x, y), as (size_px, size_px, 3) uint8."""
         left, top = self.corners(np.array([x]), np.array([y]), spec)
         pixels = self.read(Box(int(left[0]), int(top[0]), spec.read_px, spec.read_px), spec.level)
-        return resampled(pixels, spec)
+        return resample_patch(pixels, spec)
 
     def corners(
         self, x: NDArray[np.int64], y: NDArray[np.int64], spec: PatchSpec
@@ -205,7 +205,7 @@ def _edges(start: int, stop: int, ratio: float) -> NDArray[np.int64]:
     return edges
 
 
-def resampled(pixels: NDArray[np.uint8], spec: PatchSpec) -> NDArray[np.uint8]:
+def resample_patch(pixels: NDArray[np.uint8], spec: PatchSpec) -> NDArray[np.uint8]:
     """What was read for a patch, (read_px, read_px, 3) uint8, at the patch's own size, anti-aliased."""
     if spec.read_px == spec.size_px:
         return pixels

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.pyramid.codecs import chunk_codec, zarr_codecs
+from wsi_pipeline.pyramid.codecs import chunk_codec, level_array_codecs
 from wsi_pipeline.pyramid.level import Level
 from wsi_pipeline.pyramid.ome_zarr import BACKGROUND, create_level
 from wsi_pipeline.pyramid.shards import Chunk, ChunkGrid, write_shards
-from wsi_pipeline.pyramid.writing import DamagedTiles, MadeLevel, Tile, padded
+from wsi_pipeline.pyramid.writing import DamagedTiles, Tile, WrittenLevel, pad_to_box
 from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 
@@ -27,26 +27,28 @@ _READ_PX = 1024
 ReadRegion = Callable[[Box], NDArray[np.uint8]]
 
 
-def read_level(source: SourceSlide, number: int, folder: Path, options: StorageOptions, threads: int) -> MadeLevel:
+def reencode_level(
+    source: SourceSlide, number: int, folder: Path, options: StorageOptions, threads: int
+) -> WrittenLevel:
     """Write the array `folder` with the pixels that OpenSlide reads at level `number`.
 
     Raises `SlideError`, naming level, column and row of the chunk, where the slide is damaged, unless
     the options ask for white chunks.
     """
-    size = source.facts.levels[number]
+    size = source.metadata.levels[number]
     # Where OpenSlide interpolates, what it reads depends on the corner, which then is that of the chunk.
-    step = _step(options) if source.is_exact(number) else 1
+    step = _step(options) if source.has_whole_downsample(number) else 1
     damaged = DamagedTiles(source, number, ChunkGrid.of(size, _chunk(options), 0).count, options.damaged_tiles)
     return _make(folder, size, lambda box: source.read(box, number), "read", step, damaged, options, threads)
 
 
-def halve_level(finer: Level, folder: Path, options: StorageOptions, threads: int) -> MadeLevel:
+def downsample_level(finer: Level, folder: Path, options: StorageOptions, threads: int) -> WrittenLevel:
     """Write the array `folder` with the level `finer` at half its size: means of 2 x 2 pixels."""
 
     def read(box: Box) -> NDArray[np.uint8]:
-        return halved(finer.read(Box(2 * box.x, 2 * box.y, 2 * box.width, 2 * box.height).clipped(finer.size)))
+        return downsample(finer.read(Box(2 * box.x, 2 * box.y, 2 * box.width, 2 * box.height).clipped(finer.size)))
 
-    return _make(folder, half(finer.size), read, "halved", _step(options), None, options, threads)
+    return _make(folder, half_size(finer.size), read, "halved", _step(options), None, options, threads)
 
 
 def _chunk(options: StorageOptions) -> Size:
@@ -57,12 +59,12 @@ def _step(options: StorageOptions) -> int:
     return max(1, _READ_PX // options.chunk_px)
 
 
-def half(size: Size) -> Size:
+def half_size(size: Size) -> Size:
     """Half the size, rounded up."""
     return Size((size.width + 1) // 2, (size.height + 1) // 2)
 
 
-def halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def downsample(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(h, w, 3) uint8 at half size: means of 2 along either axis, each rounded, the last repeated where odd."""
     height, width, bands = pixels.shape
     image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, "uchar")
@@ -79,11 +81,11 @@ def _make(
     damaged: DamagedTiles | None,
     options: StorageOptions,
     threads: int,
-) -> MadeLevel:
+) -> WrittenLevel:
     chunk = _chunk(options)
     grid = ChunkGrid.of(size, chunk, options.shard_px)
     codec = chunk_codec(options, chunk)
-    create_level(folder, grid, zarr_codecs(codec))
+    create_level(folder, grid, level_array_codecs(codec))
 
     def read_chunks(tiles: list[Tile]) -> dict[Tile, NDArray[np.uint8] | None]:
         """Pixels of neighbouring chunks, of one region if that can be read; None where one is damaged."""
@@ -100,7 +102,7 @@ def _make(
             damaged.add(tiles[0], f"of {options.chunk_px} px: {error.problem}")
             return {tiles[0]: None}
         parts = [region[b.y - y : b.bottom - y, b.x - x : b.right - x] for b in boxes]
-        return {tile: padded(part, box) for tile, part, box in zip(tiles, parts, boxes, strict=True)}
+        return {tile: pad_to_box(part, box) for tile, part, box in zip(tiles, parts, boxes, strict=True)}
 
     def encoded(tiles: list[Tile]) -> Sequence[Chunk | None]:
         regions: dict[Tile, list[Tile]] = {}
@@ -124,4 +126,4 @@ def _make(
         absent_tiles=grid.count - present - len(white),
         damaged_tiles=tuple(sorted(white)),
     )
-    return MadeLevel(facts, digests, codec)
+    return WrittenLevel(facts, digests, codec)

@@ -19,7 +19,7 @@ import numpy as np
 
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.io.direct_io import write_blocks
-from wsi_pipeline.progress_bar import tracked
+from wsi_pipeline.progress_bar import track
 
 _ABSENT = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
@@ -34,8 +34,8 @@ class ChunkGrid:
 
     size: Size
     chunk: Size
-    across: int
-    down: int
+    shard_columns: int
+    shard_rows: int
 
     @classmethod
     def of(cls, size: Size, chunk: Size, shard_px: int) -> ChunkGrid:
@@ -58,24 +58,28 @@ class ChunkGrid:
     @property
     def shard(self) -> Size:
         """Size of a shard in pixels."""
-        return Size(self.across * self.chunk.width, self.down * self.chunk.height)
+        return Size(self.shard_columns * self.chunk.width, self.shard_rows * self.chunk.height)
 
     def shards(self) -> list[tuple[int, int]]:
         """(column, row) of each shard."""
-        return [(x, y) for y in range(-(-self.rows // self.down)) for x in range(-(-self.columns // self.across))]
+        return [
+            (x, y)
+            for y in range(-(-self.rows // self.shard_rows))
+            for x in range(-(-self.columns // self.shard_columns))
+        ]
 
     def chunks(self, shard: tuple[int, int]) -> list[tuple[int, int]]:
         """(column, row) of each chunk of a shard that begins inside the level."""
-        x, y = shard[0] * self.across, shard[1] * self.down
+        x, y = shard[0] * self.shard_columns, shard[1] * self.shard_rows
         return [
             (column, row)
-            for row in range(y, min(y + self.down, self.rows))
-            for column in range(x, min(x + self.across, self.columns))
+            for row in range(y, min(y + self.shard_rows, self.rows))
+            for column in range(x, min(x + self.shard_columns, self.columns))
         ]
 
-    def position(self, column: int, row: int) -> int:
+    def index_in_shard(self, column: int, row: int) -> int:
         """Place of a chunk in the index of its shard."""
-        return row % self.down * self.across + column % self.across
+        return row % self.shard_rows * self.shard_columns + column % self.shard_columns
 
     def box(self, column: int, row: int) -> Box:
         """The chunk's pixels, beyond the edge of the level too."""
@@ -100,8 +104,8 @@ def write_shards(
 
     def write(shard: tuple[int, int]) -> tuple[int, str]:
         chunks = grid.chunks(shard)
-        positions = [grid.position(column, row) for column, row in chunks]
-        return write_shard(folder / grid.path(shard), positions, encoded(chunks), grid.across * grid.down)
+        positions = [grid.index_in_shard(column, row) for column, row in chunks]
+        return write_shard(folder / grid.path(shard), positions, encoded(chunks), grid.shard_columns * grid.shard_rows)
 
     shards = grid.shards()
     with ThreadPoolExecutor(threads) as pool:
@@ -109,7 +113,7 @@ def write_shards(
         futures = [pool.submit(write, shard) for shard in shards]
         try:
             finished = (future.result() for future in futures)
-            written = list(tracked(finished, f"level {folder.name}", len(shards)))
+            written = list(track(finished, f"level {folder.name}", len(shards)))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.progress_bar import tracked
+from wsi_pipeline.progress_bar import track
 from wsi_pipeline.pyramid.level import Level
-from wsi_pipeline.pyramid.writing import MadeLevel, Tile, padded
+from wsi_pipeline.pyramid.writing import Tile, WrittenLevel, pad_to_box
 from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.seeds import generator
-from wsi_pipeline.slides.openslide_reader import DAMAGED, SourceSlide
+from wsi_pipeline.slides.openslide_reader import DAMAGED_REMEDY, SourceSlide
 
 SAMPLE_TILES = 16
 _CENTRE_PX = 128
@@ -31,8 +31,8 @@ class _Difference:
     values: int = 0
 
 
-def check_level(
-    source: SourceSlide, level: Level, number: int, made: MadeLevel, *, everything: bool, threads: int
+def compare_level(
+    source: SourceSlide, level: Level, number: int, made: WrittenLevel, *, everything: bool, threads: int
 ) -> LevelFacts:
     """Compare tiles of a finished level with OpenSlide's pixels, and return the level's facts with the result.
 
@@ -48,13 +48,15 @@ def check_level(
             own = level.chunk(*tile)
         except StoreError as error:
             column, row = tile
-            raise source.error(f"damaged at level {number}, column {column}, row {row} ({error})", DAMAGED) from error
+            raise source.error(
+                f"damaged at level {number}, column {column}, row {row} ({error})", DAMAGED_REMEDY
+            ) from error
         if made.codec is None:
             whole = everything or number == 0
-            if not agrees(source, own, inside if whole else centre(inside), box, number):
+            if not matches_source(source, own, inside if whole else central_box(inside), box, number):
                 raise _differs(source, number, tile)
             return 0, 0, 0
-        pixels = padded(source.read(inside, number), box)
+        pixels = pad_to_box(source.read(inside, number), box)
         if not np.array_equal(own, made.codec.decode(made.codec.encode(pixels))):
             raise _differs(source, number, tile)
         difference = np.abs(own.astype(np.int16) - pixels)[: inside.height, : inside.width]
@@ -65,7 +67,7 @@ def check_level(
     tiles = [tile for tile in tiles if tile not in damaged]
     sums = _Difference()
     with ThreadPoolExecutor(threads) as pool:
-        for largest, total, values in tracked(pool.map(check, tiles), f"comparing level {number}", len(tiles)):
+        for largest, total, values in track(pool.map(check, tiles), f"comparing level {number}", len(tiles)):
             sums.largest = max(sums.largest, largest)
             sums.total += total
             sums.values += values
@@ -75,24 +77,24 @@ def check_level(
     return made.facts.model_copy(update=compared)
 
 
-def agrees(source: SourceSlide, own: NDArray[np.uint8], part: Box, box: Box, level: int) -> bool:
+def matches_source(source: SourceSlide, own: NDArray[np.uint8], part: Box, box: Box, level: int) -> bool:
     """Whether `own`, the pixels of `box`, are in `part` of it those that OpenSlide reads there.
 
     Where OpenSlide interpolates between the level's pixels, ours are interpolated in the same way.
     """
     left, top = part.x - box.x, part.y - box.y
     own = own[top : top + part.height, left : left + part.width]
-    if source.offset(part, level) == (0, 0):
+    if source.interpolation_offset(part, level) == (0, 0):
         return np.array_equal(own, source.read(part, level))
     inner = Box(part.x + 1, part.y + 1, part.width - 2, part.height - 2)
     if inner.width < 1 or inner.height < 1:
         return True
-    right, below = source.offset(inner, level)
+    right, below = source.interpolation_offset(inner, level)
     shifted = _shifted(_shifted(own.astype(np.float32), below, 0), right, 1)
     return bool(np.abs(shifted - source.read(inner, level)).max() <= _INTERPOLATION_TOLERANCE)
 
 
-def centre(box: Box) -> Box:
+def central_box(box: Box) -> Box:
     """The middle of a tile, where comparing all of it would cost more than it tells."""
     width, height = min(box.width, _CENTRE_PX), min(box.height, _CENTRE_PX)
     return Box(box.x + (box.width - width) // 2, box.y + (box.height - height) // 2, width, height)

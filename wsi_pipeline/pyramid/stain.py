@@ -71,7 +71,7 @@ class Stains:
         """Plain values for a receipt."""
         return {"vectors": self.vectors.round(6).tolist(), "maxima": self.maxima.round(6).tolist()}
 
-    def normalise(self, pixels: Pixels) -> Pixels:
+    def normalize(self, pixels: Pixels) -> Pixels:
         """Pixels (..., 3) in the colours of the reference."""
         turn = np.linalg.pinv(self.vectors) @ ((REFERENCE_MAXIMA / self.maxima)[:, None] * REFERENCE)
         density = _DENSITY.astype(np.float32)[pixels] @ turn.astype(np.float32)
@@ -79,23 +79,23 @@ class Stains:
         return out
 
 
-def unchanged(pixels: Pixels) -> Pixels:
+def identity(pixels: Pixels) -> Pixels:
     """Pixels as they are."""
     return pixels
 
 
-def normaliser(kind: str, slide: str, pyramid: Pyramid, tissue: Image) -> tuple[Callable[[Pixels], Pixels], Any]:
+def stain_normalizer(kind: str, slide: str, pyramid: Pyramid, tissue: Image) -> tuple[Callable[[Pixels], Pixels], Any]:
     """What a slide's patches go through by `kind` (none or macenko), and what of it a receipt says."""
     if kind == "none":
-        return unchanged, None
-    stains = stains_of(slide, pyramid, tissue)
+        return identity, None
+    stains = fit_stains(slide, pyramid, tissue)
     if stains is None:
         log.warning("%s: no two stains were found, its colours are left as they are", slide)
-        return unchanged, None
-    return stains.normalise, stains.facts()
+        return identity, None
+    return stains.normalize, stains.facts()
 
 
-def stains_of(slide: str, pyramid: Pyramid, tissue: Image) -> Stains | None:
+def fit_stains(slide: str, pyramid: Pyramid, tissue: Image) -> Stains | None:
     """The stains of a slide, from regions at places of its tissue that depend on the slide alone."""
     rows, columns = np.nonzero(tissue.data)
     if not len(rows):

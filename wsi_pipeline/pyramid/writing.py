@@ -11,7 +11,7 @@ from wsi_pipeline.geometry import Box
 from wsi_pipeline.pyramid.codecs import ChunkCodec
 from wsi_pipeline.pyramid.ome_zarr import BACKGROUND
 from wsi_pipeline.receipts.slides import LevelFacts
-from wsi_pipeline.slides.openslide_reader import DAMAGED, SourceSlide
+from wsi_pipeline.slides.openslide_reader import DAMAGED_REMEDY, SourceSlide
 
 # A slide with more damaged tiles is refused under either policy.
 _MOST_DAMAGED_TILES, _MOST_DAMAGED_SHARE = 16, 0.01
@@ -20,7 +20,7 @@ Tile = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class MadeLevel:
+class WrittenLevel:
     """A finished level: its part of the receipt, the digests of its files, and the codec of its chunks.
 
     `codec` is None where chunks were copied.
@@ -46,10 +46,10 @@ class DamagedTiles:
         if len(self.tiles) > self._most:
             where = f"damaged at level {self._number}, column {tile[0]}, row {tile[1]}"
             more = f", as {self._most} other tiles" if self._most else ""
-            raise self._source.error(f"{where}{more} ({problem})", DAMAGED)
+            raise self._source.error(f"{where}{more} ({problem})", DAMAGED_REMEDY)
 
 
-def padded(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+def pad_to_box(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     """`pixels` (h, w, 3) padded with background at the right and bottom to the size of `box`."""
     if pixels.shape[:2] == (box.height, box.width):
         return pixels

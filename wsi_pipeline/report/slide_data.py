@@ -14,7 +14,7 @@ from wsi_pipeline.evaluation.labelled_heatmap import grid_of
 from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
-from wsi_pipeline.metrics.steps import to_steps
+from wsi_pipeline.metrics.steps import quantize
 from wsi_pipeline.pyramid.ome_zarr import read_image
 
 # The label of a position without a prediction.
@@ -71,7 +71,7 @@ def heat_grid(heatmap: Path, receipt: Path, confusion: Path | None) -> HeatGrid:
             raise StoreError(f"{confusion}: of another heatmap", remedy="Run the stage confusion again")
         judged = codes < len(_TRUTH_OF_CODE)
         labels[judged] = np.array(_TRUTH_OF_CODE, np.uint8)[codes[judged]]
-    steps = to_steps(np.where(known, heat, 0)).astype(np.uint16)
+    steps = quantize(np.where(known, heat, 0)).astype(np.uint16)
     return HeatGrid(grid.stride_px, grid.patch_px, steps, labels)
 
 

@@ -24,7 +24,7 @@ class CrashError(Exception):
     """The function ended its process by a signal that a bug in a library raises."""
 
 
-def supervised(run: Callable[[], None]) -> int:
+def run_isolated(run: Callable[[], None]) -> int:
     """Run in a fork and return the exit code, 2 after a `PipelineError`, which is printed as one line.
 
     Raises `CrashError`. Another signal that ended the fork, such as that of the kernel for a lack of

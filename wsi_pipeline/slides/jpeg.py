@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Size
 
-START, END = b"\xff\xd8", b"\xff\xd9"
+SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Comments and application data, other than what JFIF and Adobe say of the colours.
@@ -30,7 +30,7 @@ _PADDING = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Jpeg:
+class JpegCodec:
     """Pictures (y, x) or (y, x, 3) of uint8 as JPEG streams; the names are those of the `imagecodecs-zarr` package.
 
     `level` is the quality when encoding. `colorspace_data` and `colorspace_jpeg` name the colour
@@ -79,7 +79,7 @@ class Jpeg:
     def decode(self, stream: bytes | memoryview) -> NDArray[Any]:
         """The pixels of a stream, (y, x) or (y, x, channels); `ValueError` where it is damaged."""
         if self.header is not None:
-            stream = b"".join((self.header, stream, END))
+            stream = b"".join((self.header, stream, EOI))
         # Passed only where it is set: older releases do not know it.
         more: dict[str, Any] = {} if self.fancyupsampling is None else {"fancyupsampling": self.fancyupsampling}
         more |= {"tables": self.tables, "colorspace": self.colorspace_jpeg, "outcolorspace": self.colorspace_data}
@@ -108,17 +108,17 @@ class Jpeg:
         )
 
 
-def self_contained(tables: bytes | None, stream: bytes) -> bytes:
+def merge_tables(tables: bytes | None, stream: bytes) -> bytes:
     """A stream, or what stands before its data, with the tables of its TIFF page merged in."""
     if not tables:
         return stream
     # Some writers leave out the end marker of the tables.
-    return b"".join((START, tables.removeprefix(START).removesuffix(END), stream[len(START) :]))
+    return b"".join((SOI, tables.removeprefix(SOI).removesuffix(EOI), stream[len(SOI) :]))
 
 
-def without_text(head: bytes) -> bytes:
+def strip_metadata(head: bytes) -> bytes:
     """Tables, or what stands before the data of a stream, without comments and application data (Exif, XMP)."""
-    kept, at = [START], len(START)
+    kept, at = [SOI], len(SOI)
     while at + 4 <= len(head):
         stop = at + 1 if head[at + 1] == 0xFF else at + 2 + int.from_bytes(head[at + 2 : at + 4], "big")
         if head[at + 1] not in _TEXT:
@@ -127,16 +127,16 @@ def without_text(head: bytes) -> bytes:
     return b"".join((*kept, head[at:]))
 
 
-def as_file(jpeg: Jpeg, stream: bytes) -> bytes:
+def to_jpeg_file(jpeg: JpegCodec, stream: bytes) -> bytes:
     """A chunk's stream as a file that any viewer shows in its real colours, without decoding it."""
     if jpeg.header is not None:
-        stream = b"".join((jpeg.header, stream, END))
-    stream = self_contained(jpeg.tables, stream)
+        stream = b"".join((jpeg.header, stream, EOI))
+    stream = merge_tables(jpeg.tables, stream)
     transform = _TRANSFORMS.get(jpeg.colorspace_jpeg or "")
     if transform is None:
         return stream
     said = b"\xff\xee\x00\x0eAdobe\x00\x64" + bytes(4) + bytes([transform])
-    kept, at = [START, said], len(START)
+    kept, at = [SOI, said], len(SOI)
     while at + 4 <= len(stream) and stream[at] == 0xFF and stream[at + 1] != _SCAN:
         stop = at + 1 if stream[at + 1] == 0xFF else at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
         if stream[at + 1] not in (_JFIF, _ADOBE):
@@ -145,16 +145,16 @@ def as_file(jpeg: Jpeg, stream: bytes) -> bytes:
     return b"".join((*kept, stream[at:]))
 
 
-def ends(stream: bytes | memoryview) -> bool:
+def has_end_marker(stream: bytes | memoryview) -> bool:
     """Whether a stream has its end marker."""
-    return stream[-2:] == END or END in bytes(stream[-_PADDING:])
+    return stream[-2:] == EOI or EOI in bytes(stream[-_PADDING:])
 
 
-def head_of(stream: bytes | memoryview, size: Size) -> bytes:
+def read_header(stream: bytes | memoryview, size: Size) -> bytes:
     """What stands before the compressed data of a whole tile; `ValueError` unless that is of `size`, 3 x 8 bits."""
-    if stream[:2] != START:
+    if stream[:2] != SOI:
         raise ValueError("the data of the tile does not begin as a JPEG stream")
-    frame, at = b"", len(START)
+    frame, at = b"", len(SOI)
     while True:
         head = bytes(stream[at : at + 10])
         if len(head) < 10 or head[0] != 0xFF:

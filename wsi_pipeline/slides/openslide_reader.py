@@ -24,13 +24,13 @@ _MOST_PIXELS = 10**12
 # Nor does any TIFF hold more in so few bytes: blank JPEG tiles have some 150 pixels a byte.
 _MOST_PIXELS_PER_BYTE = 20_000
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-DAMAGED = "The file may be truncated: compare its checksum with the source's and copy it again"
+DAMAGED_REMEDY = "The file may be truncated: compare its checksum with the source's and copy it again"
 # Scanners round the two spacings on their own; a larger difference means that one is wrong.
 _ANISOTROPY = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class SlideFacts:
+class SlideMetadata:
     """What is carried over from the source: technical properties only, no names, dates or free text."""
 
     vendor: str
@@ -52,7 +52,7 @@ class SourceSlide:
         self._check_file()
         self._handle = self._open()
         self._downsamples = tuple(self._handle.level_downsamples)
-        self.facts = self._read_facts(mpp)
+        self.metadata = self._read_metadata(mpp)
 
     def _check_file(self) -> None:
         try:
@@ -98,7 +98,7 @@ class SourceSlide:
             return np.ascontiguousarray(rgb)
         # OpenSlide returns straight alpha: blend on the background in integers.
         opaque = alpha.astype(np.uint16)
-        blended = rgb * opaque + np.array(self.facts.background, np.uint16) * (255 - opaque)
+        blended = rgb * opaque + np.array(self.metadata.background, np.uint16) * (255 - opaque)
         return ((blended + 127) // 255).astype(np.uint8)
 
     def _region(self, handle: _Handle, box: Box, level: int) -> NDArray[np.uint8]:
@@ -112,15 +112,15 @@ class SourceSlide:
             region = self._region(own, box, level)
         except _UNREADABLE as error:
             self._handle = self._open()
-            raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", DAMAGED) from error
+            raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", DAMAGED_REMEDY) from error
         self._handle = own
         return region
 
-    def is_exact(self, level: int) -> bool:
+    def has_whole_downsample(self, level: int) -> bool:
         """Whether OpenSlide reads every box of `level` without interpolating between its pixels."""
         return float(self._downsamples[level]).is_integer()
 
-    def offset(self, box: Box, level: int) -> tuple[float, float]:
+    def interpolation_offset(self, box: Box, level: int) -> tuple[float, float]:
         """How far right of and below the first pixel of `box` OpenSlide reads, in pixels of `level`.
 
         OpenSlide takes corners in whole level-0 pixels and divides them by one downsample for both axes;
@@ -133,7 +133,7 @@ class SourceSlide:
         x, y = round(box.x * downsample), round(box.y * downsample)
         return (x, y), (x / downsample - box.x, y / downsample - box.y)
 
-    def _read_facts(self, override: float | None) -> SlideFacts:
+    def _read_metadata(self, override: float | None) -> SlideMetadata:
         properties = self._handle.properties
         mpp, mpp_source = (override, "sheet") if override is not None else (self._own_mpp(), "slide")
         color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
@@ -144,7 +144,7 @@ class SourceSlide:
                 f"{levels[0].width} x {levels[0].height} px are more than a file of this size can hold",
                 "Check the file or take the slide out of the sheet",
             )
-        return SlideFacts(
+        return SlideMetadata(
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
             objective_power=properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
             background=(background[0], background[1], background[2]),

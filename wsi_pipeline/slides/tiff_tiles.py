@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.slides.jpeg import END, ends, head_of, without_text
+from wsi_pipeline.slides.jpeg import EOI, has_end_marker, read_header, strip_metadata
 
 # A TIFF with more tiles than this in one level is not a slide; its lists alone would fill the memory.
 _MOST_TILES = 20_000_000
@@ -27,7 +27,7 @@ _TOO_SHORT = "the file ends before the tile"
 _NO_HEAD = b"\0"
 
 # What stands before the compressed data of a tile, and the rest.
-Stream = tuple[bytes, memoryview]
+TileStream = tuple[bytes, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ class TileLevel:
         return int(self.counts.sum())
 
     @property
-    def lacks_tiles(self) -> bool:
+    def has_missing_tiles(self) -> bool:
         """Whether tiles are missing."""
         return not self.counts.all()
 
-    def covers(self, size: Size) -> bool:
+    def is_padded_form_of(self, size: Size) -> bool:
         """Whether this page is a level of `size` with its last column and row of tiles filled up."""
         whole = Size(self.columns * self.tile.width, self.rows * self.tile.height)
         grid = (-(-size.width // self.tile.width), -(-size.height // self.tile.height))
@@ -85,9 +85,9 @@ class TiledTiff:
         os.close(self._file)
 
     @property
-    def lacks_tiles(self) -> bool:
+    def has_missing_tiles(self) -> bool:
         """Whether any level does."""
-        return any(level.lacks_tiles for level in self._levels.values())
+        return any(level.has_missing_tiles for level in self._levels.values())
 
     def level(self, size: Size) -> TileLevel | None:
         """The JPEG-tiled page of this size, if there is one.
@@ -97,9 +97,9 @@ class TiledTiff:
         exact = self._levels.get(size)
         if exact is not None:
             return exact
-        return next((replace(page, size=size) for page in self._levels.values() if page.covers(size)), None)
+        return next((replace(page, size=size) for page in self._levels.values() if page.is_padded_form_of(size)), None)
 
-    def read(self, level: TileLevel, tiles: Sequence[tuple[int, int]]) -> list[Stream | ValueError | None]:
+    def read(self, level: TileLevel, tiles: Sequence[tuple[int, int]]) -> list[TileStream | ValueError | None]:
         """Streams of the tiles (column, row), in the order given; nothing is decoded, comments are left out.
 
         None stands for a tile that is not there, a `ValueError` for one that is damaged. The streams
@@ -107,7 +107,7 @@ class TiledTiff:
         """
         indices = [row * level.columns + column for column, row in tiles]
         offsets, counts = level.offsets[indices], level.counts[indices]
-        found: list[Stream | ValueError | None] = [None] * len(tiles)
+        found: list[TileStream | ValueError | None] = [None] * len(tiles)
         outside = (offsets < 0) | (counts < 0) | (offsets > self._length - counts)
         bloated = ~outside & (counts > _most_bytes(level.tile))
         for k in np.flatnonzero(outside & (counts != 0)).tolist():
@@ -121,7 +121,7 @@ class TiledTiff:
         for k, start, stop in zip(good.tolist(), starts.tolist(), (starts + counts[good]).tolist(), strict=True):
             if stop > there:
                 found[k] = ValueError(_TOO_SHORT)
-            elif data.startswith(known.stored, start, stop) and data.endswith(END, start, stop):
+            elif data.startswith(known.stored, start, stop) and data.endswith(EOI, start, stop):
                 found[k] = known.kept, memory[start + len(known.stored) : stop]
             else:
                 try:
@@ -181,10 +181,10 @@ class _Head:
     @classmethod
     def of(cls, stream: memoryview, tile: Size) -> Self:
         """`ValueError` unless the stream has the outer form of a whole tile."""
-        stored = head_of(stream, tile)
-        if not ends(stream):
+        stored = read_header(stream, tile)
+        if not has_end_marker(stream):
             raise ValueError("the JPEG stream of the tile does not end")
-        return cls(stored, without_text(stored))
+        return cls(stored, strip_metadata(stored))
 
 
 def _most_bytes(tile: Size) -> int:
@@ -204,5 +204,5 @@ def _tile_level(page: Any) -> TileLevel | None:
     if not columns * rows <= _MOST_TILES or min(len(page.dataoffsets), len(page.databytecounts)) < columns * rows:
         return None
     offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
-    tables = None if page.jpegtables is None else without_text(page.jpegtables)
+    tables = None if page.jpegtables is None else strip_metadata(page.jpegtables)
     return TileLevel(size, tile, colorspace, columns, rows, tables, offsets, counts)

@@ -18,10 +18,10 @@ from wsi_pipeline.evaluation.score_histogram import ScoreCounts
 from wsi_pipeline.evaluation.summary import Figures
 from wsi_pipeline.io.receipts import Facts, read_receipt, write_receipt
 from wsi_pipeline.metrics.calibration import cross_entropy, fit_temperature
-from wsi_pipeline.metrics.curves import Histogram, counts_at
+from wsi_pipeline.metrics.curves import Histogram, confusion_counts
 from wsi_pipeline.metrics.lesions import SlideHits
 from wsi_pipeline.metrics.operating_points import at_false_positives, at_sensitivity, max_f1, youden
-from wsi_pipeline.metrics.pooled import PooledScores, Sketch
+from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _pooled(slides: Sequence[str], receipts: Sequence[Facts], folder: Path) -> H
     for slide, receipt in zip(slides, receipts, strict=True):
         counts = ScoreCounts.read(folder / f"{slide}.parquet", receipt)
         found = (counts.steps, counts.normal, counts.tumor)
-        pooled.add(*found, Sketch.of(*found))
+        pooled.add(*found, ScoreSummary.of(*found))
     return pooled.histogram
 
 
@@ -84,7 +84,7 @@ def _chosen(options: OperatingPointOptions, slides: Sequence[str], histogram: Hi
             threshold = at_sensitivity(histogram, aim)
         else:
             threshold = youden(histogram) if options.rule == "youden" else max_f1(histogram)
-    counts = counts_at(histogram, threshold)
+    counts = confusion_counts(histogram, threshold)
     return {
         "rule": options.rule,
         "aim": aim,
@@ -92,8 +92,8 @@ def _chosen(options: OperatingPointOptions, slides: Sequence[str], histogram: Hi
         "chosen_on": _ON_VALIDATION,
         "slides": list(slides),
         "n_slides": len(slides),
-        "n_normal": histogram.normals,
-        "n_tumor": histogram.tumors,
+        "n_normal": histogram.n_normal,
+        "n_tumor": histogram.n_tumor,
         "counts_there": asdict(counts),
         **{f"{name}_there": value for name, value in ratios_of(counts).items()},
         **found,
@@ -132,14 +132,14 @@ def _temperature(slides: Sequence[str], histogram: Histogram) -> Figures:
         "fitted_on": _ON_VALIDATION,
         "slides": list(slides),
         "n_slides": len(slides),
-        "n_patches": histogram.normals + histogram.tumors,
+        "n_patches": histogram.n_normal + histogram.n_tumor,
         "cross_entropy_before": cross_entropy(histogram),
         "cross_entropy_after": cross_entropy(histogram, value),
     }
 
 
 def _need_both(histogram: Histogram, what: str) -> None:
-    absent = [name for name, n in (("normal", histogram.normals), ("tumour", histogram.tumors)) if not n]
+    absent = [name for name, n in (("normal", histogram.n_normal), ("tumour", histogram.n_tumor)) if not n]
     if absent:
         raise ConfigError(
             f"{what} needs normal and tumour patches on the validation slides, which have no {' and no '.join(absent)}",

@@ -15,9 +15,9 @@ from wsi_pipeline.evaluation.evaluation import check_chosen_for, ratios_of, shar
 from wsi_pipeline.evaluation.labelled_heatmap import JudgedHeatmap, grid_of
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.io.receipts import read_receipt, write_receipt
-from wsi_pipeline.masks.geojson import Feature, cells_area, feature, polygons, write_features
+from wsi_pipeline.masks.geojson import Feature, cells_polygon, feature, polygon_parts, write_features
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR
-from wsi_pipeline.metrics.curves import Counts
+from wsi_pipeline.metrics.curves import ConfusionCounts
 from wsi_pipeline.plots.colors import CONFUSION_COLORS
 from wsi_pipeline.plots.figures import save_figure, slide_panels
 from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue, write_image
@@ -59,7 +59,7 @@ def run(
     threshold = chosen["operating_point"]["threshold"]
     codes = classify(heat.data, labels, threshold)
     tn, fp, fn, tp = (int((codes == code).sum()) for code in (TN, FP, FN, TP))
-    counts = Counts(tp=tp, fp=fp, fn=fn, tn=tn)
+    counts = ConfusionCounts(tp=tp, fp=fp, fn=fn, tn=tn)
     image = Image(codes, heat.mpp, heat.first_centre_um)
     write_image(store, image, name="confusion", slide_mpp=pyramid.mpp, labels=LABELS, fill=NOT_SCORED)
     figure = slide_panels(slide, pyramid, judged.truth, heat, image, threshold=threshold, synthetic=synthetic)
@@ -89,7 +89,7 @@ def _features(codes: NDArray[np.uint8], grid: Grid) -> Iterator[Feature]:
     """Connected areas of errors and of what was found, with how many patches they have."""
     first = (grid.patch_px - grid.stride_px) / 2
     for code, name in ((FP, "False positive"), (FN, "False negative"), (TP, "True positive")):
-        for area in polygons(cells_area(codes == code, grid.stride_px, first)):
+        for area in polygon_parts(cells_polygon(codes == code, grid.stride_px, first)):
             patches = round(area.area / grid.stride_px**2)
             yield feature(area, name, CONFUSION_COLORS[code], measurements={"patches": patches})
 

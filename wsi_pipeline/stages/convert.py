@@ -13,8 +13,8 @@ import typer
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.io.atomic import remove_leftovers
-from wsi_pipeline.slides.crash_isolation import CrashError, supervised
+from wsi_pipeline.io.atomic import remove_partial_outputs
+from wsi_pipeline.slides.crash_isolation import CrashError, run_isolated
 from wsi_pipeline.stages.arguments import Options, Receipt, Slide, Store, Threads
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ def command(
     if verify is not None:
         parsed = parsed.model_copy(update={"verify": verify})
     try:
-        code = supervised(lambda: run(slide, inputs, outputs, parsed, mpp=mpp, threads=threads))
+        code = run_isolated(lambda: run(slide, inputs, outputs, parsed, mpp=mpp, threads=threads))
     except CrashError as crash:
-        remove_leftovers(store)
+        remove_partial_outputs(store)
         raise SlideError(
             slide,
             source,
@@ -77,7 +77,7 @@ def run(
     from wsi_pipeline.slides.openslide_reader import SourceSlide
 
     with closing(SourceSlide(slide, inputs.source, mpp)) as source:
-        facts = source.facts
+        facts = source.metadata
         made = convert(source, outputs.store, options, threads=threads, overview=outputs.overview)
     bounds = facts.bounds
     write_receipt(

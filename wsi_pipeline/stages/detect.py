@@ -15,7 +15,13 @@ from wsi_pipeline.io.digests import digest_file
 from wsi_pipeline.io.receipts import read_receipt, write_receipt
 from wsi_pipeline.masks.geojson import Feature, feature, write_features
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR
-from wsi_pipeline.metrics.lesions import Detection, components, find_lesions, match, suppress
+from wsi_pipeline.metrics.lesions import (
+    Detection,
+    component_maxima,
+    find_lesions,
+    match_detections,
+    non_maximum_suppression,
+)
 from wsi_pipeline.plots.colors import TUMOR_COLOR
 from wsi_pipeline.pyramid.ome_zarr import read_image
 
@@ -39,9 +45,9 @@ def run(
     grid = grid_of(facts)
     x, y = grid.x() + grid.patch_px / 2, grid.y() + grid.patch_px / 2
     if options.method == "components":
-        peaks = components(heat.data, options.min_score)
+        peaks = component_maxima(heat.data, options.min_score)
     else:
-        peaks = suppress(heat.data, options.radius_um / heat.mpp, options.min_score)
+        peaks = non_maximum_suppression(heat.data, options.radius_um / heat.mpp, options.min_score)
     found = [Detection(score, float(x[column]), float(y[row])) for score, column, row in peaks]
     write_text(detections, "".join(f"{d.confidence:.6f},{d.x:.1f},{d.y:.1f}\n" for d in found))
     write_features(geojson, map(_feature, found))
@@ -63,7 +69,7 @@ def _lesion_facts(
         reason = "parts of the slide are not annotated"
         return {"lesions": None, "false_positives": None, "isolated": None, "reason": reason}
     lesions = find_lesions(truth == TUMOR, truth_mpp, merge_um=options.merge_um, itc_um=options.itc_um)
-    hits = match(found, lesions, truth_mpp / slide_mpp)
+    hits = match_detections(found, lesions, truth_mpp / slide_mpp)
     return {
         "lesions": list(hits.lesions),
         "false_positives": list(hits.false_positives),

@@ -26,9 +26,9 @@ from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json, digest_json
 from wsi_pipeline.io.receipts import Facts, read_receipt
 from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration, at_temperature
-from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thinned
+from wsi_pipeline.metrics.curves import Curve, pr_curve, roc_curve, thin_curve
 from wsi_pipeline.metrics.lesions import froc
-from wsi_pipeline.metrics.pooled import PooledScores, Sketch
+from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.plots.figures import (
     cohort_table,
@@ -138,7 +138,7 @@ def _load(rows: Sequence[SlideRow], folders: Folders, calibration: Path, options
         receipts = read_receipt(scored, "scores"), read_receipt(counted, "confusion"), read_receipt(detected, "detect")
         counts = ScoreCounts.read(table, receipts[0])
         found = (counts.steps, counts.normal, counts.tumor)
-        sketch = Sketch.of(*found)
+        sketch = ScoreSummary.of(*found)
         for part in (loaded.pooled, *([loaded.centres.setdefault(row.centre, PooledScores())] if row.centre else [])):
             part.add(*found, sketch)
         if scaled is not None:
@@ -201,9 +201,9 @@ def _cohort(
 
 def _write(output: Path, metrics: Figures, evaluation: Evaluation, sheet: Sheet) -> None:
     slides, histogram, synthetic = evaluation.slides, evaluation.histogram, metrics["cohort"]["synthetic"]
-    both = histogram.normals > 0 and histogram.tumors > 0
-    roc = thinned(roc_curve(histogram), _CURVE_POINTS) if both else None
-    pr = thinned(pr_curve(histogram), _CURVE_POINTS) if histogram.tumors else None
+    both = histogram.n_normal > 0 and histogram.n_tumor > 0
+    roc = thin_curve(roc_curve(histogram), _CURVE_POINTS) if both else None
+    pr = thin_curve(pr_curve(histogram), _CURVE_POINTS) if histogram.n_tumor else None
     lesions = froc(evaluation.hits())
     points = None if lesions is None else Curve(lesions.threshold, lesions.false_positives, lesions.sensitivity)
     areas = [None if math.isnan(area) else area for area in evaluation.pooled.aucs.tolist()]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.pyramid.ome_zarr import read_image
 
@@ -37,7 +37,7 @@ def run(heatmap: Path, heatmap_receipt: Path, tiff: Path) -> None:
         # Else it is drawn from the clock.
         "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, facts['heatmap_sha256'])}",
     }
-    with publish(tiff) as partial:
+    with atomic_output(tiff) as partial:
         tifffile.imwrite(
             partial,
             values,

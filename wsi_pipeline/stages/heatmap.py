@@ -16,7 +16,7 @@ from wsi_pipeline.config import HeatmapRun
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.io.receipts import write_receipt
-from wsi_pipeline.metrics.steps import to_steps, to_values
+from wsi_pipeline.metrics.steps import dequantize, quantize
 from wsi_pipeline.model.heatmap_filters import overlap_mean, smoothed
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.stages.predict import Model, predict_slide
@@ -82,5 +82,5 @@ def finished(heat: NDArray[np.float32], grid: Grid, slide_mpp: float, options: H
     if options.smoothing_um:
         heat = smoothed(heat, options.smoothing_um / (grid.stride_px * slide_mpp))
     known = np.isfinite(heat)
-    heat[known] = to_values(to_steps(heat[known]))
+    heat[known] = dequantize(quantize(heat[known]))
     return heat

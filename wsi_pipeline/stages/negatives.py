@@ -13,12 +13,12 @@ from wsi_pipeline.config import CLASSES, NegativesRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.labelled_heatmap import grid_of
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_file, digest_tree
 from wsi_pipeline.io.receipts import read_receipt, write_receipt
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
-from wsi_pipeline.pyramid.stain import normaliser
+from wsi_pipeline.pyramid.stain import stain_normalizer
 from wsi_pipeline.stages.patches import Candidates, find_candidates, in_storage_order, patch_table, write_pixels
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,11 @@ def run(
     normal = candidates.take(np.flatnonzero(candidates.label == 0))
     scores = scores_at(heat.data, grid, normal)
     drawn = in_storage_order(normal.take(worst(scores, options.min_score, options.per_slide)))
-    normalise, stains = normaliser(options.stain_normalisation, slide, pyramid, tissue)
-    with publish(store) as partial:
+    normalise, stains = stain_normalizer(options.stain_normalisation, slide, pyramid, tissue)
+    with atomic_output(store) as partial:
         digest = digest_tree(partial, known=write_pixels(partial, pyramid, drawn, normalise, options, threads))
     spec = pyramid.patch_spec(options.size_px, options.mpp)
-    with publish(index) as partial:
+    with atomic_output(index) as partial:
         pq.write_table(patch_table(slide, spec, drawn, "hard normal"), partial)
     content = {
         "slide": slide,

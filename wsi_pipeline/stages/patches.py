@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import CLASSES, PatchesRun
 from wsi_pipeline.geometry import Grid, PatchSpec, Size
-from wsi_pipeline.io.atomic import publish
+from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_file, digest_tree
 from wsi_pipeline.io.receipts import write_receipt
-from wsi_pipeline.masks.label_images import IGNORE, TUMOR, grid_shares, grid_truth
-from wsi_pipeline.pyramid.codecs import picture_codec
+from wsi_pipeline.masks.label_images import IGNORE, TUMOR, grid_fractions, grid_truth
+from wsi_pipeline.pyramid.codecs import image_codec
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 from wsi_pipeline.pyramid.patch_store import write_patches
 from wsi_pipeline.pyramid.pyramid import Pyramid
-from wsi_pipeline.pyramid.stain import normaliser
+from wsi_pipeline.pyramid.stain import stain_normalizer
 from wsi_pipeline.seeds import generator
 
 log = logging.getLogger(__name__)
@@ -75,11 +75,11 @@ def run(
     tissue, truth = read_image(tissue_path, pyramid.mpp), read_image(truth_path, pyramid.mpp)
     candidates = find_candidates(tissue, truth, grid, pyramid.mpp, options)
     drawn = candidates.take(draw(candidates.label, slide, options))
-    normalise, stains = normaliser(options.stain_normalisation, slide, pyramid, tissue)
+    normalise, stains = stain_normalizer(options.stain_normalisation, slide, pyramid, tissue)
     drawn = in_storage_order(drawn)
-    with publish(store) as partial:
+    with atomic_output(store) as partial:
         digest = digest_tree(partial, known=write_pixels(partial, pyramid, drawn, normalise, options, threads))
-    with publish(index) as partial:
+    with atomic_output(index) as partial:
         beside = "normal beside tumor" if drawn.label.any() else "normal"
         pq.write_table(patch_table(slide, spec, drawn, beside), partial)
     counts = {
@@ -114,13 +114,13 @@ def run(
 
 def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, options: PatchesRun) -> Candidates:
     """Grid positions that may be a training patch, row by row."""
-    tissue_share = grid_shares(tissue.data > 0, tissue.mpp, grid, slide_mpp)
-    tumor_share = grid_shares(truth.data == TUMOR, truth.mpp, grid, slide_mpp)
+    tissue_share = grid_fractions(tissue.data > 0, tissue.mpp, grid, slide_mpp)
+    tumor_share = grid_fractions(truth.data == TUMOR, truth.mpp, grid, slide_mpp)
     usable = tissue_share >= options.min_tissue
     if options.label_rule == "area_fraction":
         is_tumor = tumor_share >= options.min_tumor
         usable &= is_tumor | (tumor_share == 0)
-        usable &= grid_shares(truth.data == IGNORE, truth.mpp, grid, slide_mpp) == 0
+        usable &= grid_fractions(truth.data == IGNORE, truth.mpp, grid, slide_mpp) == 0
     else:
         labels = grid_truth(
             truth,
@@ -175,7 +175,7 @@ def write_pixels(
     spec = pyramid.patch_spec(options.size_px + 2 * border, options.mpp)
     margin = border * spec.mpp / pyramid.mpp
     x, y = np.rint(drawn.x - margin).astype(int).tolist(), np.rint(drawn.y - margin).astype(int).tolist()
-    codec = picture_codec(options.codec, Size(spec.size_px, spec.size_px), options.quality)
+    codec = image_codec(options.codec, Size(spec.size_px, spec.size_px), options.quality)
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         return normalise(pyramid.read_patches(x[start:stop], y[start:stop], spec))

@@ -22,16 +22,16 @@ from wsi_pipeline.errors import ModelError, PipelineError
 from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.io.digests import digest_bytes, digest_json
 from wsi_pipeline.io.receipts import Facts, write_receipt
-from wsi_pipeline.masks.label_images import grid_shares
+from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.inference import scan
 from wsi_pipeline.model.model_dir import ModelFacts, load_network, read_model_json, weights_digest
 from wsi_pipeline.model.prediction_cache import RawScores
 from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.pyramid.ome_zarr import read_image
-from wsi_pipeline.pyramid.patch_reader import Walk
+from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
-from wsi_pipeline.pyramid.stain import normaliser
+from wsi_pipeline.pyramid.stain import stain_normalizer
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.slides import ConvertReceipt
 
@@ -119,18 +119,18 @@ class Positions:
         spec = pyramid.patch_spec(facts.size_px, facts.mpp, allow_upsampling=options.allow_upsampling)
         grid = pyramid.grid(spec, options.stride_um)
         tissue = read_image(folder / "tissue.ome.zarr", pyramid.mpp)
-        wanted = grid_shares(tissue.data > 0, tissue.mpp, grid, pyramid.mpp) > options.min_tissue
+        wanted = grid_fractions(tissue.data > 0, tissue.mpp, grid, pyramid.mpp) > options.min_tissue
         if not wanted.any():
             log.warning("%s: no position has more than %g tissue, the map is empty", slide, options.min_tissue)
-        normalise, stains = normaliser(facts.stain_normalisation, slide, pyramid, tissue)
+        normalise, stains = stain_normalizer(facts.stain_normalisation, slide, pyramid, tissue)
         rows, columns = np.nonzero(wanted)
         return cls(pyramid, spec, grid, rows, columns, stains, normalise)
 
-    def walk(self, start: int = 0, some: Index | None = None) -> Walk:
+    def walk(self, start: int = 0, some: Index | None = None) -> PatchReader:
         """All of them, or `some`."""
         chosen = slice(None) if some is None else some
         x, y = self.grid.x()[self.columns[chosen]], self.grid.y()[self.rows[chosen]]
-        return Walk(self.pyramid, self.spec, x, y, start=start, change=self.normalise)
+        return PatchReader(self.pyramid, self.spec, x, y, start=start, transform=self.normalise)
 
     def facts(self) -> Facts:
         """What tells them from those of other inputs."""
@@ -147,7 +147,7 @@ class Predicted:
     """What the network said of a slide's positions, in the order of the walk."""
 
     positions: Positions
-    walk: Walk
+    walk: PatchReader
     scores: RawScores
 
 
@@ -187,7 +187,7 @@ def _goes_with(facts: Facts, model: Model, *, is_whole: bool) -> bool:
     return has_its_numbers and bool(facts["device"] == model.device.kind)
 
 
-def predict(walk: Walk, model: Model, scores: RawScores, threads: int) -> None:
+def predict(walk: PatchReader, model: Model, scores: RawScores, threads: int) -> None:
     """Add the scores that are missing, and keep them now and then. Raises `ModelError` where one is not finite."""
     if scores.done == len(walk):
         return

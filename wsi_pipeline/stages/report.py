@@ -29,14 +29,14 @@ from wsi_pipeline.evaluation.score_histogram import ScoreCounts
 from wsi_pipeline.evaluation.summary import SYNTHETIC, Figures, headline, read_metrics, unread_text
 from wsi_pipeline.evaluation.tables import read_table
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.io.atomic import publish, write_text
+from wsi_pipeline.io.atomic import atomic_output, write_text
 from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout, SlideLayout
 from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.plots.colors import RgbImage, heatmap_palettes
 from wsi_pipeline.plots.figures import BLUE, GREEN, ORANGE
 from wsi_pipeline.plots.overlays import outline_png, tissue_overlay, truth_overlay
-from wsi_pipeline.progress_bar import tracked
+from wsi_pipeline.progress_bar import track
 from wsi_pipeline.provenance.snakemake_metadata import job_of_output
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -95,7 +95,7 @@ def run(
     }
     slides = [
         _Slide.of(layout.of(row["slide"]), row["label"], options.thumbnail_px)
-        for row in tracked(rows, "slides", len(rows))
+        for row in track(rows, "slides", len(rows))
     ]
     _write_slide_pages(output.with_suffix(""), slides, shared, options)
     errors = {row["slide"]: int(row["fp"]) + int(row["fn"]) for row in rows}
@@ -148,7 +148,7 @@ def _rendered(**content: Any) -> str:
 
 
 def _write_slide_pages(folder: Path, slides: Sequence[_Slide], shared: dict[str, Any], options: ReportRun) -> None:
-    with publish(folder) as partial:
+    with atomic_output(folder) as partial:
         partial.mkdir()
         for slide in slides:
             name = slide.facts["name"]
@@ -237,10 +237,10 @@ class _Slide:
         facts = {
             "name": places.slide,
             "label": label,
-            "detections": read_detections(places.of_model("detect", ".csv"), places.receipt("detect")),
+            "detections": read_detections(places.model_file("detect", ".csv"), places.receipt("detect")),
         }
-        confusion = places.of_model("confusion", ".ome.zarr")
-        grid = heat_grid(places.of_model("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
+        confusion = places.model_file("confusion", ".ome.zarr")
+        grid = heat_grid(places.model_file("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
         return cls(facts, [{"heat": _map(grid, every)} for every in _EVERY], _pictures(places, longest_px))
 
     def content(self, map_size: int = 0, picture_size: int = 0) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def _pooled(layout: Layout, slides: Sequence[str]) -> dict[str, Any]:
     for slide in slides:
         places = layout.of(slide)
         receipt = read_receipt(places.receipt("scores"), "scores")
-        counts = ScoreCounts.read(places.of_model("scores", ".parquet"), receipt)
+        counts = ScoreCounts.read(places.model_file("scores", ".parquet"), receipt)
         sums[:, counts.steps] += counts.normal, counts.tumor
     scores = np.flatnonzero(sums.any(axis=0))
     return {"scores": len(scores), "data": _deflated(np.stack((scores, *sums[:, scores])).astype("<u4").tobytes())}
@@ -299,8 +299,8 @@ def _pictures(places: SlideLayout, longest_px: int) -> list[dict[str, Any]]:
     """A slide's picture and the outlines on it as data URIs, and their geometry, in several sizes."""
     pyramid = Pyramid(places.pyramid())
     layers = {
-        "tissue": tissue_overlay(read_image(places.of_slide("tissue.ome.zarr"), pyramid.mpp)),
-        "truth": truth_overlay(read_image(places.of_slide("truth.ome.zarr"), pyramid.mpp)),
+        "tissue": tissue_overlay(read_image(places.slide_file("tissue.ome.zarr"), pyramid.mpp)),
+        "truth": truth_overlay(read_image(places.slide_file("truth.ome.zarr"), pyramid.mpp)),
     }
     found = []
     for share in _SHARES:
@@ -352,7 +352,7 @@ def _commands(layout: Layout, slides: Sequence[str], sheet: Sheet, state: Path |
     test, drawn = ([layout.of(slide) for slide in names[:1]] for names in (slides, sheet.of_split("train")))
     outputs = [
         *(one.receipt(stage) for one in test for stage in SLIDE_STAGES),
-        *(one.of_slide("patches.json") for one in drawn),
+        *(one.slide_file("patches.json") for one in drawn),
         layout.model_json,
         *(one.receipt(stage) for one in test for stage in STAGES if stage not in SLIDE_STAGES),
         layout.calibration,

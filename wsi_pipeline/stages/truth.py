@@ -24,15 +24,15 @@ from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.io.digests import digest_bytes, digest_file
 from wsi_pipeline.io.receipts import write_receipt
-from wsi_pipeline.masks.annotations import NOTHING, Regions, read_annotation
-from wsi_pipeline.masks.geojson import Feature, feature, polygons, write_features
+from wsi_pipeline.masks.annotations import NO_REGIONS, Regions, read_annotation
+from wsi_pipeline.masks.geojson import Feature, feature, polygon_parts, write_features
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
-from wsi_pipeline.masks.rasterize import Crossings
-from wsi_pipeline.masks.tissue_detection import above, features, find_threshold
+from wsi_pipeline.masks.rasterize import PolygonRasterizer
+from wsi_pipeline.masks.tissue_detection import apply_threshold, find_threshold, tissue_features
 from wsi_pipeline.plots.colors import IGNORED_COLOR, TUMOR_COLOR
 from wsi_pipeline.plots.figures import save_figure, slide_figure
 from wsi_pipeline.plots.overlays import draw_outlines, truth_overlay
-from wsi_pipeline.progress_bar import Bar
+from wsi_pipeline.progress_bar import ProgressBar
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Write the truth of one slide. Raises `AnnotationError` where annotation and label contradict."""
     pyramid = Pyramid(pyramid_path)
-    regions = NOTHING if annotation is None else read_annotation(slide, annotation, options, pyramid.size)
+    regions = NO_REGIONS if annotation is None else read_annotation(slide, annotation, options, pyramid.size)
     if annotation is not None:
         _check_label(slide, annotation, label, regions)
         _check_unit(slide, annotation, regions, pyramid)
@@ -98,7 +98,7 @@ def run(
 def _features(regions: Regions) -> Iterator[Feature]:
     """What was outlined, as it was understood: what is cut out of tumour is a hole in it."""
     for name, color, area in (("Tumor", TUMOR_COLOR, regions.tumor), ("Ignore*", IGNORED_COLOR, regions.ignore)):
-        for polygon in polygons(area):
+        for polygon in polygon_parts(area):
             yield feature(polygon, name, color)
 
 
@@ -112,17 +112,17 @@ def background_value(label: str | None, annotated: bool, exhaustive: bool) -> in
 def draw(regions: Regions, size: Size, pixel_px: float, unjudged: int, threads: int) -> NDArray[np.uint8]:
     """The truth image, (h, w) uint8, its pixels `pixel_px` level-0 pixels wide; in bands, with dask."""
     layers = [
-        (value, Crossings(geometry, pixel_px, size))
+        (value, PolygonRasterizer(geometry, pixel_px, size))
         for value, geometry in ((NORMAL, regions.cut_out), (TUMOR, regions.tumor), (IGNORE, regions.ignore))
     ]
 
     starts = range(0, size.height, _BAND_PX)
-    shown = Bar("truth", len(starts))
+    shown = ProgressBar("truth", len(starts))
 
     def band(row: int, rows: int) -> NDArray[np.uint8]:
         out = np.full((rows, size.width), unjudged, np.uint8)
         for value, crossings in layers:
-            crossings.paint(out, row, value)
+            crossings.fill(out, row, value)
         shown.advance()
         return out
 
@@ -153,8 +153,8 @@ def _check_unit(slide: str, annotation: Path, regions: Regions, pyramid: Pyramid
         return
     picture, mpp = pyramid.thumbnail(_THUMBNAIL_PX)
     options = TissueOptions()
-    feature, ink = features(picture, options)
-    known = above(feature, find_threshold(feature, ink, options), options)
+    feature, ink = tissue_features(picture, options)
+    known = apply_threshold(feature, find_threshold(feature, ink, options), options)
     tissue = ndimage.binary_dilation(known, iterations=2)
     points = shapely.get_coordinates(tumor)
 

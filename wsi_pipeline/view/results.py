@@ -13,7 +13,7 @@ from typing import Any
 from wsi_pipeline.config import NAME_PATTERN
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.summary import Figures, headline, read_metrics
-from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout, NotThereError, SlideLayout
+from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout, ResultNotFoundError, SlideLayout
 from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.provenance.run_record import last_run
 from wsi_pipeline.report.slide_data import HeatGrid, heat_grid, read_detections
@@ -100,14 +100,14 @@ class Results:
         return float(read_receipt(path, "calibrate")["operating_point"]["threshold"]) if path.is_file() else 0.5
 
     def places(self, slide: str, model: str | None) -> SlideLayout:
-        """Where the files of a slide are; `NotThereError` for names that are not those of slides and models here.
+        """Where the files of a slide are; `ResultNotFoundError` for names that are not those of slides and models here.
 
         Only such names become parts of paths.
         """
         if slide not in self._names:
             self._names = set(self.sheet())
         if slide not in self._names or (model is not None and model not in self.models()):
-            raise NotThereError(slide)
+            raise ResultNotFoundError(slide)
         return Layout(self.folder, model).of(slide)
 
 
@@ -116,12 +116,12 @@ def load_heatmap(places: SlideLayout) -> HeatGrid | None:
     done = places.done()
     if not done["heatmap"]:
         return None
-    confusion = places.of_model("confusion", ".ome.zarr") if done["confusion"] else None
-    return heat_grid(places.of_model("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
+    confusion = places.model_file("confusion", ".ome.zarr") if done["confusion"] else None
+    return heat_grid(places.model_file("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
 
 
 def load_detections(places: SlideLayout) -> list[list[float]]:
     """Detections of a slide, none where there are none yet."""
     if not places.done()["detect"]:
         return []
-    return read_detections(places.of_model("detect", ".csv"), places.receipt("detect"))
+    return read_detections(places.model_file("detect", ".csv"), places.receipt("detect"))

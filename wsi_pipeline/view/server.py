@@ -22,7 +22,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.io.layout import NotThereError, SlideLayout
+from wsi_pipeline.io.layout import ResultNotFoundError, SlideLayout
 from wsi_pipeline.plots.colors import heatmap_palettes
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.report.slide_data import heat_geometry
@@ -79,7 +79,7 @@ class _Handler(RequestHandler):
         """`work` in a thread; what a folder lacks is 404, what is damaged 500 with the reason."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, work)
-        except NotThereError as error:
+        except ResultNotFoundError as error:
             raise HTTPError(404) from error
         except StoreError as error:
             log.warning("%s", error)
@@ -163,7 +163,7 @@ class _Heat(_Handler):
         def packed() -> bytes:
             grid = load_heatmap(self.results.places(slide, model))
             if grid is None:
-                raise NotThereError(slide)
+                raise ResultNotFoundError(slide)
             return grid.packed()
 
         self.set_header("Content-Type", "application/octet-stream")
@@ -195,7 +195,7 @@ class _TissueTile(_Tile):
     stage = "tissue"
 
     def found(self, places: SlideLayout, level: int, column: int, row: int) -> tuple[str, bytes] | None:
-        store, version = places.of_slide(f"{self.stage}.ome.zarr"), places.version(self.stage)
+        store, version = places.slide_file(f"{self.stage}.ome.zarr"), places.version(self.stage)
         content = self.tiles.mask_tile(self.pyramid(places), store, version, level, column, row)
         return None if content is None else ("image/png", content)
 
