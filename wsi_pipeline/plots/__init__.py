@@ -1,4 +1,4 @@
-"""Figures (matplotlib), overlays on slides, and the colours of both.
+"""Figures (matplotlib), outline overlays on slides, and the colours of both.
 
-Stages, `report` and `view` import it; it imports `evaluation`, `metrics`, `masks` and `pyramid`.
+Imported by the stages, `report` and `view`; imports `evaluation`, `metrics`, `masks` and `pyramid`.
 """

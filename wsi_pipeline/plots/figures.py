@@ -1,6 +1,7 @@
-"""Figures (matplotlib): sizes in mm, colours of Okabe and Ito that colour-blind readers tell apart.
+"""Figures (matplotlib), sizes in mm, in the colour-blind safe palette of Okabe and Ito.
 
-Each function returns a `Figure`; `save_figure` writes it. How they look stands in `figures.mplstyle`.
+Each function returns a `Figure`; `save_figure` writes it. Fonts and line widths are set in `figures.mplstyle`.
+`synthetic` adds a note that the slides are synthetic.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
 if TYPE_CHECKING:
-    # They bring scipy's optimizers, which the pictures of masks do without.
+    # For types only: these modules import scipy.optimize, which would slow the start of stages that draw masks only.
     from wsi_pipeline.metrics.calibration import Bin
     from wsi_pipeline.metrics.curves import Band, ConfusionCounts, Curve
 
@@ -54,31 +55,35 @@ def _figure(width_mm: float, height_mm: float, synthetic: bool = False) -> Figur
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as the PNG `path` and as a PDF beside it, with the same bytes for the same figure."""
-    for target, more in ((path.with_suffix(".pdf"), {"CreationDate": None}), (path, {})):
-        # Drawn before it is written: on a full disk matplotlib's PDF writer fails with an error of its own.
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format=target.suffix[1:], metadata=more)
+    """Write a figure to the PNG `path` and to a PDF beside it. Equal figures give equal bytes: no creation date."""
+    for target, metadata in ((path.with_suffix(".pdf"), {"CreationDate": None}), (path, {})):
+        # Render to memory first: on a full disk matplotlib's PDF writer would hide the OSError behind one of its own.
+        rendered = io.BytesIO()
+        figure.savefig(rendered, format=target.suffix[1:], metadata=metadata)
         with atomic_output(target) as partial:
-            partial.write_bytes(drawn.getvalue())
+            partial.write_bytes(rendered.getvalue())
 
 
 def training_curves(history: Sequence[dict[str, Any]], synthetic: bool) -> Figure:
-    """Loss and validation AUC by step."""
+    """Training loss, validation loss and validation AUC against the step.
+
+    `history`: rows with `step`, `train_loss`, `validation_loss` and `validation_auc`, the latter two None in steps
+    without a validation.
+    """
     figure = _figure(160, 70, synthetic)
     left, right = figure.subplots(1, 2)
     steps = [row["step"] for row in history]
     left.plot(steps, [row["train_loss"] for row in history], color=BLUE, marker=".", label="training")
-    _plot_known(left, history, "validation_loss", ORANGE, "validation")
+    _plot_validations(left, history, "validation_loss")
     left.set(xlabel="step", ylabel="loss (cross-entropy)")
     left.legend(frameon=False)
-    _plot_known(right, history, "validation_auc", ORANGE, "validation")
+    _plot_validations(right, history, "validation_auc")
     right.set(xlabel="step", ylabel="AUC of validation patches", ylim=(0, 1.02))
     return figure
 
 
 def patch_grid(rows: Sequence[NDArray[np.uint8]], names: Sequence[str], synthetic: bool) -> Figure:
-    """Patches (n, h, w, 3) side by side, a row for each of `rows`."""
+    """One row of patches for each array (n, h, w, 3) of `rows`, titled by `names`."""
     figure = _figure(180, 56 if synthetic else 52, synthetic)
     for axes, patches, name in zip(figure.subplots(len(rows), 1), rows, names, strict=True):
         gap = np.full((patches.shape[1], patches.shape[2] // 20, 3), 255, np.uint8)
@@ -89,19 +94,19 @@ def patch_grid(rows: Sequence[NDArray[np.uint8]], names: Sequence[str], syntheti
     return figure
 
 
-def _plot_known(axes: Axes, history: Sequence[dict[str, Any]], key: str, color: str, label: str) -> None:
-    known = [(row["step"], row[key]) for row in history if row[key] is not None]
-    if known:
-        x, y = zip(*known, strict=True)
-        axes.plot(x, y, color=color, marker=".", label=label)
+def _plot_validations(axes: Axes, history: Sequence[dict[str, Any]], key: str) -> None:
+    points = [(row["step"], row[key]) for row in history if row[key] is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=ORANGE, marker=".", label="validation")
     else:
         axes.text(0.5, 0.5, "no validation", transform=axes.transAxes, ha="center")
 
 
 def slide_figure(title: str, picture: RgbImage, mpp: float, synthetic: bool) -> Figure:
-    """One picture of a slide with a scale bar."""
-    width = 120
-    figure = _figure(width, width * picture.shape[0] / picture.shape[1] + (12 if synthetic else 7), synthetic)
+    """A thumbnail of a slide (scale `mpp`, um per pixel) with a scale bar."""
+    width_mm = 120
+    height_mm = width_mm * picture.shape[0] / picture.shape[1] + (12 if synthetic else 7)
+    figure = _figure(width_mm, height_mm, synthetic)
     axes = figure.subplots()
     _show(axes, picture, mpp, title)
     return figure
@@ -117,17 +122,17 @@ def _show(axes: Axes, picture: RgbImage, mpp: float, title: str) -> None:
 def slide_panels(
     slide: str, pyramid: Pyramid, truth: Image, heat: Image, confusion: Image, *, threshold: float, synthetic: bool
 ) -> Figure:
-    """Truth, heatmap and errors of one slide, side by side."""
+    """Truth, heatmap and confusion codes of one slide over its thumbnail, side by side."""
     picture, mpp = pyramid.thumbnail(PANEL_PX)
-    heat_there = resample_to_thumbnail(heat, picture, mpp)
+    probabilities = resample_to_thumbnail(heat, picture, mpp)
     codes = resample_to_thumbnail(confusion, picture, mpp)
     panels = (
         (draw_outlines(pyramid, truth_overlay(truth), PANEL_PX)[0], "truth: tumour red, normal inside green"),
-        (blend(picture, *color_heatmap(heat_there)), "tumour probability"),
+        (blend(picture, *color_heatmap(probabilities)), "tumour probability"),
         (blend(picture, *color_confusion(codes)), f"threshold {threshold:.4g}: TP red, FP cyan, FN yellow"),
     )
-    width = 240
-    figure = _figure(width, width / 3 * picture.shape[0] / picture.shape[1] + 14, synthetic)
+    width_mm = 240
+    figure = _figure(width_mm, width_mm / 3 * picture.shape[0] / picture.shape[1] + 14, synthetic)
     figure.suptitle(slide, fontsize=9)
     for axes, (pixels, title) in zip(figure.subplots(1, 3), panels, strict=True):
         _show(axes, pixels, mpp, title)
@@ -137,15 +142,19 @@ def slide_panels(
 
 
 def resample_to_thumbnail(image: Image, picture: RgbImage, mpp: float) -> NDArray[Any]:
-    """A heatmap or confusion image at the pixels of a picture; each patch fills its stride around its centre."""
+    """A heatmap or confusion image resampled to the pixels of `picture` (scale `mpp`), (h, w).
+
+    Each position covers a square of one stride around its centre. The margin left of and above the first position,
+    where the stride is smaller than the patch, repeats the nearest position.
+    """
     shift = round((image.first_centre_um - image.mpp / 2) / mpp)
     canvas = np.zeros((max(1, picture.shape[0] - shift), max(1, picture.shape[1] - shift), 1), np.uint8)
-    there = resample_nearest(image.data, image.mpp, canvas, mpp)
-    return np.pad(there, ((shift, 0), (shift, 0)), mode="edge")[: picture.shape[0], : picture.shape[1]]
+    resampled = resample_nearest(image.data, image.mpp, canvas, mpp)
+    return np.pad(resampled, ((shift, 0), (shift, 0)), mode="edge")[: picture.shape[0], : picture.shape[1]]
 
 
 def scale_bar(axes: Axes, width_px: int, height_px: int, mpp: float) -> None:
-    """A bar of a round length, about a fifth of the picture."""
+    """Draw a scale bar of a round length, at most a fifth of the picture's width."""
     length = scale_bar_um(width_px * mpp / 5)
     x, y = width_px * 0.03, height_px * 0.96
     axes.plot([x, x + length / mpp], [y, y], color="black", linewidth=2, solid_capstyle="butt")
@@ -153,7 +162,7 @@ def scale_bar(axes: Axes, width_px: int, height_px: int, mpp: float) -> None:
 
 
 def roc_figure(curve: Curve | None, band: Band | None, title: str, synthetic: bool) -> Figure:
-    """ROC of all scored patches, with the interval of the true positive rate at each false positive rate."""
+    """ROC curve over all scored patches, with the pointwise interval of the true positive rate."""
     figure = _figure(85, 85, synthetic)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle="--")
@@ -168,7 +177,7 @@ def roc_figure(curve: Curve | None, band: Band | None, title: str, synthetic: bo
 
 
 def pr_figure(curve: Curve | None, title: str, synthetic: bool) -> Figure:
-    """Precision by recall of all scored patches."""
+    """Precision-recall curve over all scored patches."""
     figure = _figure(85, 85, synthetic)
     axes = figure.subplots()
     _plot_curve(axes, curve, GREEN)
@@ -180,7 +189,7 @@ def pr_figure(curve: Curve | None, title: str, synthetic: bool) -> Figure:
 def froc_figure(
     false_positives: NDArray[np.float64] | None, sensitivity: NDArray[np.float64] | None, title: str, synthetic: bool
 ) -> Figure:
-    """Lesion sensitivity by false positives per slide."""
+    """FROC curve: lesion sensitivity against the mean number of false positives per slide; None is not computable."""
     figure = _figure(85, 85, synthetic)
     axes = figure.subplots()
     if false_positives is None or sensitivity is None:
@@ -202,14 +211,17 @@ def _plot_curve(axes: Axes, curve: Curve | None, color: str) -> None:
 
 
 def reliability_figure(bins: Sequence[Bin], scaled: Sequence[Bin], title: str, synthetic: bool) -> Figure:
-    """Share of tumour by mean score in bins, and how many there are; `scaled` are bins at a temperature, if any."""
+    """Reliability diagram: share of tumour against the mean score of each bin, above a histogram of the scores.
+
+    `scaled` has the bins of the temperature-scaled scores, and is empty where no temperature was fitted.
+    """
     figure = _figure(90, 95, synthetic)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot((0, 1), (0, 1), color="0.6", linewidth=0.8, linestyle="--")
     for rows, color, label in ((bins, BLUE, "as predicted"), (scaled, ORANGE, "at the temperature")):
-        known = [(score, share) for _, _, _, score, share in rows if score is not None and share is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), color=color, marker=".", label=label)
+        points = [(score, share) for _, _, _, score, share in rows if score is not None and share is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, marker=".", label=label)
     if scaled:
         axes.legend(frameon=False)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share of tumour", title=title)
@@ -217,19 +229,19 @@ def reliability_figure(bins: Sequence[Bin], scaled: Sequence[Bin], title: str, s
     below.bar(low, counts, width=high - low, align="edge", color=BLUE, edgecolor="white", linewidth=0.5)
     below.set(xlabel="tumour probability", ylabel="patches")
     if counts.any():
-        # From below 1, so that a single patch can be seen.
+        # A log axis that started at 1 would hide bins of a single patch.
         below.set(yscale="log", ylim=(0.5, None))
     return figure
 
 
 def confusion_matrix(counts: ConfusionCounts, threshold: float, synthetic: bool) -> Figure:
-    """Confusion matrix of all scored patches: shares of the total, and of the patches of each true class."""
+    """Confusion matrix over all scored patches, normalised by the total and by the patches of each true class."""
     figure = _figure(170, 84, synthetic)
     cells = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
-    of_rows = cells.sum(axis=1, keepdims=True)
+    of_class = cells.sum(axis=1, keepdims=True)
     titles = ("share of all patches", "share of the patches of a true class")
-    for axes, whole, title in zip(figure.subplots(1, 2), (cells.sum(), of_rows), titles, strict=True):
-        shares = cells / np.maximum(whole, 1)
+    for axes, total, title in zip(figure.subplots(1, 2), (cells.sum(), of_class), titles, strict=True):
+        shares = cells / np.maximum(total, 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (row, column), share in np.ndenumerate(shares):
             text = f"{share:.4f}\n({cells[row, column]:,})"
@@ -242,7 +254,7 @@ def confusion_matrix(counts: ConfusionCounts, threshold: float, synthetic: bool)
 
 
 def cohort_table(rows: Sequence[Sequence[str]], title: str, synthetic: bool) -> Figure:
-    """A table of text, its first row the heads of the columns."""
+    """A table of text; the first row and the first column are headers."""
     figure = _figure(170, 14 + 7 * len(rows), synthetic)
     axes = figure.subplots()
     axes.set_axis_off()
