@@ -104,19 +104,16 @@ def mask_skimage(source: Path, folder: Path) -> None:
 
 
 def truth_ours(_: Path, folder: Path) -> None:
-    from wsi_pipeline.config import TruthOptions
+    from wsi_pipeline.config import TruthRun
     from wsi_pipeline.stages import truth
 
     annotation = folder / "annotation.xml"
     given = annotation if annotation.is_file() else None
     truth.run(
         "s",
-        folder / "pyramid.ome.zarr",
-        folder / "truth.ome.zarr",
-        folder / "truth.json",
-        folder / "truth.png",
-        TruthOptions(),
-        annotation=given,
+        truth.Inputs(folder / "pyramid.ome.zarr", given),
+        truth.Outputs(*(folder / f"truth.{kind}" for kind in ("ome.zarr", "json", "png", "geojson"))),
+        TruthRun(),
         label="tumor" if given else "normal",
         threads=THREADS,
     )

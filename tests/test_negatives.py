@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from helpers import training
 from helpers.annotations import square, write_asap
-from wsi_pipeline.config import NegativesRun, TissueRun, TruthOptions
+from wsi_pipeline.config import NegativesRun, TissueRun, TruthRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
@@ -37,13 +37,9 @@ def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     tissue.run("s1", tissue.Inputs(store), made, TissueRun())
     truth.run(
         "s1",
-        store,
-        out / "truth.ome.zarr",
-        out / "truth.json",
-        out / "u.png",
-        out / "u.geojson",
-        TruthOptions(),
-        annotation=xml,
+        truth.Inputs(store, xml),
+        truth.Outputs(out / "truth.ome.zarr", out / "truth.json", out / "u.png", out / "u.geojson"),
+        TruthRun(),
         label="tumor",
     )
     pyramid = Pyramid(store)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.annotations import square, write_asap
-from wsi_pipeline.config import PatchesRun, TissueRun, TruthOptions
+from wsi_pipeline.config import PatchesRun, TissueRun, TruthRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks.label_images import AreaFractions
 from wsi_pipeline.pyramid.patch_store import PatchStore
@@ -28,16 +28,12 @@ def prepared(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     pyramid = tissue_slide / "pyramid.ome.zarr"
     made = tissue.Outputs(out / "tissue.ome.zarr", out / "tissue.json", out / "t.png")
     tissue.run("s1", tissue.Inputs(pyramid), made, TissueRun())
-    options = TruthOptions(ignore_groups=("Ignore",))
+    options = TruthRun(ignore_groups=("Ignore",))
     truth.run(
         "s1",
-        pyramid,
-        out / "truth.ome.zarr",
-        out / "truth.json",
-        out / "u.png",
-        out / "u.geojson",
+        truth.Inputs(pyramid, xml),
+        truth.Outputs(out / "truth.ome.zarr", out / "truth.json", out / "u.png", out / "u.geojson"),
         options,
-        annotation=xml,
         label="tumor",
     )
     return out

@@ -16,7 +16,7 @@ import pytest
 from helpers.annotations import square, write_asap
 from helpers.evaluated import folders_of, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
-from wsi_pipeline.config import EvaluateRun, ReportRun, TissueRun, TruthOptions
+from wsi_pipeline.config import EvaluateRun, ReportRun, TissueRun, TruthRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.summary import summary_text
 from wsi_pipeline.provenance.snakemake_metadata import finished_jobs, job_of_output
@@ -34,17 +34,8 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         folder.mkdir(parents=True)
         (folder / "pyramid.ome.zarr").symlink_to(tissue_slide / "pyramid.ome.zarr")
         xml = write_asap(folder / "a.xml", [("_0", square(200, 200, 400))]) if label == "tumor" else None
-        truth.run(
-            slide,
-            folder / "pyramid.ome.zarr",
-            folder / "truth.ome.zarr",
-            folder / "truth.json",
-            folder / "truth.png",
-            folder / "truth.geojson",
-            TruthOptions(),
-            annotation=xml,
-            label=label,
-        )
+        drawn = truth.Outputs(*(folder / f"truth.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")))
+        truth.run(slide, truth.Inputs(folder / "pyramid.ome.zarr", xml), drawn, TruthRun(), label=label)
         found = [folder / f"tissue.{kind}" for kind in ("ome.zarr", "json", "png")]
         tissue.run(slide, tissue.Inputs(folder / "pyramid.ome.zarr"), tissue.Outputs(*found), TissueRun())
         heat = np.random.default_rng(len(sheet)).uniform(0, 1, (6, 8))

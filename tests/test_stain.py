@@ -13,7 +13,7 @@ import torch
 
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, write_tiff
-from wsi_pipeline.config import HeatmapRun, PatchesRun, TissueRun, TruthOptions
+from wsi_pipeline.config import HeatmapRun, PatchesRun, TissueRun, TruthRun
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.inception import InceptionV3, initialize
 from wsi_pipeline.model.model_dir import ModelFacts, save_weights, write_model_json
@@ -76,12 +76,9 @@ def stained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tissue.run("s1", tissue.Inputs(pyramid), made, TissueRun())
     truth.run(
         "s1",
-        pyramid,
-        out / "truth.ome.zarr",
-        out / "truth.json",
-        out / "u.png",
-        out / "u.geojson",
-        TruthOptions(),
+        truth.Inputs(pyramid),
+        truth.Outputs(out / "truth.ome.zarr", out / "truth.json", out / "u.png", out / "u.geojson"),
+        TruthRun(),
         label="normal",
     )
     return out

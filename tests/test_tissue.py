@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, tissue_picture, write_tiff
-from wsi_pipeline.config import ConvertRun, TissueRun, TruthOptions
+from wsi_pipeline.config import ConvertRun, TissueRun, TruthOptions, TruthRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks import slide_tissue
 from wsi_pipeline.masks.annotations import read_annotation
@@ -169,17 +169,8 @@ def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, na
     folder = converted(tmp_path, source)
     pyramid = Pyramid(folder / "pyramid.ome.zarr")
     mask = run(folder, tmp_path, mpp=8)
-    truth.run(
-        name,
-        pyramid.path,
-        tmp_path / "truth.ome.zarr",
-        tmp_path / "truth.json",
-        tmp_path / "truth.png",
-        tmp_path / "truth.geojson",
-        TruthOptions(),
-        annotation=xml,
-        label="tumor",
-    )
+    drawn = truth.Outputs(*(tmp_path / f"truth.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")))
+    truth.run(name, truth.Inputs(pyramid.path, xml), drawn, TruthRun(), label="tumor")
     tumor = read_image(tmp_path / "truth.ome.zarr", pyramid.mpp).data == TUMOR
     assert mask[tumor].mean() >= 0.98
     exact = read_annotation(name, xml, TruthOptions(), pyramid.size).tumor.area * pyramid.mpp**2

@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.annotations import square, write_asap
-from wsi_pipeline.config import TruthOptions
+from wsi_pipeline.config import TruthOptions, TruthRun
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
+from wsi_pipeline.masks import truth as masks_truth
 from wsi_pipeline.masks.annotations import Regions, read_annotation
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
+from wsi_pipeline.masks.truth import draw_truth, ignore_border
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import truth
-from wsi_pipeline.stages.truth import draw
 
 SIZE = Size(1600, 1200)
 
@@ -28,9 +29,8 @@ def regions_of(tmp_path: Path, rings: list[tuple[str, list[tuple[float, float]]]
     return read_annotation("s1", write_asap(tmp_path / "a.xml", rings), TruthOptions(), SIZE)
 
 
-def outputs(folder: Path) -> list[Path]:
-    """Store, receipt, picture and GeoJSON of the stage."""
-    return [folder / f"t.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")]
+def outputs(folder: Path) -> truth.Outputs:
+    return truth.Outputs(*(folder / f"t.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")))
 
 
 def painted(area: shapely.Geometry, pixel: float, size: Size, band: int) -> np.ndarray:
@@ -87,7 +87,7 @@ def test_regions_and_cut_outs_have_their_area_at_8_um(mm2: float, within: float)
 
 def test_cut_outs_are_normal_and_the_rest_of_tumour_stays(tmp_path: Path) -> None:
     regions = regions_of(tmp_path, [("_0", square(100, 100, 400)), ("_2", square(200, 200, 100))])
-    image = draw(regions, Size(100, 75), 16, IGNORE, threads=1)
+    image = draw_truth(regions, Size(100, 75), 16, IGNORE, threads=1)
     assert regions.tumor.area == 400**2 - 100**2
     assert (image == NORMAL).sum() * 256 == pytest.approx(100**2, rel=0.3)
     assert (image == TUMOR).sum() * 256 == pytest.approx(400**2 - 100**2, rel=0.02)
@@ -98,9 +98,9 @@ def test_cut_outs_are_normal_and_the_rest_of_tumour_stays(tmp_path: Path) -> Non
 def test_bands_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     rings = [("_0", square(30 + 250 * k, 40 + 150 * k, 200)) for k in range(5)]
     regions = regions_of(tmp_path, rings)
-    whole = draw(regions, Size(400, 300), 4, NORMAL, 1)
-    monkeypatch.setattr(truth, "_BAND_PX", 7)
-    np.testing.assert_array_equal(draw(regions, Size(400, 300), 4, NORMAL, threads), whole)
+    whole = draw_truth(regions, Size(400, 300), 4, NORMAL, 1)
+    monkeypatch.setattr(masks_truth, "_BAND_PX", 7)
+    np.testing.assert_array_equal(draw_truth(regions, Size(400, 300), 4, NORMAL, threads), whole)
 
 
 def test_awkward_rings_are_defined(tmp_path: Path) -> None:
@@ -136,10 +136,9 @@ def test_three_states(
     store = tmp_path / "t.ome.zarr"
     truth.run(
         "s1",
-        tissue_slide / "pyramid.ome.zarr",
-        *outputs(tmp_path),
-        TruthOptions(),
-        annotation=xml,
+        truth.Inputs(tissue_slide / "pyramid.ome.zarr", xml),
+        outputs(tmp_path),
+        TruthRun(),
         label=label,
         exhaustive=exhaustive,
     )
@@ -193,10 +192,9 @@ def test_label_and_annotation_have_to_agree(tissue_slide: Path, tmp_path: Path, 
     with pytest.raises(AnnotationError, match=f"the sheet's label is {label}"):
         truth.run(
             "s1",
-            tissue_slide / "pyramid.ome.zarr",
-            *outputs(tmp_path),
-            TruthOptions(),
-            annotation=xml,
+            truth.Inputs(tissue_slide / "pyramid.ome.zarr", xml),
+            outputs(tmp_path),
+            TruthRun(),
             label=label,
         )
 
@@ -208,7 +206,7 @@ def test_a_band_along_the_borders_is_ignored(tumor_first: bool) -> None:
     before = image.copy()
     if not tumor_first:
         image = np.where(image == TUMOR, NORMAL, TUMOR).astype(np.uint8)
-    truth.ignore_border(image, 3)
+    ignore_border(image, 3)
     band = np.zeros_like(image, bool)
     band[17:43, 27:63] = True
     band[23:37, 33:57] = False
@@ -225,10 +223,9 @@ def test_the_band_is_wanted_by_the_config(tissue_slide: Path, tmp_path: Path) ->
     xml = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 400))])
     truth.run(
         "s1",
-        tissue_slide / "pyramid.ome.zarr",
-        *outputs(tmp_path),
-        TruthOptions(mpp=4, ignore_margin_um=20),
-        annotation=xml,
+        truth.Inputs(tissue_slide / "pyramid.ome.zarr", xml),
+        outputs(tmp_path),
+        TruthRun(mpp=4, ignore_margin_um=20),
         label="tumor",
     )
     pixels = json.loads((tmp_path / "t.json").read_text())["pixels"]
@@ -241,14 +238,9 @@ def test_micrometres_taken_for_pixels_are_noticed(tissue_slide: Path, tmp_path: 
     """Tissue lies from (200, 200) to (1400, 1000) px, 0.5 um each; half of that is glass up to (200, 200)."""
 
     def run(ring: list[tuple[float, float]]) -> None:
-        truth.run(
-            "s1",
-            tissue_slide / "pyramid.ome.zarr",
-            *outputs(tmp_path),
-            TruthOptions(),
-            annotation=write_asap(tmp_path / "a.xml", [("_0", ring)]),
-            label="tumor",
-        )
+        annotation = write_asap(tmp_path / "a.xml", [("_0", ring)])
+        inputs = truth.Inputs(tissue_slide / "pyramid.ome.zarr", annotation)
+        truth.run("s1", inputs, outputs(tmp_path), TruthRun(), label="tumor")
 
     run(square(300, 300, 80))
     with pytest.raises(AnnotationError, match=r"0 % of its vertices lie on tissue; 100 % would if they were micromet"):
@@ -271,9 +263,9 @@ def test_truth_is_the_same_for_any_bands_and_workers(
     tumor, hole = shapely.union_all(areas[::2]), shapely.union_all(areas[1::2])
     regions = Regions(tumor - hole, tumor & hole, shapely.box(3, 4, 9, 9), len(areas))
     with pytest.MonkeyPatch.context() as patch:
-        whole = draw(regions, size, 1.0, IGNORE, 1)
-        patch.setattr(truth, "_BAND_PX", band)
-        np.testing.assert_array_equal(draw(regions, size, 1.0, IGNORE, threads), whole)
+        whole = draw_truth(regions, size, 1.0, IGNORE, 1)
+        patch.setattr(masks_truth, "_BAND_PX", band)
+        np.testing.assert_array_equal(draw_truth(regions, size, 1.0, IGNORE, threads), whole)
 
 
 def test_the_geojson_is_the_same_truth(tissue_slide: Path, tmp_path: Path) -> None:
@@ -285,7 +277,7 @@ def test_the_geojson_is_the_same_truth(tissue_slide: Path, tmp_path: Path) -> No
         (first, write_asap(tmp_path / "a.xml", [*rings, ("_1", square(1200, 800, 50))])),
         (second, first / "t.geojson"),
     ):
-        truth.run("s1", pyramid, *outputs(folder), TruthOptions(), annotation=annotation, label="tumor")
+        truth.run("s1", truth.Inputs(pyramid, annotation), outputs(folder), TruthRun(), label="tumor")
     collection = json.loads((first / "t.geojson").read_text())
     names = [one["properties"]["classification"]["name"] for one in collection["features"]]
     assert names == ["Tumor", "Tumor", "Ignore*"]

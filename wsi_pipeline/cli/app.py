@@ -22,8 +22,6 @@ from wsi_pipeline.io.atomic import is_out_of_space
 from wsi_pipeline.stages.arguments import (
     AllowUpsampling,
     Exclude,
-    FigureArg,
-    Geojson,
     HeatmapArg,
     HeatmapReceipt,
     ModelArg,
@@ -33,7 +31,6 @@ from wsi_pipeline.stages.arguments import (
     Rows,
     Slide,
     SlidesFolder,
-    Store,
     Synthetic,
     Threads,
     TissueArg,
@@ -77,44 +74,6 @@ def main() -> None:
             raise
         print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Free space", file=sys.stderr)
         sys.exit(2)
-
-
-@app.command()
-def truth(
-    pyramid: PyramidArg,
-    slide: Slide,
-    store: Store,
-    receipt: Receipt,
-    picture: FigureArg,
-    geojson: Geojson,
-    annotation: Annotated[
-        Path | None, typer.Option(help="ASAP XML, ImageScope XML or QuPath GeoJSON.", readable=False)
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="normal or tumor.")] = None,
-    exhaustive: Annotated[bool, typer.Option(help="Whether all tumour is annotated.")] = True,
-    options: Options = "{}",
-    threads: Threads = 1,
-    synthetic: Synthetic = False,
-) -> None:
-    """Draw what the annotations say: normal, tumour, ignore."""
-    from wsi_pipeline.config import TruthRun
-    from wsi_pipeline.config.loading import parse_options
-    from wsi_pipeline.stages import truth as stage
-
-    stage.run(
-        slide,
-        pyramid,
-        store,
-        receipt,
-        picture,
-        geojson,
-        parse_options(TruthRun, options),
-        annotation=annotation,
-        label=label,
-        exhaustive=exhaustive,
-        threads=threads,
-        synthetic=synthetic,
-    )
 
 
 @app.command()

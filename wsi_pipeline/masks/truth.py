@@ -1,0 +1,121 @@
+"""The truth image of a slide, from its annotation and its label: normal, tumour or ignore for each pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import shapely
+from dask.delayed import delayed
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from wsi_pipeline.config import TissueOptions
+from wsi_pipeline.errors import AnnotationError
+from wsi_pipeline.geometry import Size
+from wsi_pipeline.masks.annotations import Regions
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.masks.rasterize import PolygonRasterizer
+from wsi_pipeline.masks.tissue_detection import apply_threshold, find_threshold, tissue_features
+from wsi_pipeline.progress_bar import ProgressBar
+from wsi_pipeline.pyramid.pyramid import Pyramid
+
+_BAND_PX = 512
+_THUMBNAIL_PX = 1024
+# At scales within these factors of 1 um per pixel, coordinates in pixels and in micrometres are too alike to judge.
+_UNIT_FACTORS = (0.8, 1.25)
+_ON_GLASS, _ON_TISSUE = 0.3, 0.8
+
+
+def background_value(label: str | None, annotated: bool, exhaustive: bool) -> int:
+    """The value outside all annotations.
+
+    IGNORE where the slide is not annotated exhaustively, and where it may hold tumour and has no annotation.
+    """
+    if not exhaustive:
+        return IGNORE
+    return NORMAL if annotated or label == "normal" else IGNORE
+
+
+def draw_truth(regions: Regions, size: Size, pixel_px: float, background: int, threads: int) -> NDArray[np.uint8]:
+    """The truth image (h, w) uint8; a pixel is `pixel_px` level-0 pixels wide. Drawn in bands, with dask."""
+    layers = [
+        (value, PolygonRasterizer(geometry, pixel_px, size))
+        for value, geometry in ((NORMAL, regions.cut_out), (TUMOR, regions.tumor), (IGNORE, regions.ignore))
+    ]
+    starts = range(0, size.height, _BAND_PX)
+    shown = ProgressBar("truth", len(starts))
+
+    def band(row: int, rows: int) -> NDArray[np.uint8]:
+        out = np.full((rows, size.width), background, np.uint8)
+        for value, rasterizer in layers:
+            rasterizer.fill(out, row, value)
+        shown.advance()
+        return out
+
+    bands = []
+    for row in starts:
+        rows = min(_BAND_PX, size.height - row)
+        bands.append(da.from_delayed(delayed(band)(row, rows), shape=(rows, size.width), dtype=np.uint8))
+    with shown, dask.config.set(scheduler="threads", num_workers=threads):
+        truth: NDArray[np.uint8] = da.concatenate(bands).compute()
+    return truth
+
+
+def ignore_border(truth: NDArray[np.uint8], margin_px: float) -> None:
+    """Set pixels within `margin_px` of a border of tumour to IGNORE, on both sides, in place."""
+    tumor = truth == TUMOR
+    # Distances are between pixel centres, and the border lies half a pixel from either.
+    reach = margin_px + 0.5
+    if margin_px == 0 or not tumor.any() or tumor.all():
+        return
+    for side in (tumor, ~tumor):
+        truth[side & (ndimage.distance_transform_edt(side) < reach)] = IGNORE
+
+
+def check_label(slide: str, annotation: Path, label: str | None, regions: Regions) -> None:
+    """Raise `AnnotationError` where the annotation and the sheet's label contradict."""
+    if label == "normal" and not regions.tumor.is_empty:
+        raise AnnotationError(
+            slide,
+            annotation,
+            "outlines tumour, but the sheet's label is normal",
+            remedy="Correct the label or the annotation",
+        )
+    if label == "tumor" and regions.tumor.is_empty:
+        raise AnnotationError(
+            slide,
+            annotation,
+            "outlines no tumour, but the sheet's label is tumor",
+            remedy="Correct the label or the annotation",
+        )
+
+
+def check_unit(slide: str, annotation: Path, regions: Regions, pyramid: Pyramid) -> None:
+    """Raise `AnnotationError` where tumour lies on glass, but on tissue if its coordinates are taken as micrometres."""
+    tumor = regions.tumor
+    if tumor.is_empty or _UNIT_FACTORS[0] < pyramid.mpp < _UNIT_FACTORS[1]:
+        return
+    picture, mpp = pyramid.thumbnail(_THUMBNAIL_PX)
+    options = TissueOptions()
+    feature, ink = tissue_features(picture, options)
+    known = apply_threshold(feature, find_threshold(feature, ink, options), options)
+    tissue = ndimage.binary_dilation(known, iterations=2)
+    points = shapely.get_coordinates(tumor)
+
+    def share_on_tissue(unit: float) -> float:
+        """Share of the vertices on tissue, where a pixel of the thumbnail is `unit` of the annotation's units."""
+        x, y = (points / unit).astype(np.int64).T
+        inside = (x < tissue.shape[1]) & (y < tissue.shape[0])
+        return float(tissue[y[inside], x[inside]].sum()) / len(points)
+
+    in_px, in_um = share_on_tissue(mpp / pyramid.mpp), share_on_tissue(mpp)
+    if in_px < _ON_GLASS and in_um > _ON_TISSUE:
+        raise AnnotationError(
+            slide,
+            annotation,
+            f"{100 * in_px:.0f} % of its vertices lie on tissue; {100 * in_um:.0f} % would if they were micrometres",
+            remedy="Export the annotation in level-0 pixels",
+        )
