@@ -1,14 +1,16 @@
 # make demo    set up, draw a synthetic cohort, run the whole pipeline on it
 # make test    set up, run the tests
+# make check   lint, tests, demo: all checks that need neither root nor real slides
 # make nightly set up, run the tests that CI has no time for: every fault in every stage (and WSI_PIPELINE_TEST_SLURM=1)
-# Tests at a time.
+# Number of tests that run at a time.
 WORKERS ?= 2
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+# The first that runs: a name on PATH may be a pyenv shim that does not.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c pass 2> /dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: setup demo test nightly lint format generated lock clean
+.PHONY: setup demo test check nightly lint format generated lock clean
 
 setup: $(VENV)/ready
 
@@ -30,6 +32,9 @@ demo: setup data/demo/slides.tsv
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not nightly"
 
+check: setup
+	.ci/check
+
 nightly: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m nightly
 
@@ -44,11 +49,11 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt workflow
 
-# The files that are made from the config's models.
+# Rewrite the files that are generated from the config's models.
 generated: setup
 	$(BIN)/wsi-pipeline config --defaults config/defaults.yaml --schema workflow/schemas/config.schema.json
 
-# New versions of everything: installs pyproject.toml's ranges into a fresh environment and writes them down.
+# Renew all versions: install the ranges of pyproject.toml into a fresh environment and record the result.
 lock:
 	rm -rf $(VENV).lock && $(PYTHON) -m venv $(VENV).lock
 	$(VENV).lock/bin/python -m pip install --quiet torch==2.13.0
