@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,14 @@ from wsi_pipeline.geometry import Size
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
 gpus.hide()
+
+# Without PyTorch, which is a download of gigabytes on Python 3.12 and 3.13, the files that import it are left out.
+_TORCH = re.compile(r"^(import torch|from torch|from helpers(\.| import )(predicting|training))\b", re.MULTILINE)
+collect_ignore = (
+    []
+    if find_spec("torch")
+    else [path.name for path in Path(__file__).parent.glob("test_*.py") if _TORCH.search(path.read_text())]
+)
 
 # A shell's background jobs ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
