@@ -1,6 +1,8 @@
-"""Train in float64 as the member of a team that the environment names; prints the loss of each step as JSON.
+"""Train in float64, alone or as one of the processes that RANK and WORLD_SIZE give; prints the loss of each step.
 
 python tests/double_precision.py COHORT STEPS
+
+All layers learn, but batch norms keep their initial statistics: PyTorch synchronises them on GPUs only.
 """
 
 from __future__ import annotations
@@ -13,27 +15,31 @@ from helpers.training import OPTIONS
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.dataset import PatchBank
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.distributed import join
+from wsi_pipeline.model.distributed import init_distributed
 from wsi_pipeline.model.model_dir import starting_network
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.stages.train import PatchSet
 
 
 def main(cohort: Path, steps: int) -> None:
-    # A random network is chaotic: what differs in the last bit grows with each step, the faster the larger they are.
+    # Rounding differences grow with each step, the faster the larger the steps.
     gentle = {"learning_rate": 1e-5, "epsilon": 1.0, "momentum": 0.9, "squared_gradient_decay": 0.9}
     options = OPTIONS.model_copy(update={**gentle, "max_steps": steps, "validate_every": steps})
-    device, team = pick_device(1), join()
+    device = pick_device(1)
+    distributed = init_distributed()
     sets = PatchSet.of([cohort / "slides" / name / "patches.json" for name in ("n", "t")])
     bank, nothing = PatchBank(sets.stores, sets.indices), PatchBank([], [])
-    network = starting_network("random", 2, 1, None).double()
-    trainer = Trainer(network, bank, nothing, options, device, Checkpoints(cohort / "none"), "", team=team)
-    found: list[float] = []
-    trainer._record = lambda: found.extend(trainer.progress.losses)  # type: ignore[method-assign]
+    network = starting_network("random", 2, 1, None).double().eval()
+    network.train = lambda *_: network  # type: ignore[method-assign]
+    trainer = Trainer(
+        network, bank, nothing, options, device, Checkpoints(cohort / "none"), "", distributed=distributed
+    )
+    losses: list[float] = []
+    trainer._record = lambda: losses.extend(trainer.progress.losses)  # type: ignore[method-assign]
     trainer.train(1e9)
-    if team.leads:
-        print(json.dumps(found))
-    team.leave()
+    if distributed.is_main:
+        print(json.dumps(losses))
+    distributed.close()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from helpers import training
 from helpers.gpus import GPUS
 from helpers.predicting import write_slide
 from wsi_pipeline.config import AugmentationOptions, ConvertRun, HeatmapRun
-from wsi_pipeline.model.distributed import STOPPED
+from wsi_pipeline.model.distributed import STOPPED_EXIT_CODE
 from wsi_pipeline.pyramid.ome_zarr import read_image
 
 DEVICE, DTYPE = "cuda", "bfloat16"
@@ -79,7 +79,7 @@ def test_a_gpu_trains_stops_goes_on_and_predicts(
         pass
     process.terminate()
     process.communicate(timeout=60)
-    assert process.returncode == STOPPED
+    assert process.returncode == STOPPED_EXIT_CODE
     assert "going on from step" in train(cohort, tmp_path / "stopped")
     # Not bit for bit: a GPU adds in no fixed order.
     np.testing.assert_allclose(training.losses(tmp_path / "stopped")[0], whole[0], rtol=0.05)

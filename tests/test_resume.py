@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from helpers import training
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.distributed import STOPPED
+from wsi_pipeline.model.distributed import STOPPED_EXIT_CODE
 from wsi_pipeline.model.training_log import Watch
 from wsi_pipeline.stages.train import _stopped_by
 
@@ -79,7 +79,7 @@ def test_stopped_and_killed_five_times_it_ends_with_the_same_weights(cohort: Pat
             wait_for_checkpoints(tmp_path, 1)
             process.terminate()
             _, said = process.communicate(timeout=60)
-            assert process.returncode == STOPPED, said
+            assert process.returncode == STOPPED_EXIT_CODE, said
             continue
         # The first one that is seen may be of the run before.
         wait_for_checkpoints(tmp_path, int(rng.integers(2, 4)))
@@ -102,7 +102,7 @@ def test_told_to_stop_it_writes_a_checkpoint(cohort: Path, tmp_path: Path, numbe
         pass
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == STOPPED == 75
+    assert process.returncode == STOPPED_EXIT_CODE == 75
     assert "a checkpoint is written after this step" in said
     assert "the same command goes on from there" in said
     assert "Traceback" not in said

@@ -127,11 +127,11 @@ def train(
     from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config import TrainRun
     from wsi_pipeline.config.loading import parse_options
-    from wsi_pipeline.model.distributed import STOPPED, is_member, launch
+    from wsi_pipeline.model.distributed import STOPPED_EXIT_CODE, is_worker_process, launch_processes
 
     parsed = parse_options(TrainRun, options)
-    if gpus > 1 and not is_member():
-        code = launch(gpus, sys.argv[1:])
+    if gpus > 1 and not is_worker_process():
+        code = launch_processes(gpus, sys.argv[1:])
         if code:
             raise typer.Exit(code)
         return
@@ -167,7 +167,7 @@ def train(
         )
     except StoppedError as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(STOPPED) from stopped
+        raise typer.Exit(STOPPED_EXIT_CODE) from stopped
 
 
 @app.command()

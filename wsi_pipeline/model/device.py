@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,8 +18,6 @@ log = logging.getLogger(__name__)
 
 # CUDA's from Ampere on.
 _COMPUTES_BFLOAT16 = (8, 0)
-_MOST_JOBS = 64
-_CLAIMS: list[socket.socket] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ def pick_device(cpu_threads: int, precision: Precision = "auto") -> Device:
     torch.backends.cudnn.allow_tf32 = False
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
-        place = torch.device("cuda", _own_gpu())
+        place = torch.device("cuda", local_gpu())
         torch.cuda.set_device(place)
         name = torch.cuda.get_device_name(place)
         has_bfloat16 = torch.cuda.get_device_capability(place) >= _COMPUTES_BFLOAT16
@@ -85,38 +81,19 @@ def pick_device(cpu_threads: int, precision: Precision = "auto") -> Device:
     return found
 
 
-@cache
-def _own_gpu() -> int:
-    """The number of a GPU that no other job of ours on this machine has, as long as there is one.
+def local_gpu() -> int:
+    """Number of this process's GPU among those visible: LOCAL_RANK where several processes train together, else 0.
 
-    Schedulers of clusters show a job its own GPUs only; Snakemake on one machine starts as many jobs as there are
-    GPUs, and each sees all.
+    Schedulers restrict the visible GPUs by CUDA_VISIBLE_DEVICES. Raises `ModelError` where there are fewer GPUs than
+    processes.
     """
-    names = [str(torch.cuda.get_device_properties(k).uuid) for k in range(torch.cuda.device_count())]
-    in_team = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    for others in range(1 if in_team else _MOST_JOBS):
-        for number, name in enumerate(names):
-            if _claims(f"{name}/{others}"):
-                if others:
-                    log.warning("all GPUs have a job, this one shares GPU %d", number)
-                return number
-    raise ModelError(
-        f"no GPU is free for this process, of {len(names)} that it sees",
-        remedy="Give the job as many GPUs as it has processes (gpu, --gpus)",
-    )
-
-
-def _claims(name: str) -> bool:
-    """Claim a name for the life of this process; False where a process has it."""
-    # An abstract name of Linux: it leaves no file, and goes with the process, however that ends.
-    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        claim.bind(f"\0wsi-pipeline/{name}")
-    except OSError:
-        claim.close()
-        return False
-    _CLAIMS.append(claim)
-    return True
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= count:
+        raise ModelError(
+            f"process {rank} of this training has no GPU: only {count} visible",
+            remedy="Request as many GPUs as processes (gpu, --gpus)",
+        )
+    return rank
 
 
 def sent(tensor: Tensor, to: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ from wsi_pipeline.model.augment import Draws, augment, centred, jittered, to_inp
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.dataset import BalancedSampler, Feed, Index, PatchBank
 from wsi_pipeline.model.device import Device, fetched, sent
-from wsi_pipeline.model.distributed import Team, with_shared_statistics
+from wsi_pipeline.model.distributed import DistributedContext
 from wsi_pipeline.model.inception import MIN_AUXILIARY_PX, InceptionV3, dropout_mask
 from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
 from wsi_pipeline.model.training_log import Watch
@@ -90,11 +90,11 @@ class Trainer:
         checkpoints: Checkpoints,
         inputs: str,
         *,
-        team: Team | None = None,
+        distributed: DistributedContext | None = None,
         workers: int = 4,
         watch: Watch | None = None,
     ) -> None:
-        self._team, self._watch, self._workers = team or Team(), watch or Watch(), workers
+        self._distributed, self._watch, self._workers = distributed or DistributedContext(), watch or Watch(), workers
         self._bank, self._held_out, self._options, self._device = bank, held_out, options, device
         self._checkpoints, self._inputs = checkpoints, inputs
         size = bank.edge - 2 * bank.border_px
@@ -104,7 +104,9 @@ class Trainer:
                 remedy="Set training.auxiliary_weight to 0",
             )
         moved = network.to(device.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._network: InceptionV3 = with_shared_statistics(moved, self._team)  # type: ignore[assignment]
+        if self._distributed.world_size > 1 and device.is_cuda:
+            moved = nn.SyncBatchNorm.convert_sync_batchnorm(moved)  # type: ignore[no-untyped-call]
+        self._network: InceptionV3 = moved
         self._average = Average(self._network, options.average_decay) if options.average_decay else None
         self._sampler = BalancedSampler(bank, options.seed, len(CLASSES))
         self._optimizer = make_optimizer(self._network.parameters(), options, fused=device.is_cuda)
@@ -126,7 +128,7 @@ class Trainer:
         self._resume()
         progress, options = self.progress, self._options
         saved = time.monotonic()
-        part = self._team.part(options.batch_size)
+        part = self._distributed.shard(options.batch_size)
         index = (self._sampler.batch(step, options.batch_size)[part] for step in range(progress.step, self.steps))
         feed = Feed(self._bank, index, workers=self._workers, pin=self._device.is_cuda)
         self._watch.begin(progress.step, self.steps, options.batch_size)
@@ -138,7 +140,7 @@ class Trainer:
                 self._finish_step()
                 self._record()
                 if self._is_stale():
-                    if self._team.leads:
+                    if self._distributed.is_main:
                         log.info("no better validation in %d, stopping at step %d", options.patience, progress.step)
                     break
             if self._should_stop():
@@ -173,8 +175,8 @@ class Trainer:
 
     def _step(self, step: int, picked: Index, pixels: Tensor) -> Callable[[], Tensor]:
         """Launch a step; what is returned waits for it and says its mean loss and whether a process is to stop."""
-        options, team, device = self._options, self._team, self._device.device
-        part = team.part(options.batch_size)
+        options, distributed, device = self._options, self._distributed, self._device.device
+        part = distributed.shard(options.batch_size)
         self._thaw(step)
         draws = Draws.of(options.batch_size, options.seed, step).part(part)
         keep = sent(dropout_mask(options.batch_size, options.seed, step)[part], device)
@@ -187,7 +189,7 @@ class Trainer:
                 loss = self._loss(to_input(unit).to(self._network.fc.weight.dtype), keep, labels) / options.batch_size
             self._optimizer.zero_grad(set_to_none=True)
             # Processes' gradients are averaged, those of the whole batch are their sum.
-            (loss * team.size).backward()
+            (loss * distributed.world_size).backward()
             if options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._network.parameters(), options.clip_norm)
             self._optimizer.step()
@@ -198,7 +200,9 @@ class Trainer:
             ) from error
         if self._average:
             self._average.update()
-        return fetched(team.total(torch.stack([loss.detach(), torch.full_like(loss, float(self._told))]).detach()))
+        return fetched(
+            distributed.all_reduce(torch.stack([loss.detach(), torch.full_like(loss, float(self._told))]).detach())
+        )
 
     def _thaw(self, step: int) -> None:
         """Let just the layers learn that are to at this step."""
@@ -208,11 +212,18 @@ class Trainer:
             for name, parameter in self._network.named_parameters():
                 parameter.requires_grad_(not frozen or name.startswith(("fc.", "AuxLogits.fc.")))
             loss: nn.Module = _Loss(self._network, self._options)
-            if self._team.size > 1:
+            if self._distributed.world_size > 1:
                 loss = DistributedDataParallel(loss, forward_sync_buffers=False)
             self._loss = loss
         # Layers that do not learn keep their statistics too.
         self._network.train(not frozen)
+        if self._network.training and self._distributed.world_size > 1 and not self._device.is_cuda:
+            # Statistics of each process's own patches would train another network than one process does.
+            count = self._distributed.world_size
+            raise ModelError(
+                f"{count} processes cannot train on CPUs: batch norms are synchronised on GPUs only",
+                remedy="Set gpu of the rule train, or --gpus, to 1",
+            )
 
     def _settle(self, launched: _Launched | None) -> None:
         """Read the loss of the step before the one just launched, so that a GPU never waits for us."""
@@ -233,7 +244,7 @@ class Trainer:
         self._settle(None)
 
     def _should_stop(self) -> bool:
-        if self._team.size == 1:
+        if self._distributed.world_size == 1:
             return self._told
         # All know of a step's flags at the latest when they have launched the next one, and so stop together.
         return self._told_step is not None and self.progress.step >= self._told_step + 2
@@ -275,15 +286,15 @@ class Trainer:
         if not count:
             return None, None
         chosen = np.linspace(0, len(self._held_out) - 1, count).round().astype(np.int64)
-        parts = [self._team_part(chosen, rank) for rank in range(self._team.size)]
-        own = self._logits(parts[self._team.rank])
-        logits = self._team.gathered(own, [len(part) for part in parts]).cpu()
+        parts = [self._shard_of(chosen, rank) for rank in range(self._distributed.world_size)]
+        own = self._logits(parts[self._distributed.rank])
+        logits = self._distributed.all_gather(own, [len(part) for part in parts]).cpu()
         labels = self._held_out.labels[chosen]
         loss = F.cross_entropy(logits, torch.from_numpy(labels)).item()
         return loss, auc(Histogram.of(logits.softmax(1)[:, _TUMOR].numpy(), labels == _TUMOR))
 
-    def _team_part(self, chosen: Index, rank: int) -> Index:
-        return chosen[Team(rank, self._team.size).part(len(chosen))]
+    def _shard_of(self, chosen: Index, rank: int) -> Index:
+        return chosen[DistributedContext(rank, self._distributed.world_size).shard(len(chosen))]
 
     def _logits(self, chosen: Index) -> Tensor:
         size, device = self._options.batch_size, self._device.device
@@ -298,7 +309,7 @@ class Trainer:
         return torch.cat(found)
 
     def _save(self) -> None:
-        if not self._team.leads:
+        if not self._distributed.is_main:
             return
         self._finish_step()
         progress = self.progress
@@ -315,7 +326,7 @@ class Trainer:
 
     def _resume(self) -> None:
         content = self._checkpoints.load(self._inputs, self._device.device)
-        self._team.wait()
+        self._distributed.barrier()
         if content is None:
             return
         self._network.load_state_dict(content["network"])
@@ -323,5 +334,5 @@ class Trainer:
         if self._average:
             self._average.restore(content["average"])
         self.progress = Progress(**content["progress"])
-        if self._team.leads:
+        if self._distributed.is_main:
             log.info("going on from step %d", self.progress.step)

@@ -25,7 +25,7 @@ from wsi_pipeline.io.receipts import Facts, read_receipt
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.dataset import PatchBank
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.distributed import join
+from wsi_pipeline.model.distributed import init_distributed
 from wsi_pipeline.model.model_dir import (
     ModelFacts,
     load_network,
@@ -104,9 +104,10 @@ def run(
     """
     facts = [read_patch_receipt(path) for path in (*training.receipts, *validation.receipts)]
     made_for = _made_for(facts)
-    device, team = pick_device(options.cpu_threads, options.precision), join()
+    device = pick_device(options.cpu_threads, options.precision)
+    distributed = init_distributed()
     # What the job has, all of its processes share.
-    memory_gib, workers = memory_gib / team.size, max(1, workers // team.size)
+    memory_gib, workers = memory_gib / distributed.world_size, max(1, workers // distributed.world_size)
     bank = PatchBank(training.stores, training.indices, memory_gib=memory_gib, workers=workers)
     _check_classes(bank)
     held_out = PatchBank(validation.stores, validation.indices, memory_gib=memory_gib, workers=workers)
@@ -120,22 +121,24 @@ def run(
     }
     inputs = digest_json({**described, "patches": facts})
     kept = Checkpoints(checkpoints)
-    watch = Watch(shows=team.leads, events=events)
-    trainer = Trainer(network, bank, held_out, options, device, kept, inputs, team=team, workers=workers, watch=watch)
-    if team.leads:
+    watch = Watch(shows=distributed.is_main, events=events)
+    trainer = Trainer(
+        network, bank, held_out, options, device, kept, inputs, distributed=distributed, workers=workers, watch=watch
+    )
+    if distributed.is_main:
         _show(trainer, outputs.augmented, watch, synthetic)
     try:
         with _stopped_by(trainer.stop):
             trainer.train(checkpoint_minutes * 60)
     finally:
         watch.close()
-    if team.leads:
+    if distributed.is_main:
         model = {
             "training": {"slides": len(training.stores), **_class_counts(bank)},
             "validation": {"slides": len(validation.stores), **_class_counts(held_out)},
             "patches_sha256": [[one["stage"], one["slide"], one.get("store_sha256")] for one in facts],
             **described,
-            "processes": team.size,
+            "processes": distributed.world_size,
             "versions": {
                 "wsi_pipeline": __version__,
                 **package_versions(),
@@ -145,7 +148,7 @@ def run(
         }
         _write(trainer, outputs, made_for, model, options, synthetic)
         kept.remove()
-    team.leave()
+    distributed.close()
 
 
 def read_patch_receipt(path: Path) -> Facts:
