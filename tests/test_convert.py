@@ -114,7 +114,7 @@ def test_a_stripped_tiff_that_is_cut_off_or_without_scale_is_refused(tmp_path: P
     with pytest.raises(SlideError, match="Set the sheet's column mpp"):
         convert_with(tmp_path / "s1", source, LOSSLESS)
     tifffile.imwrite(source, tissue_picture(1700, 1100).astype(np.uint16), photometric="rgb", rowsperstrip=16)
-    with pytest.raises(SlideError, match="no TIFF of 8 bits in strips"):
+    with pytest.raises(SlideError, match="not a stripped TIFF of 8 bits"):
         convert_with(tmp_path / "s1", source, LOSSLESS)
 
 

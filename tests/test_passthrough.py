@@ -40,7 +40,7 @@ def assert_same_pixels(source: Path, folder: Path) -> None:
     """Every pixel of every level is what OpenSlide reads, where OpenSlide does not interpolate."""
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source, 0.5)
     for level, size in enumerate(slide.metadata.levels):
-        boxes = tiles(size, 700) if slide.has_whole_downsample(level) else [Box(0, 0, size.width, size.height)]
+        boxes = tiles(size, 700) if slide.has_integer_downsample(level) else [Box(0, 0, size.width, size.height)]
         for box in boxes:
             np.testing.assert_array_equal(pyramid.read(box, level), slide.read(box, level))
 
@@ -189,7 +189,7 @@ def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthr
     folder = tmp_path / "s1"
     outputs = convert.Outputs(folder / "pyramid.ome.zarr", folder / "pyramid.json")
     convert.run("s1", convert.Inputs(source), outputs, options)
-    assert not SourceSlide("s", source).has_whole_downsample(1)
+    assert not SourceSlide("s", source).has_integer_downsample(1)
     assert [level["compared_tiles"] for level in levels_of(folder)] == [35, 12]
     assert methods(folder) == ["copied" if passthrough else "read"] * 2
 

@@ -37,7 +37,7 @@ def reencode_level(
     """
     size = source.metadata.levels[number]
     # Where OpenSlide interpolates, what it reads depends on the corner, which then is that of the chunk.
-    step = _step(options) if source.has_whole_downsample(number) else 1
+    step = _step(options) if source.has_integer_downsample(number) else 1
     damaged = DamagedTiles(source, number, ChunkGrid.of(size, _chunk(options), 0).count, options.damaged_tiles)
     return _make(folder, size, lambda box: source.read(box, number), "read", step, damaged, options, threads)
 

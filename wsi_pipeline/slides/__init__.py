@@ -1,5 +1,5 @@
-"""Slide files as scanners write them.
+"""Source slide files.
 
-OpenSlide's reader, TIFF in strips, the compressed tiles of tiled TIFF, JPEG streams, and the isolation of crashes in
-C libraries. It imports `geometry` and `errors` only.
+The OpenSlide reader, stripped TIFF, the encoded tiles of tiled TIFF, JPEG streams, and the isolation of crashes in C
+libraries. Imports only `geometry` and `errors`.
 """

@@ -1,8 +1,8 @@
-"""Running a function so that a crash inside a C library is told like any other damaged file.
+"""Run a function in a child process so that a crash in a C library is reported like any other damaged file.
 
-Slide libraries read hostile bytes in C: a file can end the process where Python has no say. The work
-is therefore done in a fork, begun before there are threads; it ends with its parent, and its parent
-with it.
+Slide libraries parse untrusted bytes in C, where a damaged file can kill the process without a Python exception. The
+function therefore runs in a forked child. The fork must happen before any thread is started. The child is killed when
+its parent dies, and the parent exits as the child did.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _PR_SET_PDEATHSIG = 1
 
 
 class CrashError(Exception):
-    """The function ended its process by a signal that a bug in a library raises."""
+    """The child process died from a signal that indicates a library bug, such as SIGSEGV."""
 
 
 def run_isolated(run: Callable[[], None]) -> int:
-    """Run in a fork and return the exit code, 2 after a `PipelineError`, which is printed as one line.
+    """Run `run` in a forked child and return its exit code; 2 after a `PipelineError`, which is printed as one line.
 
-    Raises `CrashError`. Another signal that ended the fork, such as that of the kernel for a lack of
-    memory, is raised here too.
+    Raises `CrashError` where the child crashed. Any other fatal signal, such as SIGKILL from the kernel's
+    out-of-memory killer, is raised again in this process.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        os._exit(_in_fork(run))
+        os._exit(_run_in_child(run))
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status):
         return os.waitstatus_to_exitcode(status)
@@ -47,7 +47,7 @@ def run_isolated(run: Callable[[], None]) -> int:
     return 128 + number
 
 
-def _in_fork(run: Callable[[], None]) -> int:
+def _run_in_child(run: Callable[[], None]) -> int:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     code = 1
@@ -57,7 +57,7 @@ def _in_fork(run: Callable[[], None]) -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except BaseException:  # noqa: BLE001 (the fork must not go on into its parent's code)
+    except BaseException:  # noqa: BLE001 (the child must not return into the code of its parent)
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""JPEG streams: encoding and decoding as a zarr configuration says, and tiles of TIFF files as streams.
+"""JPEG streams: a zarr-configurable codec, and the editing of marker segments without decoding.
 
 Markers and segments: ITU-T T.81, annex B.
 """
@@ -16,28 +16,27 @@ from numpy.typing import NDArray
 from wsi_pipeline.geometry import Size
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
-_SCAN = 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Comments and application data, other than what JFIF and Adobe say of the colours.
-_TEXT = frozenset({0xFE, *range(0xE1, 0xEE), 0xEF})
-# Application data that say something of the colours.
-_JFIF, _ADOBE = 0xE0, 0xEE
-# What Adobe's marker calls the colour spaces: Adobe Technical Note 5116, section 18.
-_TRANSFORMS = {"RGB": 0, "YCbCr": 1}
+_SOS = 0xDA
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# COM and APPn, except APP0 (JFIF) and APP14 (Adobe), which determine the colour space.
+_METADATA = frozenset({0xFE, *range(0xE1, 0xEE), 0xEF})
+_APP0, _APP14 = 0xE0, 0xEE
+# Transform flag of APP14: Adobe Technical Note 5116, section 18.
+_ADOBE_TRANSFORMS = {"RGB": 0, "YCbCr": 1}
 _BYTES_KEYS = ("tables", "header")
-# Writers may pad a tile behind its end marker.
-_PADDING = 8
+# Some writers pad a tile after its EOI marker.
+_MAX_PADDING = 8
 
 
 @dataclass(frozen=True, slots=True)
 class JpegCodec:
-    """Pictures (y, x) or (y, x, 3) of uint8 as JPEG streams; the names are those of the `imagecodecs-zarr` package.
+    """JPEG codec for images (y, x) or (y, x, 3) of uint8; the keys are those of the `imagecodecs-zarr` package.
 
-    `level` is the quality when encoding. `colorspace_data` and `colorspace_jpeg` name the colour
-    spaces of the array and inside the stream (`RGB`, `YCbCr`, `GRAYSCALE`); without them the stream's
-    own markers decide. `subsampling` is `444`, `422` or `420`. `tables` are those of abbreviated
-    streams; `header` goes before each chunk's bytes, which then lack their end marker. The other keys
-    are passed to `imagecodecs` as they are.
+    `level` is the quality for encoding. `colorspace_data` and `colorspace_jpeg` are the colour spaces of
+    the array and of the stream (`RGB`, `YCbCr`, `GRAYSCALE`); the markers of the stream decide where they
+    are None. `subsampling` is `444`, `422` or `420`. `tables` holds the shared tables of abbreviated
+    streams. `header` is prepended to each chunk, which is then stored without its EOI marker. All other
+    keys are passed to `imagecodecs` unchanged.
     """
 
     level: int | None = None
@@ -55,7 +54,7 @@ class JpegCodec:
 
     @classmethod
     def from_configuration(cls, configuration: dict[str, Any]) -> Self:
-        """Read the configuration in a store's metadata; `ValueError` for unknown keys."""
+        """Parse the configuration in zarr metadata. Raises `ValueError` for unknown keys."""
         given = dict(configuration)
         unknown = given.keys() - {field.name for field in fields(cls)}
         if unknown:
@@ -68,7 +67,7 @@ class JpegCodec:
         return cls(**given)
 
     def configuration(self) -> dict[str, Any]:
-        """The keys that are set, as JSON values."""
+        """The keys that are not None, as JSON values."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             key: base64.b64encode(value).decode() if key in _BYTES_KEYS else value
@@ -77,21 +76,21 @@ class JpegCodec:
         }
 
     def decode(self, stream: bytes | memoryview) -> NDArray[Any]:
-        """The pixels of a stream, (y, x) or (y, x, channels); `ValueError` where it is damaged."""
+        """Decode a stream to (y, x) or (y, x, channels) uint8. Raises `ValueError` for a damaged stream."""
         if self.header is not None:
             stream = b"".join((self.header, stream, EOI))
-        # Passed only where it is set: older releases do not know it.
-        more: dict[str, Any] = {} if self.fancyupsampling is None else {"fancyupsampling": self.fancyupsampling}
-        more |= {"tables": self.tables, "colorspace": self.colorspace_jpeg, "outcolorspace": self.colorspace_data}
+        # Older releases of imagecodecs have no such argument, so None is not passed.
+        arguments: dict[str, Any] = {} if self.fancyupsampling is None else {"fancyupsampling": self.fancyupsampling}
+        arguments |= {"tables": self.tables, "colorspace": self.colorspace_jpeg, "outcolorspace": self.colorspace_data}
         decode: Any = imagecodecs.jpeg8_decode
         try:
-            pixels: NDArray[Any] = decode(stream, **more)
+            pixels: NDArray[Any] = decode(stream, **arguments)
         except imagecodecs.Jpeg8Error as error:
             raise ValueError(f"damaged JPEG stream: {error}") from error
         return pixels
 
     def encode(self, pixels: NDArray[Any]) -> bytes:
-        """(y, x) or (y, x, channels) as a stream."""
+        """Encode (y, x) or (y, x, channels) uint8 as a stream."""
         return bytes(
             imagecodecs.jpeg8_encode(
                 np.ascontiguousarray(pixels),
@@ -109,61 +108,67 @@ class JpegCodec:
 
 
 def merge_tables(tables: bytes | None, stream: bytes) -> bytes:
-    """A stream, or what stands before its data, with the tables of its TIFF page merged in."""
+    """Insert the shared tables of a TIFF page (tag JPEGTables) after the SOI marker of a stream or of its header."""
     if not tables:
         return stream
-    # Some writers leave out the end marker of the tables.
+    # Some writers omit the EOI marker of the tables.
     return b"".join((SOI, tables.removeprefix(SOI).removesuffix(EOI), stream[len(SOI) :]))
 
 
 def strip_metadata(head: bytes) -> bytes:
-    """Tables, or what stands before the data of a stream, without comments and application data (Exif, XMP)."""
-    kept, at = [SOI], len(SOI)
+    """Remove comments and application data (Exif, XMP) from tables or from the header of a stream."""
+    kept = [SOI]
+    at = len(SOI)
     while at + 4 <= len(head):
         stop = at + 1 if head[at + 1] == 0xFF else at + 2 + int.from_bytes(head[at + 2 : at + 4], "big")
-        if head[at + 1] not in _TEXT:
+        if head[at + 1] not in _METADATA:
             kept.append(head[at:stop])
         at = stop
     return b"".join((*kept, head[at:]))
 
 
 def to_jpeg_file(jpeg: JpegCodec, stream: bytes) -> bytes:
-    """A chunk's stream as a file that any viewer shows in its real colours, without decoding it."""
+    """A chunk as a JPEG file with the correct colours in any viewer: tables merged, APP14 rewritten, not decoded."""
     if jpeg.header is not None:
         stream = b"".join((jpeg.header, stream, EOI))
     stream = merge_tables(jpeg.tables, stream)
-    transform = _TRANSFORMS.get(jpeg.colorspace_jpeg or "")
+    transform = _ADOBE_TRANSFORMS.get(jpeg.colorspace_jpeg or "")
     if transform is None:
         return stream
-    said = b"\xff\xee\x00\x0eAdobe\x00\x64" + bytes(4) + bytes([transform])
-    kept, at = [SOI, said], len(SOI)
-    while at + 4 <= len(stream) and stream[at] == 0xFF and stream[at + 1] != _SCAN:
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64" + bytes(4) + bytes([transform])
+    kept = [SOI, adobe]
+    at = len(SOI)
+    while at + 4 <= len(stream) and stream[at] == 0xFF and stream[at + 1] != _SOS:
         stop = at + 1 if stream[at + 1] == 0xFF else at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-        if stream[at + 1] not in (_JFIF, _ADOBE):
+        if stream[at + 1] not in (_APP0, _APP14):
             kept.append(stream[at:stop])
         at = stop
     return b"".join((*kept, stream[at:]))
 
 
 def has_end_marker(stream: bytes | memoryview) -> bool:
-    """Whether a stream has its end marker."""
-    return stream[-2:] == EOI or EOI in bytes(stream[-_PADDING:])
+    """Whether a stream ends with an EOI marker, up to padding."""
+    return stream[-2:] == EOI or EOI in bytes(stream[-_MAX_PADDING:])
 
 
 def read_header(stream: bytes | memoryview, size: Size) -> bytes:
-    """What stands before the compressed data of a whole tile; `ValueError` unless that is of `size`, 3 x 8 bits."""
+    """The segments of a tile up to and including the SOS marker.
+
+    Raises `ValueError` unless the frame has `size` and 3 components of 8 bits.
+    """
     if stream[:2] != SOI:
         raise ValueError("the data of the tile does not begin as a JPEG stream")
-    frame, at = b"", len(SOI)
+    frame = b""
+    at = len(SOI)
     while True:
         head = bytes(stream[at : at + 10])
         if len(head) < 10 or head[0] != 0xFF:
             raise ValueError("the JPEG stream of the tile has no scan")
-        if head[1] == _SCAN:
+        if head[1] == _SOS:
             break
-        if head[1] in _FRAMES:
+        if head[1] in _SOF:
             frame = head
-        # A marker may be preceded by any number of bytes 0xFF.
+        # Any number of fill bytes 0xFF may precede a marker.
         at += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:4], "big")
     if not frame:
         raise ValueError("the JPEG stream of the tile has no frame")

@@ -1,4 +1,4 @@
-"""Slides as the scanner wrote them, read through OpenSlide."""
+"""Source slides, read through OpenSlide."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from wsi_pipeline.geometry import MPP_RANGE, Box, Size, is_plausible_mpp
 from wsi_pipeline.slides.stripped_tiff import StrippedTiff
 
 _Handle = openslide.OpenSlide | StrippedTiff
-_UNREADABLE = (openslide.OpenSlideError, OSError)
+_READ_ERRORS = (openslide.OpenSlideError, OSError)
 
 WHITE = (255, 255, 255)
-# No scanner makes more; a file that says so is damaged or made to fill disks.
-_MOST_PIXELS = 10**12
-# Nor does any TIFF hold more in so few bytes: blank JPEG tiles have some 150 pixels a byte.
-_MOST_PIXELS_PER_BYTE = 20_000
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Above any scanner's output: a larger size means a damaged file, or one built to fill disks.
+_MAX_PIXELS = 10**12
+# Upper bound for a TIFF; blank JPEG tiles have about 150 pixels per byte.
+_MAX_PIXELS_PER_BYTE = 20_000
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DAMAGED_REMEDY = "The file may be truncated: compare its checksum with the source's and copy it again"
-# Scanners round the two spacings on their own; a larger difference means that one is wrong.
-_ANISOTROPY = 0.02
+# Scanners round the spacings of x and y independently; a larger difference means that one of them is wrong.
+_MAX_ANISOTROPY = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class SlideMetadata:
-    """What is carried over from the source: technical properties only, no names, dates or free text."""
+    """Technical properties of a slide. Names, dates and free text are not read, as they may identify a patient."""
 
     vendor: str
     objective_power: str | None
@@ -44,10 +44,10 @@ class SlideMetadata:
 
 
 class SourceSlide:
-    """One open slide file; `read` may be called from several threads."""
+    """An open slide file; `read` is thread-safe."""
 
     def __init__(self, slide: str, path: Path, mpp: float | None = None) -> None:
-        """Open the slide `path`; `mpp` is the sheet's override. Raises `SlideError`."""
+        """Open the slide at `path`; `mpp` (um per pixel) overrides the value in the file. Raises `SlideError`."""
         self.slide, self.path = slide, path
         self._check_file()
         self._handle = self._open()
@@ -76,7 +76,7 @@ class SourceSlide:
                 if not self._is_tiff():
                     raise
                 return StrippedTiff(self.path)
-        except _UNREADABLE as error:
+        except _READ_ERRORS as error:
             raise self.error(
                 f"not a slide that OpenSlide can read ({error})", "Check the file or take the slide out of the sheet"
             ) from error
@@ -85,18 +85,18 @@ class SourceSlide:
         self._handle.close()
 
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
-        """Pixels of `box`, in pixels of `level`, as (height, width, 3) uint8.
+        """Read `box`, in pixels of `level`, as (height, width, 3) uint8. Raises `SlideError` for damaged data.
 
-        Transparent pixels, which some formats have between scanned areas, take the background colour.
+        Transparent pixels, which some formats have between scanned areas, get the background colour.
         """
         try:
             region = self._region(self._handle, box, level)
-        except _UNREADABLE:
-            region = self._region_again(box, level)
+        except _READ_ERRORS:
+            region = self._retry_region(box, level)
         rgb, alpha = region[..., :3], region[..., 3:]
         if alpha.min() == 255:
             return np.ascontiguousarray(rgb)
-        # OpenSlide returns straight alpha: blend on the background in integers.
+        # OpenSlide returns straight (not premultiplied) alpha.
         opaque = alpha.astype(np.uint16)
         blended = rgb * opaque + np.array(self.metadata.background, np.uint16) * (255 - opaque)
         return ((blended + 127) // 255).astype(np.uint8)
@@ -105,26 +105,26 @@ class SourceSlide:
         corner, _ = self._corner(box, level)
         return np.asarray(handle.read_region(corner, level, (box.width, box.height)))
 
-    def _region_again(self, box: Box, level: int) -> NDArray[np.uint8]:
-        """Read with a handle that no other thread has: after an error a handle answers every call with it."""
-        own = self._open()
+    def _retry_region(self, box: Box, level: int) -> NDArray[np.uint8]:
+        """Retry with a new handle: after its first error an OpenSlide handle fails in every call, in all threads."""
+        handle = self._open()
         try:
-            region = self._region(own, box, level)
-        except _UNREADABLE as error:
+            region = self._region(handle, box, level)
+        except _READ_ERRORS as error:
             self._handle = self._open()
             raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", DAMAGED_REMEDY) from error
-        self._handle = own
+        self._handle = handle
         return region
 
-    def has_whole_downsample(self, level: int) -> bool:
-        """Whether OpenSlide reads every box of `level` without interpolating between its pixels."""
+    def has_integer_downsample(self, level: int) -> bool:
+        """Whether the downsample factor of `level` is an integer, so that OpenSlide never interpolates there."""
         return float(self._downsamples[level]).is_integer()
 
     def interpolation_offset(self, box: Box, level: int) -> tuple[float, float]:
-        """How far right of and below the first pixel of `box` OpenSlide reads, in pixels of `level`.
+        """Sub-pixel offset (x, y) at which OpenSlide reads `box`, in pixels of `level`.
 
-        OpenSlide takes corners in whole level-0 pixels and divides them by one downsample for both axes;
-        where that is no whole number it interpolates between the pixels of the level.
+        OpenSlide takes the corner in whole level-0 pixels and divides it by one downsample factor for both
+        axes. Where the result is not an integer, it interpolates between the pixels of the level.
         """
         return self._corner(box, level)[1]
 
@@ -135,11 +135,11 @@ class SourceSlide:
 
     def _read_metadata(self, override: float | None) -> SlideMetadata:
         properties = self._handle.properties
-        mpp, mpp_source = (override, "sheet") if override is not None else (self._own_mpp(), "slide")
+        mpp, mpp_source = (override, "sheet") if override is not None else (self._mpp_property(), "slide")
         color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
         background = tuple(bytes.fromhex(color)) if color else WHITE
         levels = tuple(Size(width, height) for width, height in self._handle.level_dimensions)
-        if levels[0].width * levels[0].height > self._most_pixels():
+        if levels[0].width * levels[0].height > self._max_pixels():
             raise self.error(
                 f"{levels[0].width} x {levels[0].height} px are more than a file of this size can hold",
                 "Check the file or take the slide out of the sheet",
@@ -157,11 +157,11 @@ class SourceSlide:
 
     def _is_tiff(self) -> bool:
         with self.path.open("rb") as file:
-            return file.read(4) in _TIFF
+            return file.read(4) in _TIFF_SIGNATURES
 
-    def _most_pixels(self) -> int:
-        by_bytes = self.path.stat().st_size * _MOST_PIXELS_PER_BYTE
-        return min(_MOST_PIXELS, by_bytes) if self._is_tiff() else _MOST_PIXELS
+    def _max_pixels(self) -> int:
+        by_bytes = self.path.stat().st_size * _MAX_PIXELS_PER_BYTE
+        return min(_MAX_PIXELS, by_bytes) if self._is_tiff() else _MAX_PIXELS
 
     def _bounds(self) -> Box | None:
         names = (
@@ -173,22 +173,20 @@ class SourceSlide:
         values = [self._handle.properties.get(name) for name in names]
         return None if None in values else Box(*(int(value) for value in values if value is not None))
 
-    def _own_mpp(self) -> float:
+    def _mpp_property(self) -> float:
         properties = self._handle.properties
         try:
             x = float(properties[openslide.PROPERTY_NAME_MPP_X])
             y = float(properties[openslide.PROPERTY_NAME_MPP_Y])
         except (KeyError, ValueError):
-            raise self.error(
-                "the slide does not say its scale (um per pixel)", "Set the sheet's column mpp for it"
-            ) from None
+            raise self.error("the slide has no scale (um per pixel)", "Set the sheet's column mpp for it") from None
         if not is_plausible_mpp(x) or not is_plausible_mpp(y):
             low, high = MPP_RANGE
             raise self.error(
                 f"the slide's scale, {x:g} x {y:g} um per pixel, is not within {low:g} to {high:g}",
                 "Set the sheet's column mpp for it",
             )
-        if abs(x - y) > _ANISOTROPY * x:
+        if abs(x - y) > _MAX_ANISOTROPY * x:
             raise self.error(
                 f"the slide's pixels are not square ({x:g} x {y:g} um)", "Set the sheet's column mpp for it"
             )

@@ -1,6 +1,6 @@
-"""TIFF files in strips, which OpenSlide does not open, with OpenSlide's interface.
+"""Stripped TIFF files behind OpenSlide's interface; OpenSlide itself opens only tiled TIFF.
 
-libvips reads them; decoded pixels beyond 100 MB go to a temporary file, not into memory.
+libvips reads the file. Decoded pixels beyond 100 MB go to a temporary file instead of memory.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _UM_PER_MM = 1000.0
 
 
 class StrippedTiff:
-    """The first page of a TIFF in strips as a slide of one level."""
+    """The first page of a stripped TIFF as a slide with one level."""
 
     level_downsamples = (1.0,)
 
     def __init__(self, path: Path) -> None:
-        """Open a file; `OpenSlideUnsupportedFormatError` where it is no RGB or grey TIFF of 8 bits in strips."""
+        """Open a file. Raises `OpenSlideUnsupportedFormatError` unless it is a stripped RGB or grey TIFF of 8 bits."""
         try:
             with tifffile.TiffFile(path) as tiff:
                 is_tiled = bool(tiff.pages.first.is_tiled)
-            # libvips would answer from its cache for another file that had this name.
+            # Without revalidate, libvips returns its cached image for a replaced file of the same name.
             image = pyvips.Image.new_from_file(str(path), access="random", fail_on="error", revalidate=True)
         except Exception as error:
-            raise openslide.OpenSlideUnsupportedFormatError("no TIFF that can be read") from error
+            raise openslide.OpenSlideUnsupportedFormatError("not a readable TIFF") from error
         if is_tiled or image.format != "uchar":
-            raise openslide.OpenSlideUnsupportedFormatError("no TIFF of 8 bits in strips")
+            raise openslide.OpenSlideUnsupportedFormatError("not a stripped TIFF of 8 bits")
         self._image = (
             image.colourspace("srgb").flatten(background=255) if image.hasalpha() else image.colourspace("srgb")
         )
@@ -42,7 +42,7 @@ class StrippedTiff:
             self.properties[openslide.PROPERTY_NAME_MPP_Y] = str(_UM_PER_MM / image.yres)
 
     def read_region(self, location: tuple[int, int], _: int, size: tuple[int, int]) -> Pillow.Image:
-        """The box of `size` at `location` of the only level as RGBA."""
+        """The region of `size` pixels at `location` as RGBA. Raises `OpenSlideError` for damaged data."""
         try:
             pixels = self._image.crop(*location, *size).numpy()
         except pyvips.Error as error:
@@ -50,4 +50,4 @@ class StrippedTiff:
         return Pillow.fromarray(pixels).convert("RGBA")
 
     def close(self) -> None:
-        """Nothing is held open between reads."""
+        """Do nothing: no file stays open between reads."""
