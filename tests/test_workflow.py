@@ -352,7 +352,7 @@ def test_a_clock_that_jumped_back_is_noticed(run: Path) -> None:
         (
             changed(training={"weights": "w.safetensors", "hard_negatives": {"rounds": 1}}),
             None,
-            "cannot have rounds of hard_negatives",
+            "hard_negatives.rounds must be 0",
         ),
         (changed(evaluation={"slide_level": {"score": "forest"}}), None, "lacks normal or tumour slides in training"),
     ],

@@ -1,11 +1,11 @@
-"""The config: one model for each section, each field with its default, unit and meaning.
+"""The config: one pydantic model per section, each field with its default, unit and description.
 
 `config/defaults.yaml` and `workflow/schemas/config.schema.json` are generated from these models
-(`wsi-pipeline config`). Lengths are micrometres, scales um per pixel; threads, memory and partitions
-are not config but belong to rules and profiles. The one exception is `training.cpu_threads`: the number of threads
-that share a sum decides its last bits, so a reproducible result has to fix it.
+(`wsi-pipeline config`, `make generated`). Lengths are in um, scales in um per pixel. Threads, memory and partitions
+are set in rules and profiles, not here. The exception is `training.cpu_threads`: the number of threads changes the
+order of floating-point sums and so the last bits of the weights.
 
-Every room may import this package; it imports `errors` only.
+Imported by every package; imports `errors` only.
 """
 
 from __future__ import annotations
@@ -107,14 +107,16 @@ __all__ = [
 class Config(Section):
     """The whole config."""
 
-    results: str = Field("results/cohort", description="Folder of all outputs.")
-    seed: int = Field(1, ge=0, description="Seed of every random draw.")
-    cohort: CohortOptions = Field(default_factory=CohortOptions, description="Which slides.")
-    pyramid: PyramidOptions = Field(default_factory=PyramidOptions, description="How slides are stored.")
-    tissue: TissueOptions = Field(default_factory=TissueOptions, description="Where tissue is.")
-    truth: TruthOptions = Field(default_factory=TruthOptions, description="What annotations mean.")
-    patches: PatchesOptions = Field(default_factory=PatchesOptions, description="Which patches train the network.")
-    training: TrainingOptions = Field(default_factory=TrainingOptions, description="How the network is trained.")
-    heatmap: HeatmapOptions = Field(default_factory=HeatmapOptions, description="How slides are predicted.")
-    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="How predictions are judged.")
+    results: str = Field("results/cohort", description="Folder for all outputs.")
+    seed: int = Field(1, ge=0, description="Seed of all random draws.")
+    cohort: CohortOptions = Field(default_factory=CohortOptions, description="The cohort of slides.")
+    pyramid: PyramidOptions = Field(default_factory=PyramidOptions, description="Storage of slides.")
+    tissue: TissueOptions = Field(default_factory=TissueOptions, description="Tissue detection.")
+    truth: TruthOptions = Field(default_factory=TruthOptions, description="Meaning of the annotations.")
+    patches: PatchesOptions = Field(default_factory=PatchesOptions, description="Training and validation patches.")
+    training: TrainingOptions = Field(default_factory=TrainingOptions, description="Training of the network.")
+    heatmap: HeatmapOptions = Field(default_factory=HeatmapOptions, description="Prediction of heatmaps.")
+    evaluation: EvaluationOptions = Field(
+        default_factory=EvaluationOptions, description="Evaluation of the predictions."
+    )
     report: ReportOptions = Field(default_factory=ReportOptions, description="The report page.")

@@ -1,4 +1,4 @@
-"""What the sections of the config have in common."""
+"""Base class and field types of the config sections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# What a slide or a patch is; the number of a class is its place.
+# Class names of slides and patches; the index is the class label.
 CLASSES = ("normal", "tumor")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -22,6 +22,6 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Section(BaseModel):
-    """Frozen options that refuse unknown keys."""
+    """A frozen section of the config. Unknown keys, infinity and NaN are validation errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

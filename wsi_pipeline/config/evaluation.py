@@ -1,4 +1,4 @@
-"""Sections on how predictions are judged and shown."""
+"""Config sections of the evaluation and the report."""
 
 from __future__ import annotations
 
@@ -10,103 +10,113 @@ from wsi_pipeline.config.base import Count, Fraction, LabelRule, NonNegative, Po
 
 
 class OperatingPointOptions(Section):
-    """Where probability becomes a decision (calibrate)."""
+    """The threshold on tumour probability (stage calibrate)."""
 
     rule: Literal["fixed", "youden", "max_f1", "sensitivity", "false_positives_per_slide"] = Field(
         "fixed",
-        description="How the threshold is chosen: the given one (fixed), or on the validation slides, which are then "
-        "predicted too: highest sensitivity + specificity (youden) or F1 (max_f1) of their patches, the highest "
-        "threshold with at least the given sensitivity of their patches (sensitivity), or the lowest with at most the "
-        "given number of false detections (false_positives_per_slide).",
+        description="Rule for the threshold. fixed: the given one. All other rules choose it on the validation "
+        "slides, which are then predicted too. youden: highest sensitivity + specificity over their patches. max_f1: "
+        "highest F1 over their patches. sensitivity: highest threshold with at least the given sensitivity over their "
+        "patches. false_positives_per_slide: lowest threshold with at most the given number of false positive "
+        "detections per slide.",
     )
-    threshold: Fraction = Field(0.8, description="For fixed: a patch is called tumour at or above this probability.")
+    threshold: Fraction = Field(
+        0.8, description="For fixed: patches with at least this probability are classified as tumour."
+    )
     sensitivity: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.95, description="For sensitivity: share of the tumour patches that are to be called tumour."
+        0.95, description="For sensitivity: minimum share of tumour patches classified as tumour."
     )
     false_positives_per_slide: NonNegative = Field(
-        1.0, description="For false_positives_per_slide: mean number of detections outside lesions."
+        1.0, description="For false_positives_per_slide: maximum mean number of detections outside lesions."
     )
 
 
 class CalibrationOptions(Section):
-    """Whether scores mean probabilities (calibrate)."""
+    """Calibration of the probabilities (stage calibrate)."""
 
     temperature: bool = Field(
         False,
-        description="Whether a temperature is fitted on the validation slides, which are then predicted too; the "
-        "calibration of the test slides is given without and with it. Heatmaps stay as the network made them.",
+        description="Fit a temperature (Guo et al. 2017) on the validation slides, which are then predicted too, and "
+        "report the calibration on the test slides without and with it. Heatmaps keep the network's probabilities.",
     )
 
 
 class PatchLevelOptions(Section):
-    """Which patches are tumour when predictions are judged (scores, confusion)."""
+    """Ground truth of a patch in the evaluation (stages scores and confusion)."""
 
     label_rule: LabelRule = Field(
         "centre_nearest",
-        description="Truth of a patch: the truth pixel nearest to its centre, any tumour in its central region, "
-        "or at least min_tumor of its area.",
+        description="Rule for the truth of a patch. centre_nearest: the truth pixel nearest to the centre. "
+        "centre_region: tumour if the central region contains any. area_fraction: tumour if at least min_tumor of the "
+        "area is.",
     )
-    region_um: Positive = Field(32.0, description="Edge of the central region of centre_region, um.")
-    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="Least share of tumour for area_fraction.")
+    region_um: Positive = Field(32.0, description="For centre_region: edge length of the central region, um.")
+    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="For area_fraction: minimum share of tumour."
+    )
 
 
 class SlideLevelOptions(Section):
-    """The score of a slide (evaluate)."""
+    """The score of a slide (stage evaluate)."""
 
     score: Literal["maximum", "top_share", "forest"] = Field(
         "maximum",
-        description="Highest probability of the heatmap; mean of its highest top_share; or a random forest over "
-        "features of the heatmap, fitted on the training and validation slides, which are then predicted too.",
+        description="maximum: highest probability of the heatmap. top_share: mean of the highest probabilities. "
+        "forest: random forest on features of the heatmap, fitted on the training and validation slides, which are "
+        "then predicted too.",
     )
-    top_share: Annotated[float, Field(gt=0, le=1)] = Field(0.01, description="For top_share: share of the positions.")
+    top_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.01, description="For top_share: share of the positions that are averaged."
+    )
     trees: Count = Field(500, description="For forest: number of trees.")
 
 
 class LesionLevelOptions(Section):
-    """Detections and the lesions that they are matched with (detect)."""
+    """Detections and the lesions they are matched with (stage detect)."""
 
     method: Literal["suppression", "components"] = Field(
         "suppression",
-        description="What is one detection: a maximum after non-maximum suppression, or a connected area at or above "
-        "min_score, at its maximum.",
+        description="suppression: detections are the maxima left by non-maximum suppression. components: one "
+        "detection per connected area at or above min_score, at its maximum.",
     )
     radius_um: Positive = Field(192.0, description="Radius of non-maximum suppression, um.")
-    min_score: Fraction = Field(0.5, description="Detections below this probability are not made.")
-    merge_um: NonNegative = Field(75.0, description="Foci up to this far apart are one lesion, um.")
+    min_score: Fraction = Field(0.5, description="Minimum probability of a detection.")
+    merge_um: NonNegative = Field(75.0, description="Foci up to this distance apart are one lesion, um.")
     itc_um: NonNegative = Field(
-        275.0, description="Lesions whose major axis is shorter are isolated tumour cells and not scored, um."
+        275.0,
+        description="Lesions with a shorter major axis are isolated tumour cells, which are not scored, um.",
     )
 
 
 class IntervalOptions(Section):
     """Confidence intervals: bootstrap over slides."""
 
-    resamples: Annotated[int, Field(ge=100)] = Field(2000, description="Bootstrap resamples.")
-    level: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of the intervals.")
+    resamples: Annotated[int, Field(ge=100)] = Field(2000, description="Number of bootstrap resamples.")
+    level: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Confidence level.")
 
 
 class EvaluationOptions(Section):
-    """How predictions are judged (scores, detect, calibrate, confusion, evaluate)."""
+    """Evaluation of the predictions (stages scores, detect, calibrate, confusion, evaluate)."""
 
     operating_point: OperatingPointOptions = Field(
-        default_factory=OperatingPointOptions, description="Where probability becomes a decision."
+        default_factory=OperatingPointOptions, description="Threshold on the tumour probability of a patch."
     )
     calibration: CalibrationOptions = Field(
-        default_factory=CalibrationOptions, description="Whether scores mean probabilities."
+        default_factory=CalibrationOptions, description="Calibration of the probabilities."
     )
-    patch_level: PatchLevelOptions = Field(default_factory=PatchLevelOptions, description="Truth of a patch.")
-    slide_level: SlideLevelOptions = Field(default_factory=SlideLevelOptions, description="The score of a slide.")
+    patch_level: PatchLevelOptions = Field(default_factory=PatchLevelOptions, description="Ground truth of a patch.")
+    slide_level: SlideLevelOptions = Field(default_factory=SlideLevelOptions, description="Score of a slide.")
     lesion_level: LesionLevelOptions = Field(default_factory=LesionLevelOptions, description="Detections and lesions.")
     interval: IntervalOptions = Field(default_factory=IntervalOptions, description="Confidence intervals.")
 
     @property
     def uses_validation(self) -> bool:
-        """Whether the stage calibrate looks at the validation slides."""
+        """Whether the stage calibrate needs predictions of the validation slides."""
         return self.operating_point.rule != "fixed" or self.calibration.temperature
 
     @property
     def extra_predicted_splits(self) -> tuple[str, ...]:
-        """Splits that are predicted besides the test slides, for what is chosen or fitted on them."""
+        """Splits predicted besides the test slides, because a threshold, temperature or forest is fitted on them."""
         forest = self.slide_level.score == "forest"
         return ("train", "validation") if forest else ("validation",) if self.uses_validation else ()
 
@@ -116,6 +126,9 @@ class ReportOptions(Section):
 
     title: str = Field("Tumour classification on whole-slide images", description="Title of the page.")
     thumbnail_px: Annotated[int, Field(ge=128, le=2048)] = Field(
-        1024, description="Longer edge of a slide's picture, pixels; smaller where the page would get too large."
+        1024, description="Longer edge of a slide's thumbnail, pixels; reduced where the page would exceed max_mb."
     )
-    max_mb: Positive = Field(20.0, description="Size of the page that pictures are made smaller for, MB.")
+    max_mb: Positive = Field(
+        20.0,
+        description="Target size of the page, MB: heatmaps and thumbnails are reduced, then slides left out, to fit.",
+    )

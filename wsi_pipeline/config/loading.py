@@ -1,4 +1,4 @@
-"""Config and options from outside, checked; a mistake is explained in one line."""
+"""Validation of configs and of stage options from the command line, with one-line errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ R = TypeVar("R", bound=StageRun)
 
 
 def load_config(values: dict[str, Any]) -> Config:
-    """Validate a config; `ConfigError` names the key, and the nearest known one of a misspelt key."""
+    """Validate a config. Raises `ConfigError`, which names the key and, for a misspelt one, the closest known key."""
     return validate(Config, values, "config")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; `ConfigError` where there is none."""
+    """Read a YAML file. Raises `ConfigError` if it cannot be read or does not hold a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -35,13 +35,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def options_json(options: StageRun) -> str:
-    """One line of JSON for the command line of the options' stage, its `step_version` included."""
+    """Options of a stage as one line of JSON, with its `step_version`, for the stage's `--options`."""
     values = {"step_version": options.step_version, **options.model_dump(mode="json")}
     return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
 
 def parse_options(model: type[R], text: str) -> R:
-    """The inverse of `options_json`; `ConfigError` for options of another `step_version`."""
+    """The inverse of `options_json`. Raises `ConfigError`, also for options of another `step_version`."""
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -58,7 +58,7 @@ def parse_options(model: type[R], text: str) -> R:
 
 
 def validate(model: type[S], values: Any, where: str) -> S:
-    """`values` as a `model`, or a `ConfigError` that says what is wrong in one line."""
+    """`values` as a `model`. Raises a `ConfigError` that starts with `where` and lists all errors in one line."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Sections on slides, and on what is made of each."""
+"""Config sections of the cohort and of the stages that process one slide: convert, tissue, truth, patches."""
 
 from __future__ import annotations
 
@@ -10,50 +10,49 @@ from wsi_pipeline.config.base import Count, Fraction, LabelRule, Mpp, Name, NonN
 
 
 class CohortOptions(Section):
-    """Which slides."""
+    """The cohort of slides."""
 
-    name: str = Field("cohort", description="Name of the cohort, for the report.")
-    slides: str = Field("config/slides.tsv", description="The slide sheet, a TSV file.")
+    name: str = Field("cohort", description="Name of the cohort in the report.")
+    slides: str = Field("config/slides.tsv", description="Path of the slide sheet (TSV).")
     synthetic: bool = Field(
-        False, description="Whether the slides are drawn by a program; said wherever results are shown."
+        False, description="Mark the slides as synthetic (drawn by a program) wherever results are shown."
     )
-    exclude: tuple[str, ...] = Field(
-        (), description="Slides of the sheet that are left out; every evaluation names them."
-    )
-    test_set: Name = Field("all", description="Name of the whole set of test slides, printed with the figures.")
-    public_buckets: bool = Field(False, description="Whether s3:// paths of the sheet are read without credentials.")
+    exclude: tuple[str, ...] = Field((), description="Slides of the sheet to leave out; every evaluation lists them.")
+    test_set: Name = Field("all", description="Name of the complete set of test slides, printed with the figures.")
+    public_buckets: bool = Field(False, description="Read s3:// paths of the sheet without credentials.")
 
 
 class StorageOptions(Section):
-    """The options of a pyramid that change its store."""
+    """The pyramid options that change the content of the store."""
 
     passthrough: bool = Field(
         True,
-        description="Whether levels that are JPEG tiles are copied tile by tile, not decoded: the store then has "
+        description="Copy levels that consist of JPEG tiles tile by tile instead of decoding them: the store then has "
         "the size and the pixels of the slide.",
     )
     codec: Literal["jpeg", "zstd"] = Field(
-        "jpeg", description="What levels that are not copied are compressed with: jpeg, or zstd without loss."
+        "jpeg", description="Codec of levels that are not copied: jpeg, or zstd (lossless)."
     )
     quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG quality.")
     subsampling: Literal["444", "422", "420"] = Field("444", description="JPEG chroma subsampling; 444 is none.")
-    zstd_level: Annotated[int, Field(ge=1, le=19)] = Field(3, description="Zstandard level.")
+    zstd_level: Annotated[int, Field(ge=1, le=19)] = Field(3, description="Zstandard compression level.")
     chunk_px: Annotated[int, Field(ge=64, le=4096)] = Field(
-        512, description="Edge of a chunk, the smallest part that is read, in pixels, where tiles are not copied."
+        512, description="Edge length of a chunk, the smallest unit of reading, pixels; copied levels keep their tiles."
     )
     shard_px: Annotated[int, Field(ge=64, le=16384)] = Field(
         4096,
-        description="Edge of a shard, one file, in pixels; a multiple of chunk_px (of the tiles, about this much).",
+        description="Edge length of a shard (one file), pixels; a multiple of chunk_px. Shards of copied levels hold "
+        "as many whole tiles as fit.",
     )
     damaged_tiles: Literal["error", "white"] = Field(
         "error",
-        description="What a damaged tile of the slide is: an error, or white and listed in the receipt; white "
-        "decodes every tile to find them.",
+        description="Treatment of damaged tiles of the slide. error: the conversion fails. white: they become white "
+        "and the receipt lists them; every tile is decoded to find them.",
     )
     verify: Literal["sample", "all"] = Field(
         "sample",
-        description="Which tiles of the finished store are decoded and compared with OpenSlide's pixels: 16 a level, "
-        "or all.",
+        description="Tiles of the finished store that are decoded and compared with OpenSlide's pixels: 16 per level "
+        "(sample), or all.",
     )
 
     @model_validator(mode="after")
@@ -64,80 +63,81 @@ class StorageOptions(Section):
 
 
 class PyramidOptions(StorageOptions):
-    """How slides are stored (convert)."""
+    """Storage of slides (stage convert)."""
 
     keep: bool = Field(
         True,
-        description="Whether pyramids stay after all that is made of them; else their coarse levels do, for report and "
-        "viewer, and a pyramid that is needed later is made again.",
+        description="Keep pyramids after the last stage that reads them. Otherwise only their coarse levels are kept, "
+        "for report and viewer, and a pyramid that is needed later is converted again.",
     )
 
 
 class TissueOptions(Section):
-    """Where tissue is (tissue)."""
+    """Tissue detection (stage tissue)."""
 
     mpp: Mpp = Field(8.0, description="Scale of the mask, um per pixel.")
     method: Literal["otsu_saturation", "otsu_gray", "gray_threshold"] = Field(
         "otsu_saturation",
-        description="Saturation or grey value above or below Otsu's threshold of the whole slide, "
-        "or grey below a fixed threshold.",
+        description="Tissue is: saturation above Otsu's threshold of the whole slide (otsu_saturation), grey value "
+        "below Otsu's threshold (otsu_gray), or grey value below a fixed threshold (gray_threshold).",
     )
     threshold: Annotated[float, Field(ge=0, le=255)] | None = Field(
         None,
-        description="Fixed threshold, 0 to 255, instead of the one found; "
-        "gray_threshold takes 150 where it is null. The sheet's column tissue_threshold sets it for one slide.",
+        description="Fixed threshold, 0 to 255, instead of Otsu's; null is 150 for gray_threshold. The sheet's column "
+        "tissue_threshold overrides it for one slide.",
     )
-    remove_pen: bool = Field(True, description="Whether blue, green and black ink is taken out.")
+    remove_pen: bool = Field(True, description="Exclude blue, green and black pen ink.")
     closing_um: NonNegative = Field(40.0, description="Gaps up to this width are closed, um.")
     min_hole_um2: NonNegative = Field(40_000.0, description="Smaller holes are filled, um².")
-    min_area_um2: NonNegative = Field(20_000.0, description="Smaller pieces are left out, um².")
+    min_area_um2: NonNegative = Field(20_000.0, description="Smaller pieces are removed, um².")
 
 
 class TruthOptions(Section):
-    """What annotations mean (truth)."""
+    """Meaning of the annotations (stage truth)."""
 
     mpp: Mpp = Field(8.0, description="Scale of the truth image, um per pixel.")
     tumor_groups: tuple[str, ...] = Field(
-        ("_0", "_1", "Tumor", "metastases"), description="Annotation groups that are tumour."
+        ("_0", "_1", "Tumor", "metastases"), description="Annotation groups that outline tumour."
     )
     cutout_groups: tuple[str, ...] = Field(
-        ("_2", "Exclusion", "normal"), description="Groups that are cut out of tumour and are normal tissue."
+        ("_2", "Exclusion", "normal"), description="Annotation groups that outline normal tissue inside tumour."
     )
     ignore_groups: tuple[str, ...] = Field(
-        ("Ignore*",), description="Groups that are neither: not trained on, not scored."
+        ("Ignore*",), description="Annotation groups to ignore: neither trained on nor scored. * is no wildcard."
     )
     ignore_margin_um: NonNegative = Field(
-        0.0, description="Width of a band on either side of the borders of tumour that is ignored too, um."
+        0.0, description="Width of the band on either side of tumour borders that is ignored too, um."
     )
 
 
 class PatchesOptions(Section):
-    """Which patches train the network (patches)."""
+    """Training and validation patches (stage patches)."""
 
     mpp: Mpp = Field(0.25, description="Scale of a patch, um per pixel.")
-    size_px: Annotated[int, Field(ge=75, le=2048)] = Field(299, description="Edge of a patch, pixels.")
+    size_px: Annotated[int, Field(ge=75, le=2048)] = Field(299, description="Edge length of a patch, pixels.")
     border_px: Annotated[int, Field(ge=0, le=512)] = Field(
-        0, description="More pixels stored on each side, within which training moves the patch at random."
+        0, description="Extra pixels stored on each side, for random shifts of the patch in training."
     )
-    stride_um: Positive | None = Field(None, description="Distance of neighbouring positions, um; null is one patch.")
-    min_tissue: Fraction = Field(0.75, description="Least share of a patch that is tissue.")
+    stride_um: Positive | None = Field(None, description="Distance of neighbouring patches, um; null is one patch.")
+    min_tissue: Fraction = Field(0.75, description="Minimum share of tissue in a patch.")
     label_rule: LabelRule = Field(
         "area_fraction",
-        description="Label of a patch: tumour where at least min_tumor of its area is and normal where none is, what "
-        "lies between is left out (area_fraction); tumour where its central region has any (centre_region); or the "
-        "truth pixel nearest to its centre (centre_nearest).",
+        description="Rule for the label of a patch. area_fraction: tumour if at least min_tumor of the area is, "
+        "normal if none is; patches in between are not used. centre_region: tumour if the central region contains "
+        "any. centre_nearest: the truth pixel nearest to the centre.",
     )
-    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(0.75, description="Least share of tumour for area_fraction.")
-    region_um: Positive = Field(32.0, description="Edge of the central region of centre_region, um.")
-    max_tumor: Count = Field(1000, description="Most tumour patches of a slide.")
-    max_normal: Count = Field(1000, description="Most normal patches of a slide.")
+    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.75, description="For area_fraction: minimum share of tumour."
+    )
+    region_um: Positive = Field(32.0, description="For centre_region: edge length of the central region, um.")
+    max_tumor: Count = Field(1000, description="Maximum number of tumour patches per slide.")
+    max_normal: Count = Field(1000, description="Maximum number of normal patches per slide.")
     normal_per_tumor: Positive | None = Field(
-        None, description="Most normal patches of a slide with tumour patches, for each of these; null is any number."
+        None, description="Maximum number of normal patches per tumour patch on slides with tumour; null is no limit."
     )
-    codec: Literal["jpeg", "zstd"] = Field("jpeg", description="How patches are stored: jpeg, or zstd without loss.")
+    codec: Literal["jpeg", "zstd"] = Field("jpeg", description="Codec of the patches: jpeg, or zstd (lossless).")
     quality: Annotated[int, Field(ge=1, le=100)] = Field(95, description="JPEG quality; chroma is not subsampled.")
     stain_normalisation: Literal["none", "macenko"] = Field(
         "none",
-        description="Whether the stains of each slide are turned into those of a reference (Macenko et al. 2009), in "
-        "patches and, with a model that was trained on such, in heatmaps.",
+        description="Stain normalisation of patches (Macenko et al. 2009). Heatmaps use that of the model.",
     )

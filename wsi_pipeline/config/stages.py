@@ -1,7 +1,6 @@
-"""The stages of the pipeline: for each one the options that can change what it writes, and its `step_version`.
+"""The stages of the pipeline, in the order of the DAG: the options that can change their outputs, and a version.
 
-The classes below are the one list of stages, in the order of the DAG. The command line, the workflow, receipts and
-tests take stages from `STAGES`.
+This is the only list of stages. The command line, the workflow, receipts and tests read it as `STAGES`.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ STAGES: dict[str, type[StageRun]] = {}
 
 
 class StageRun(Section):
-    """Options of one run of a stage. A subclass that names its `stage` is registered in `STAGES`.
+    """Options of a stage, as its command takes them. A subclass with a `stage` of its own is registered in `STAGES`.
 
-    `step_version` is raised by one where the results of the stage change: its outputs are then made again.
+    Raise `step_version` by one whenever a change of the code changes the outputs of the stage: the workflow then
+    runs the stage again.
     """
 
     stage: ClassVar[str]
@@ -44,12 +44,12 @@ class StageRun(Section):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The options of this stage in a config."""
+        """The options of this stage according to a config."""
         raise NotImplementedError
 
     @classmethod
     def _from_section(cls, section: Section, **more: Any) -> Self:
-        """The fields of a section of the config, and more."""
+        """The fields that `section` shares with this class, and `more`."""
         return cls(
             **{name: getattr(section, name) for name in type(section).model_fields.keys() & cls.model_fields}, **more
         )
@@ -101,8 +101,11 @@ class TrainRun(TrainingOptions, StageRun):
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Without the locations of weights, which are inputs of the rule, and without rounds, which are models of
-        their own."""
+        """The options of one training.
+
+        Paths of weights are inputs of the rule, and each round of hard negatives is a model of its own: as options
+        they would train again whenever a path or the number of rounds changes.
+        """
         training = config.training.model_copy(
             update={
                 "weights": None,

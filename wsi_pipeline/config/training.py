@@ -1,4 +1,4 @@
-"""Sections on training and prediction."""
+"""Config sections of training and prediction."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from wsi_pipeline.config.base import Count, Fraction, Name, NonNegative, Positiv
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-_PRECISION = "Numbers that convolutions take: float32, bfloat16, or bfloat16 on GPUs only that compute with it (auto)."
+_PRECISION = "Data type of convolutions: float32, bfloat16, or auto (bfloat16 on GPUs that support it, else float32)."
 
-# What a recipe sets other than the defaults; whatever a config sets itself wins.
+# Values by recipe that replace the defaults. Values set in the config take precedence.
 RECIPES: dict[str, dict[str, Any]] = {
-    # MathWorks' example: these are the defaults.
+    # MathWorks' example, whose values are the defaults.
     "matlab": {},
-    # Liu et al., arXiv:1703.02442: section 3 and, for weights of ImageNet to start from, its learning rate for those.
+    # Liu et al., arXiv:1703.02442, section 3, with its learning rate for a start from ImageNet weights.
     "liu2017": {
         "learning_rate": 0.002,
         "squared_gradient_decay": 0.9,
@@ -30,58 +30,62 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class AugmentationOptions(Section):
-    """Random changes of training patches."""
+    """Data augmentation of training patches."""
 
-    orientations: bool = Field(True, description="Flips and quarter turns, all 8 equally likely.")
-    brightness: Fraction = Field(0.25, description="Largest shift of brightness, share of full scale.")
-    contrast: Fraction = Field(0.25, description="Largest relative change of contrast.")
-    saturation: Fraction = Field(0.25, description="Largest relative change of saturation.")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.04, description="Largest turn of hue, share of a circle.")
+    orientations: bool = Field(True, description="Random flips and quarter turns, all 8 orientations equally likely.")
+    brightness: Fraction = Field(0.25, description="Maximum shift of brightness, share of full scale.")
+    contrast: Fraction = Field(0.25, description="Maximum relative change of contrast.")
+    saturation: Fraction = Field(0.25, description="Maximum relative change of saturation.")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.04, description="Maximum rotation of hue, share of a full turn."
+    )
     stain: Fraction = Field(
         0.0,
-        description="Largest relative change of the amounts of haematoxylin and of eosin, each by itself, and a "
-        "fifth of it as the largest shift in optical density.",
+        description="Maximum relative change of the amounts of haematoxylin and of eosin, drawn independently; a "
+        "fifth of it is the maximum shift of their optical density.",
     )
 
 
 class ScheduleOptions(Section):
-    """How the learning rate changes."""
+    """Learning rate schedule."""
 
     kind: Literal["constant", "cosine", "step"] = Field(
         "constant",
-        description="As it is (constant); down to final_share of it along half a cosine; or multiplied with factor "
-        "after every every_patches (step).",
+        description="constant; cosine: decay to final_share along half a cosine; step: multiply by factor after every "
+        "every_patches patches.",
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps over which it rises from zero.")
-    final_share: Fraction = Field(0.0, description="For cosine: share of the learning rate at the last step.")
-    every_patches: Count = Field(2_000_000, description="For step: patches between two changes.")
-    factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="For step: what it is multiplied with.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps of linear warm-up from zero.")
+    final_share: Fraction = Field(
+        0.0, description="For cosine: learning rate of the last step, share of learning_rate."
+    )
+    every_patches: Count = Field(2_000_000, description="For step: training patches between two changes.")
+    factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="For step: factor of each change.")
 
 
 class HardNegativesOptions(Section):
-    """Rounds of training on what the round before took for tumour (negatives)."""
+    """Hard negative mining: rounds of training on false positives of the previous round (stage negatives)."""
 
     rounds: Annotated[int, Field(ge=0, le=9)] = Field(
         0,
-        description="Rounds after the first training: each predicts the training slides, adds their worst false "
-        "positives to the patches and trains on from there. Round 1 of the model m is the model m-hard1.",
+        description="Rounds after the first training. Each predicts the training slides, adds their highest-scoring "
+        "false positives to the patches and continues training. Round 1 of model m is model m-hard1.",
     )
-    per_slide: Count = Field(500, description="Most patches that a slide adds in a round.")
-    min_score: Fraction = Field(0.5, description="Least tumour probability of such a patch.")
+    per_slide: Count = Field(500, description="Maximum number of patches that a slide adds per round.")
+    min_score: Fraction = Field(0.5, description="Minimum tumour probability of an added patch.")
 
 
 class TrainingOptions(Section):
-    """How the network is trained (train)."""
+    """Training of the network (stage train)."""
 
-    model: Name = Field("inception_v3", description="Name of the model, a folder below <results>/model.")
+    model: Name = Field("inception_v3", description="Name of the model, and of its folder in <results>/model.")
     weights: str | None = Field(
         None,
-        description="A trained model's weights.safetensors (model.json beside it, if any): "
-        "patches and training are skipped and it is used as it is. null trains.",
+        description="weights.safetensors of a trained model, with model.json beside it if there is one: used as it "
+        "is, without patches and training. null trains.",
     )
     start: str = Field(
         "imagenet",
-        description="Weights to start from: imagenet, random, or the path of another model's weights.safetensors.",
+        description="Initial weights: imagenet, random, or the path of another model's weights.safetensors.",
     )
     weights_file: str | None = Field(
         None,
@@ -90,70 +94,73 @@ class TrainingOptions(Section):
     )
     retrain: Literal["always", "frozen"] = Field(
         "always",
-        description="Whether new training slides and other changes train again (always), or a model that is there "
-        "stays as it is (frozen).",
+        description="always: train again when the training slides or other inputs change. frozen: keep an existing "
+        "model as it is.",
     )
     recipe: Literal["matlab", "liu2017"] = Field(
         "matlab",
-        description="Values that the keys of this section have where a config does not set them: those of MathWorks' "
-        "example, shown here, or those of Liu et al. 2017.",
+        description="Values of the keys of this section that the config does not set: those of MathWorks' example, "
+        "shown here (matlab), or those of Liu et al. 2017 (liu2017).",
     )
     optimizer: Literal["rmsprop", "sgd", "adamw"] = Field(
-        "rmsprop", description="RMSProp, as the example; stochastic gradient descent with momentum; or AdamW."
+        "rmsprop",
+        description="rmsprop, as in MathWorks' example; sgd: stochastic gradient descent with momentum; or adamw.",
     )
     learning_rate: Positive = Field(1e-4, description="Learning rate.")
     squared_gradient_decay: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.99, description="Decay of the mean of squared gradients (RMSProp and AdamW)."
+        0.99, description="Decay of the moving average of squared gradients (rmsprop, adamw)."
     )
-    momentum: Share = Field(0.0, description="Momentum of RMSProp and of gradient descent; AdamW's first beta.")
-    epsilon: Positive = Field(1e-8, description="Added to the denominator of RMSProp and AdamW.")
-    weight_decay: NonNegative = Field(1e-4, description="L2 penalty; for AdamW the share taken off each step.")
-    schedule: ScheduleOptions = Field(default_factory=ScheduleOptions, description="How the learning rate changes.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Patches of a step, those of all GPUs together.")
+    momentum: Share = Field(0.0, description="Momentum of rmsprop and sgd; beta 1 of adamw.")
+    epsilon: Positive = Field(1e-8, description="Added to the denominator for numerical stability (rmsprop, adamw).")
+    weight_decay: NonNegative = Field(1e-4, description="L2 penalty; decoupled weight decay for adamw.")
+    schedule: ScheduleOptions = Field(default_factory=ScheduleOptions, description="Learning rate schedule.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Patches per step, over all GPUs.")
     epochs: Positive = Field(
-        1.0, description="Passes over as many patches as the training slides have; sets the number of steps."
+        1.0, description="Length of the training in passes over the training patches; sets the number of steps."
     )
-    max_steps: Count | None = Field(None, description="Stop after this many steps.")
+    max_steps: Count | None = Field(None, description="Maximum number of steps; null is no limit.")
     auxiliary_weight: NonNegative = Field(
         0.0, description="Weight of the auxiliary head's loss (0.4 in Szegedy et al.); 0 trains without that head."
     )
-    label_smoothing: Share = Field(0.0, description="Share of a label that is spread over all classes.")
-    clip_norm: Positive | None = Field(None, description="Largest norm of all gradients together; null is any.")
+    label_smoothing: Share = Field(0.0, description="Label smoothing: share of a label spread over all classes.")
+    clip_norm: Positive | None = Field(None, description="Maximum norm of the gradient; null is no clipping.")
     average_decay: Share = Field(
-        0.0, description="Decay of an exponential moving average of the weights, which is then what is kept; 0 is none."
+        0.0, description="Decay of the exponential moving average of the weights that is kept as the model; 0 is none."
     )
-    freeze_steps: Annotated[int, Field(ge=0)] = Field(0, description="First steps in which only the last layer learns.")
-    validate_every: Count = Field(250, description="Steps between validations; one more comes at the end.")
+    freeze_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="Number of initial steps that train the last layer only."
+    )
+    validate_every: Count = Field(250, description="Steps between validations; there is one more at the end.")
     validation_patches: Count = Field(
-        20_000, description="Most validation patches that are scored, evenly spread over the slides."
+        20_000, description="Maximum number of validation patches, spread evenly over the slides."
     )
     patience: Count | None = Field(
-        None, description="Stop after this many validations without a better one; null trains to the end."
+        None, description="Stop after this many validations without improvement; null is no early stopping."
     )
     keep: Literal["best", "last"] = Field(
         "best",
-        description="Keep the weights with the highest validation AUC (of equal ones the lowest validation loss), "
-        "or the last ones; the others lie beside them as last.safetensors.",
+        description="Weights to keep as the model. best: highest validation AUC, and of equal ones lowest validation "
+        "loss; the last weights are kept too, as last.safetensors. last: the last weights.",
     )
     precision: Precision = Field("auto", description=_PRECISION)
-    cpu_threads: Count = Field(2, description="Threads of the network where there is no GPU; part of the result.")
+    cpu_threads: Count = Field(2, description="CPU threads of the training without a GPU; changes the last bits.")
     hard_negatives: HardNegativesOptions = Field(
         default_factory=HardNegativesOptions,
-        description="Rounds of training on what the round before took for tumour.",
+        description="Hard negative mining: rounds of training on false positives of the previous round.",
     )
     augmentation: AugmentationOptions = Field(
-        default_factory=AugmentationOptions, description="Random changes of training patches."
+        default_factory=AugmentationOptions, description="Data augmentation of training patches."
     )
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the models of all rounds, the last of which is the result."""
+        """Names of the models of all rounds; the last one is evaluated."""
         return self.model, *(f"{self.model}-hard{k + 1}" for k in range(self.hard_negatives.rounds))
 
     @model_validator(mode="after")
-    def _taken_weights_stay(self) -> Self:
+    def _given_weights_are_not_trained(self) -> Self:
         if self.weights is not None and self.hard_negatives.rounds:
-            raise ValueError("weights that are taken as they are cannot have rounds of hard_negatives")
+            raise ValueError("weights are used as they are, so hard_negatives.rounds must be 0")
         return self
 
     @model_validator(mode="before")
@@ -161,49 +168,47 @@ class TrainingOptions(Section):
     def _fill_from_recipe(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("recipe") not in RECIPES:
             return values
-        return _filled(values, RECIPES[values["recipe"]])
+        return _merged(RECIPES[values["recipe"]], values)
 
 
-def _filled(values: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """`values`, and those of the recipe that are not among them; sections within are filled too."""
+def _merged(recipe: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` over those of the recipe, recursively."""
     out = {**recipe, **values}
     for key, own in recipe.items():
         if isinstance(own, dict) and isinstance(values.get(key), dict):
-            out[key] = _filled(values[key], own)
+            out[key] = _merged(own, values[key])
     return out
 
 
 class PredictionOptions(Section):
-    """The options of a prediction that change its result. Scale and patch size are the model's."""
+    """The prediction options that change the result. Scale and patch size are those of the model."""
 
     stride_um: Positive | None = Field(None, description="Distance of neighbouring patches, um; null is one patch.")
     min_tissue: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Patches with more than this share of tissue are predicted."
+        0.0, description="Only patches with more than this share of tissue are predicted."
     )
     allow_upsampling: bool = Field(
-        False, description="Whether slides that are coarser than the model's scale are predicted all the same."
+        False, description="Predict slides that are coarser than the model's scale too, by upsampling."
     )
     orientations: bool = Field(
-        False, description="Whether a patch is predicted in all 8 orientations and their mean taken: 8 times the work."
+        False, description="Test-time augmentation: mean over all 8 orientations of a patch, at 8 times the cost."
     )
     overlap_mean: bool = Field(
         False,
-        description="Whether a position becomes the mean over the patches that cover it; of use where stride_um is "
-        "below the size of a patch.",
+        description="Replace each position by the mean over the patches that cover it; useful where stride_um is "
+        "smaller than a patch.",
     )
-    smoothing_um: NonNegative = Field(0.0, description="Standard deviation of a Gaussian filter, um; 0 is none.")
+    smoothing_um: NonNegative = Field(0.0, description="Standard deviation of the Gaussian filter, um; 0 is none.")
     batch_size: Count | None = Field(
-        None, description="Patches of one forward pass; null is what is fastest and fits into the device's memory."
+        None, description="Patches per forward pass; null is the fastest size that fits into the device's memory."
     )
     precision: Precision = Field("auto", description=_PRECISION)
 
 
 class HeatmapOptions(PredictionOptions):
-    """How slides are predicted (heatmap). Scale and patch size are the model's."""
+    """Prediction of heatmaps (stages predict and heatmap). Scale and patch size are those of the model."""
 
-    tiff: bool = Field(
-        False, description="Whether each heatmap is written as a TIFF too, for programs that do not read OME-Zarr."
-    )
+    tiff: bool = Field(False, description="Write each heatmap as TIFF too, for programs that do not read OME-Zarr.")
     slides_per_job: Count = Field(
-        1, description="Slides that a job predicts, one after the other: for small slides, as it loads the model once."
+        1, description="Slides predicted by one job, which loads the model once; raise it for small slides."
     )
