@@ -127,14 +127,10 @@ def patches_ours(_: Path, folder: Path) -> None:
     options = PatchesRun(mpp=Pyramid(folder / "pyramid.ome.zarr").mpp, size_px=PATCH_PX)
     patches.run(
         "s",
-        folder / "pyramid.ome.zarr",
-        folder / "tissue.ome.zarr",
-        folder / "truth.ome.zarr",
-        folder / "patches.zarr",
-        folder / "patches.parquet",
-        folder / "patches.json",
+        patches.Inputs(*(folder / f"{kind}.ome.zarr" for kind in ("pyramid", "tissue", "truth"))),
+        patches.Outputs(*(folder / f"patches.{kind}" for kind in ("zarr", "parquet", "json"))),
         options,
-        THREADS,
+        threads=THREADS,
     )
 
 

@@ -17,11 +17,11 @@ from helpers.annotations import square, write_asap
 from wsi_pipeline.config import NegativesRun, TissueRun, TruthRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.digests import canonical_json
+from wsi_pipeline.model.patch_selection import highest_scores
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import negatives, tissue, train, truth
-from wsi_pipeline.stages.negatives import worst
 from wsi_pipeline.stages.train import Outputs, PatchSet
 
 STRIDE_UM = 37.5
@@ -58,14 +58,14 @@ def run(predicted: Path, slide: Path, out: Path, name: str = "s1", **options: An
     given = {"mpp": 0.5, "size_px": 75, "codec": "zstd", "min_tissue": 0.9, **options}
     negatives.run(
         name,
-        slide / "pyramid.ome.zarr",
-        predicted / "tissue.ome.zarr",
-        predicted / "truth.ome.zarr",
-        predicted / "heat.ome.zarr",
-        predicted / "heat.json",
-        out / "s1.zarr",
-        out / "s1.parquet",
-        out / "s1.json",
+        negatives.Inputs(
+            pyramid=slide / "pyramid.ome.zarr",
+            tissue=predicted / "tissue.ome.zarr",
+            truth=predicted / "truth.ome.zarr",
+            heatmap=predicted / "heat.ome.zarr",
+            heatmap_receipt=predicted / "heat.json",
+        ),
+        negatives.Outputs(out / "s1.zarr", out / "s1.parquet", out / "s1.json"),
         NegativesRun(**given),
     )
     facts: dict[str, Any] = json.loads((out / "s1.json").read_text())
@@ -110,10 +110,10 @@ def test_a_heatmap_of_another_slide_is_refused(predicted: Path, tissue_slide: Pa
 
 def test_the_worst_are_the_highest_from_a_score_on() -> None:
     scores = np.array([0.2, 0.9, np.nan, 0.7, 0.9, 0.5], np.float32)
-    assert worst(scores, 0.5, 3).tolist() == [1, 3, 4]
-    assert worst(scores, 0.5, 1).tolist() == [1]
-    assert worst(scores, 0.5, 9).tolist() == [1, 3, 4, 5]
-    assert worst(scores, 0.95, 9).tolist() == []
+    assert highest_scores(scores, 0.5, 3).tolist() == [1, 3, 4]
+    assert highest_scores(scores, 0.5, 1).tolist() == [1]
+    assert highest_scores(scores, 0.5, 9).tolist() == [1, 3, 4, 5]
+    assert highest_scores(scores, 0.95, 9).tolist() == []
 
 
 def test_training_goes_on_with_them(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from helpers.annotations import square, write_asap
 from wsi_pipeline.config import PatchesRun, TissueRun, TruthRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks.label_images import AreaFractions
+from wsi_pipeline.model.patch_selection import draw_candidates
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import patches, tissue, truth
-from wsi_pipeline.stages.patches import draw
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,10 @@ def prepared(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def run(prepared: Path, slide: Path, out: Path, **options: object) -> tuple[dict[str, object], list[dict[str, object]]]:
     patches.run(
         "s1",
-        slide / "pyramid.ome.zarr",
-        prepared / "tissue.ome.zarr",
-        prepared / "truth.ome.zarr",
-        out / "patches.zarr",
-        out / "patches.parquet",
-        out / "patches.json",
+        patches.Inputs(slide / "pyramid.ome.zarr", prepared / "tissue.ome.zarr", prepared / "truth.ome.zarr"),
+        patches.Outputs(*(out / f"patches.{kind}" for kind in ("zarr", "parquet", "json"))),
         PatchesRun(**{"mpp": 0.5, "size_px": 96, **options}),
-        2,
+        threads=2,
     )
     return json.loads((out / "patches.json").read_text()), pq.read_table(out / "patches.parquet").to_pylist()
 
@@ -85,7 +81,7 @@ def test_slides_are_balanced_where_the_config_says_so(prepared: Path, tissue_sli
     facts, _ = run(prepared, tissue_slide, tmp_path, stride_um=24, max_tumor=10, normal_per_tumor=1.25)
     assert facts["drawn"] == {"normal": 13, "tumor": 10}
     labels = np.zeros(40, np.int8)
-    assert len(draw(labels, "s", PatchesRun(max_normal=30, normal_per_tumor=1))) == 30
+    assert len(draw_candidates(labels, "s", PatchesRun(max_normal=30, normal_per_tumor=1))) == 30
 
 
 def test_labels_by_the_centre(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
@@ -170,8 +166,8 @@ def test_a_slide_without_candidates_gives_an_empty_store(prepared: Path, tissue_
 @settings(max_examples=60)
 def test_a_higher_cap_only_adds(normals: int, tumors: int, cap: int, more: int) -> None:
     labels = np.array([0] * normals + [1] * tumors, np.int8)
-    few = draw(labels, "s", PatchesRun(max_normal=cap, max_tumor=cap))
-    many = draw(labels, "s", PatchesRun(max_normal=cap + more, max_tumor=cap + more))
+    few = draw_candidates(labels, "s", PatchesRun(max_normal=cap, max_tumor=cap))
+    many = draw_candidates(labels, "s", PatchesRun(max_normal=cap + more, max_tumor=cap + more))
     assert set(few) <= set(many)
     assert len(few) == min(cap, normals) + min(cap, tumors)
 
@@ -179,10 +175,10 @@ def test_a_higher_cap_only_adds(normals: int, tumors: int, cap: int, more: int) 
 def test_draws_differ_between_slides_and_seeds_and_repeat() -> None:
     labels = np.zeros(1000, np.int8)
     options = PatchesRun(max_normal=20)
-    one = draw(labels, "a", options).tolist()
-    assert one == draw(labels, "a", options).tolist()
-    assert one != draw(labels, "b", options).tolist()
-    assert one != draw(labels, "a", options.model_copy(update={"seed": 2})).tolist()
+    one = draw_candidates(labels, "a", options).tolist()
+    assert one == draw_candidates(labels, "a", options).tolist()
+    assert one != draw_candidates(labels, "b", options).tolist()
+    assert one != draw_candidates(labels, "a", options.model_copy(update={"seed": 2})).tolist()
 
 
 @given(st.floats(-30, 120), st.floats(-30, 120), st.floats(1, 80))

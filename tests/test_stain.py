@@ -88,12 +88,8 @@ def draw(stained: Path, out: Path, kind: str) -> tuple[dict[str, Any], PatchStor
     options = PatchesRun(mpp=0.5, size_px=75, max_normal=20, min_tissue=0.1, codec="zstd", stain_normalisation=kind)
     patches.run(
         "s1",
-        stained / "pyramid.ome.zarr",
-        stained / "tissue.ome.zarr",
-        stained / "truth.ome.zarr",
-        out / "patches.zarr",
-        out / "patches.parquet",
-        out / "patches.json",
+        patches.Inputs(*(stained / f"{kind}.ome.zarr" for kind in ("pyramid", "tissue", "truth"))),
+        patches.Outputs(*(out / f"patches.{kind}" for kind in ("zarr", "parquet", "json"))),
         options,
     )
     return json.loads((out / "patches.json").read_text()), PatchStore(out / "patches.zarr")

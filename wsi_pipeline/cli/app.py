@@ -26,15 +26,12 @@ from wsi_pipeline.stages.arguments import (
     HeatmapReceipt,
     ModelArg,
     Options,
-    PyramidArg,
     Receipt,
     Rows,
     Slide,
     SlidesFolder,
     Synthetic,
     Threads,
-    TissueArg,
-    TruthArg,
     Weights,
 )
 
@@ -74,27 +71,6 @@ def main() -> None:
             raise
         print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Free space", file=sys.stderr)
         sys.exit(2)
-
-
-@app.command()
-def patches(
-    pyramid: PyramidArg,
-    tissue: TissueArg,
-    truth: TruthArg,
-    slide: Slide,
-    store: Annotated[Path, typer.Option(help="Zarr store of patches to write.")],
-    index: Annotated[Path, typer.Option(help="Parquet index to write.")],
-    receipt: Receipt,
-    options: Options = "{}",
-    threads: Threads = 1,
-) -> None:
-    """Draw training patches from a slide."""
-    from wsi_pipeline.config import PatchesRun
-    from wsi_pipeline.config.loading import parse_options
-    from wsi_pipeline.stages import patches as stage
-
-    parsed = parse_options(PatchesRun, options)
-    stage.run(slide, pyramid, tissue, truth, store, index, receipt, parsed, threads)
 
 
 @app.command()
@@ -168,29 +144,6 @@ def train(
     except StoppedError as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(STOPPED_EXIT_CODE) from stopped
-
-
-@app.command()
-def negatives(
-    pyramid: PyramidArg,
-    tissue: TissueArg,
-    truth: TruthArg,
-    heatmap: HeatmapArg,
-    heatmap_receipt: HeatmapReceipt,
-    slide: Slide,
-    store: Annotated[Path, typer.Option(help="Zarr store of patches to write.")],
-    index: Annotated[Path, typer.Option(help="Parquet index to write.")],
-    receipt: Receipt,
-    options: Options = "{}",
-    threads: Threads = 1,
-) -> None:
-    """Draw normal patches that a model takes for tumour."""
-    from wsi_pipeline.config import NegativesRun
-    from wsi_pipeline.config.loading import parse_options
-    from wsi_pipeline.stages import negatives as stage
-
-    parsed = parse_options(NegativesRun, options)
-    stage.run(slide, pyramid, tissue, truth, heatmap, heatmap_receipt, store, index, receipt, parsed, threads)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Stain normalisation after Macenko et al. (ISBI 2009), fitted once a slide.
+"""Stain normalisation after Macenko et al. (ISBI 2009), fitted once per slide.
 
 Optical densities of tissue lie near the plane of haematoxylin and eosin. The two stains are the directions at the
 edges of the cloud in that plane; the amounts of each are scaled so that their 99th percentiles, and the colours of
@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.receipts.slides import StainFacts
 from wsi_pipeline.seeds import generator
 
 log = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ class Stains:
         maxima = np.percentile(density @ np.linalg.pinv(vectors), 99, axis=0)
         return cls(vectors, maxima) if (maxima > 0).all() else None
 
-    def facts(self) -> dict[str, Any]:
-        """Plain values for a receipt."""
-        return {"vectors": self.vectors.round(6).tolist(), "maxima": self.maxima.round(6).tolist()}
+    def facts(self) -> StainFacts:
+        """The stains for a receipt, rounded to 6 digits."""
+        return StainFacts(vectors=self.vectors.round(6).tolist(), maxima=self.maxima.round(6).tolist())
 
     def normalize(self, pixels: Pixels) -> Pixels:
         """Pixels (..., 3) in the colours of the reference."""
@@ -84,8 +85,13 @@ def identity(pixels: Pixels) -> Pixels:
     return pixels
 
 
-def stain_normalizer(kind: str, slide: str, pyramid: Pyramid, tissue: Image) -> tuple[Callable[[Pixels], Pixels], Any]:
-    """What a slide's patches go through by `kind` (none or macenko), and what of it a receipt says."""
+def stain_normalizer(
+    kind: str, slide: str, pyramid: Pyramid, tissue: Image
+) -> tuple[Callable[[Pixels], Pixels], StainFacts | None]:
+    """The function that normalizes patches of a slide by `kind` (none or macenko), and its stains for the receipt.
+
+    Stains are None where nothing is normalized.
+    """
     if kind == "none":
         return identity, None
     stains = fit_stains(slide, pyramid, tissue)
@@ -96,7 +102,7 @@ def stain_normalizer(kind: str, slide: str, pyramid: Pyramid, tissue: Image) -> 
 
 
 def fit_stains(slide: str, pyramid: Pyramid, tissue: Image) -> Stains | None:
-    """The stains of a slide, from regions at places of its tissue that depend on the slide alone."""
+    """Fit the stains of a slide to pixels of tissue sampled by a generator seeded by the slide's id."""
     rows, columns = np.nonzero(tissue.data)
     if not len(rows):
         return None

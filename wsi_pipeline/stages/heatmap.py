@@ -63,7 +63,7 @@ def run(
                 "stride_px": grid.stride_px,
                 "patch_px": grid.patch_px,
             },
-            "stains": positions.stains,
+            "stains": None if positions.stains is None else positions.stains.model_dump(mode="json"),
             "precision": found.scores.facts,
             "positions": int(known.sum()),
             "unread_positions": found.scores.unread,

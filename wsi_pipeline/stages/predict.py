@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.pyramid.stain import stain_normalizer
 from wsi_pipeline.receipts.base import read_receipt
-from wsi_pipeline.receipts.slides import ConvertReceipt
+from wsi_pipeline.receipts.slides import ConvertReceipt, StainFacts
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Positions:
     grid: Grid
     rows: Index
     columns: Index
-    stains: Any
+    stains: StainFacts | None
     normalise: Callable[[Pixels], Pixels]
 
     @classmethod
@@ -138,7 +138,7 @@ class Positions:
             "positions": digest_bytes(np.stack([self.rows, self.columns]).tobytes()),
             "grid": [self.grid.stride_px, self.grid.patch_px],
             "patch": [self.spec.size_px, self.spec.level, self.spec.read_px],
-            "stains": self.stains,
+            "stains": None if self.stains is None else self.stains.model_dump(mode="json"),
         }
 
 
