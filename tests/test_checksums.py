@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsi_pipeline.provenance.checksums import CRATE, compare, digests, parts
+from wsi_pipeline.provenance.checksums import CRATE, compare_digests, digest_paths, list_contents
 
 
 def write_results(folder: Path) -> None:
@@ -18,21 +18,21 @@ def write_results(folder: Path) -> None:
 
 def test_a_store_is_one_part_and_hidden_files_are_none(tmp_path: Path) -> None:
     write_results(tmp_path)
-    assert parts(tmp_path) == ["b.csv", "slides/a/a.json", "slides/a/pyramid.ome.zarr/"]
+    assert list_contents(tmp_path) == ["b.csv", "slides/a/a.json", "slides/a/pyramid.ome.zarr/"]
 
 
 def test_differences_are_named(tmp_path: Path) -> None:
     write_results(tmp_path)
     source = tmp_path.parent / "s.tif"
     source.write_text("slide")
-    inside = digests({name: tmp_path / name for name in parts(tmp_path)}, 2)
-    outside = {**digests({str(source): source}, 1), "s3://bucket/t.tif": "0" * 64}
-    assert not compare(tmp_path, inside, outside, 2)
+    inside = digest_paths({name: tmp_path / name for name in list_contents(tmp_path)}, 2)
+    outside = {**digest_paths({str(source): source}, 1), "s3://bucket/t.tif": "0" * 64}
+    assert not compare_digests(tmp_path, inside, outside, 2)
     (tmp_path / "b.csv").unlink()
     (tmp_path / "c.csv").touch()
     (tmp_path / "slides/a/pyramid.ome.zarr/0/c").write_text("other")
     source.write_text("Slide")
-    found = compare(tmp_path, inside, outside, 2)
+    found = compare_digests(tmp_path, inside, outside, 2)
     assert (found.missing, found.new, found.remote) == (["b.csv"], ["c.csv"], ["s3://bucket/t.tif"])
     assert found.changed == ["slides/a/pyramid.ome.zarr/", str(source)]
-    assert found.text().splitlines()[-1] == "1 of 4 files and stores are what they were; 2 changed, 1 missing, 1 new"
+    assert found.text().splitlines()[-1] == "1 of 4 files and stores are unchanged; 2 changed, 1 missing, 1 new"

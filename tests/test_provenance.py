@@ -121,7 +121,7 @@ def test_a_workflow_that_was_changed_after_the_run_is_said(run: Path, caplog: py
     for path in (run / "results" / "logs" / "runs").iterdir():
         facts = json.loads(path.read_text())
         path.write_text(json.dumps(facts | {"workflow_sha256": "0" * 64}))
-    assert "changed after it" in crate(run)["./"]["description"]
+    assert "changed after the last run" in crate(run)["./"]["description"]
     assert "the workflow has changed since the last run" in caplog.text
 
 
@@ -161,16 +161,16 @@ def test_the_commands(run: Path) -> None:
     assert CliRunner().invoke(app, ["provenance", "results", "--license", BY]).exit_code == 0
     told = CliRunner().invoke(app, ["verify", "results"])
     assert told.exit_code == 0
-    assert told.stdout.splitlines()[-1].endswith("files and stores are what they were; 0 changed, 0 missing, 0 new")
+    assert told.stdout.splitlines()[-1].endswith("files and stores are unchanged; 0 changed, 0 missing, 0 new")
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no record of a run in logs/runs\. Name a folder that Snakemake filled"):
         write_crate(tmp_path, tmp_path, 1, BY)
-    with pytest.raises(StoreError, match=r"ro-crate-metadata\.json: not there\. Run wsi-pipeline provenance"):
+    with pytest.raises(StoreError, match=r"ro-crate-metadata\.json: missing\. Run wsi-pipeline provenance"):
         check_crate(tmp_path, 1)
     (tmp_path / "ro-crate-metadata.json").write_text('{"@graph": 3}')
-    with pytest.raises(StoreError, match="not a crate"):
+    with pytest.raises(StoreError, match="not RO-Crate metadata"):
         check_crate(tmp_path, 1)
 
 

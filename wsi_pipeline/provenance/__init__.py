@@ -1,5 +1,4 @@
-"""Where results come from: RO-Crate, checksums, run records, versions, Snakemake's metadata of finished jobs.
+"""Provenance of results: RO-Crate, checksums, run records, package versions, Snakemake's metadata of finished jobs.
 
-Stages, the command line and the workflow import it; it imports `evaluation`, `cohort`,
-`io` and `config`.
+Imported by the stages, the command line and the workflow; imports `evaluation`, `cohort`, `io` and `config`.
 """

@@ -1,8 +1,8 @@
-"""Results as a Workflow Run RO-Crate, so that others can see, and check, what was made from what, and how.
+"""Describes a results folder as a Workflow Run RO-Crate, and checks a folder against its description.
 
 RO-Crate 1.1 (https://w3id.org/ro/crate/1.1) with the profiles Process Run Crate 0.5, Workflow Run Crate 0.5
-(https://w3id.org/ro/wfrun) and Workflow RO-Crate 1.0. The results folder is the crate; slides and annotations stay
-where they are and are named by the URI of their file.
+(https://w3id.org/ro/wfrun) and Workflow RO-Crate 1.0. The results folder is the crate; slides and annotations are
+not copied into it but referenced by URI.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PROFILES = {
     "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
     WORKFLOW_RO_CRATE: ("Workflow RO-Crate", "1.0"),
 }
-# The workflow, the config and the sheet, copied to where the crate has them.
+# Folder inside the crate for copies of the workflow, the config and the sheet.
 FOLDER = "provenance"
 SNAKEFILE = f"{FOLDER}/workflow/Snakefile"
 
@@ -63,15 +63,15 @@ _MEDIA_TYPES = {
 def write_crate(results: Path, state: Path, threads: int, licence: str, author: str | None = None) -> Path:
     """Write `ro-crate-metadata.json` into a results folder and return its path.
 
-    `state` is Snakemake's folder `.snakemake` of the runs, from which the jobs' commands and times are taken. Raises
-    `StoreError` where the folder holds no results of a run.
+    `state` is Snakemake's folder `.snakemake` of the runs, the source of commands and times of the jobs; `licence` is
+    a URI or a text. Raises `StoreError` if the folder holds no results of a run or is not writable.
     """
     runs = read_runs(results)
     if not runs:
         raise StoreError(f"{results}: no record of a run in logs/runs", remedy="Name a folder that Snakemake filled")
     jobs = list(finished_jobs(state)) if (state / "metadata").is_dir() else []
     if not jobs:
-        log.warning("%s: no record of jobs, so the crate has no commands of theirs; see --snakemake", state)
+        log.warning("%s: no records of jobs, so the crate lacks their commands; see --snakemake", state)
     target = results / CRATE
     try:
         changed = _copy_workflow(results, runs[-1])
@@ -88,15 +88,20 @@ def write_crate(results: Path, state: Path, threads: int, licence: str, author: 
 
 
 def check_crate(results: Path, threads: int, sources: bool = True) -> Differences:
-    """What is no longer as `ro-crate-metadata.json` says; `sources`: slides and annotations are looked at as well."""
+    """Differences from the checksums in `ro-crate-metadata.json`, with `sources` also of slides and annotations.
+
+    Raises `StoreError` if that file is missing or damaged.
+    """
     path = results / CRATE
     try:
         graph = json.loads(path.read_text(encoding="utf-8"))["@graph"]
         known = {one["@id"]: one["sha256"] for one in graph if "sha256" in one}
     except FileNotFoundError as error:
-        raise StoreError(f"{path}: not there", remedy="Run wsi-pipeline provenance first") from error
+        raise StoreError(f"{path}: missing", remedy="Run wsi-pipeline provenance first") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: not a crate ({error!r})", remedy="Run wsi-pipeline provenance again") from error
+        raise StoreError(
+            f"{path}: not RO-Crate metadata ({error!r})", remedy="Run wsi-pipeline provenance again"
+        ) from error
     inside = {unquote(name): digest for name, digest in known.items() if not urlsplit(name).scheme}
     outside = {_local(name): digest for name, digest in known.items() if urlsplit(name).scheme and sources}
     return compare_digests(results, inside, outside, threads)
@@ -112,7 +117,7 @@ def _uri(path: str, folder: Path) -> str:
 
 
 def _sources(results: Path, folder: Path) -> dict[str, tuple[str, str]]:
-    """Digest and description of the slides and annotations that results were made from, by URI."""
+    """(digest, description) by URI of the slides and annotations that the results were made from."""
     found: dict[str, tuple[str, str]] = {}
     for row in load_sheet(results / FOLDER / "slides.tsv", check_files=False).values():
         place = results / "slides" / row.slide
@@ -121,24 +126,24 @@ def _sources(results: Path, folder: Path) -> dict[str, tuple[str, str]]:
             found[_uri(row.path, folder)] = pyramid.source_sha256, f"slide {row.slide}"
         if row.annotation and (place / "truth.json").is_file():
             digest = read_receipt(place / "truth.json", TruthReceipt).annotation_sha256
-            # None where the sheet has it and the truth was made before.
+            # None if the annotation was added to the sheet after the truth image was made.
             if digest is not None:
                 found[_uri(row.annotation, folder)] = digest, f"annotation of slide {row.slide}"
     return found
 
 
 def _copy_workflow(results: Path, run: RunRecord) -> bool:
-    """Copy workflow, config and sheet beside the results; says whether the workflow has changed since the run."""
+    """Copy workflow, config and sheet into the crate. Returns whether the workflow has changed since the run."""
     workflow = Path(run["workflow"])
     if not (workflow / "Snakefile").is_file():
-        raise StoreError(f"{workflow}: the workflow is not there", remedy="Put the checkout back to where it ran")
+        raise StoreError(f"{workflow}: no workflow", remedy="Move the checkout back to where it ran")
     with atomic_output(results / FOLDER) as partial:
         shutil.copytree(workflow, partial / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
         (partial / "config.json").write_text(canonical_json(run["config"]), encoding="utf-8")
         (partial / "slides.tsv").write_text(run["sheet"]["text"], encoding="utf-8", newline="\n")
     changed = digest_tree(results / FOLDER / "workflow") != str(run["workflow_sha256"])
     if changed:
-        log.warning("%s: the workflow has changed since the last run; the crate says so", workflow)
+        log.warning("%s: the workflow has changed since the last run, as the crate's description notes", workflow)
     return changed
 
 
@@ -159,13 +164,17 @@ def _time(seconds: float) -> str:
 
 
 def _refs(names: Iterable[str]) -> Entity | list[Entity]:
-    """One as a value and not as a list of one: what the specification recommends."""
-    found = [{"@id": name} for name in names]
-    return found[0] if len(found) == 1 else found
+    """References to entities. A single one is not wrapped in a list, as RO-Crate 1.1 recommends."""
+    refs = [{"@id": name} for name in names]
+    return refs[0] if len(refs) == 1 else refs
 
 
 class _Graph:
-    """Entities of a crate; ids of parts of the results are their relative names."""
+    """Builds the entities of a crate.
+
+    `folder` is the working directory of the runs. `inside`: digests of the results' files and stores by relative
+    name, which become their ids. `sources`: (digest, description) of the inputs by URI.
+    """
 
     def __init__(
         self, results: Path, folder: Path, inside: dict[str, str], sources: dict[str, tuple[str, str]]
@@ -176,31 +185,30 @@ class _Graph:
     def crate(
         self, runs: list[RunRecord], jobs: list[Job], licence: str, author: str | None, changed: bool
     ) -> list[Entity]:
-        """All entities."""
+        """All entities; `changed`: the copied workflow is not the one that ran."""
         cohort = runs[-1]["config"]["cohort"]
-        whole = self._runs(runs, jobs)
-        actions = [self._job(number, job) for number, job in enumerate(jobs, 1)]
-        described = f"Tumour classification of whole-slide images: the cohort {cohort['name']}."
+        actions = [*self._runs(runs, jobs), *(self._job(number, job) for number, job in enumerate(jobs, 1))]
+        description = f"Tumour classification of whole-slide images: the cohort {cohort['name']}."
         if cohort["synthetic"]:
-            described += f" {SYNTHETIC}."
+            description += f" {SYNTHETIC}."
         if changed:
-            described += " The workflow's files here are not those of the last run: they were changed after it."
+            description += " The workflow's files were changed after the last run."
         root = {
             "@id": "./",
             "@type": "Dataset",
             "name": f"wsi-pipeline results, {cohort['name']}",
-            "description": described,
+            "description": description,
             "datePublished": _time(datetime.now(UTC).timestamp()),
             "license": {"@id": licence} if "://" in licence else licence,
             "conformsTo": _refs(PROFILES),
             "mainEntity": {"@id": SNAKEFILE},
             "hasPart": _refs([*map(quote, self._inside), *self._sources]),
-            "mentions": _refs(one["@id"] for one in (*whole, *actions)),
+            "mentions": _refs(action["@id"] for action in actions),
         }
         people: list[Entity] = []
         if author is not None:
             root["author"] = {"@id": "#author"}
-            for action in (*whole, *actions):
+            for action in actions:
                 action["agent"] = {"@id": "#author"}
             people = [{"@id": "#author", "@type": "Person", "name": author}]
         descriptor = {
@@ -210,9 +218,10 @@ class _Graph:
             "conformsTo": _refs([RO_CRATE, WORKFLOW_RO_CRATE]),
         }
         links = [{"@id": licence, "@type": "CreativeWork", "name": licence}] if "://" in licence else []
-        return [descriptor, root, *people, *links, *self._constants(runs[-1]), *self._data(runs[-1]), *whole, *actions]
+        return [descriptor, root, *people, *links, *self._software(runs[-1]), *self._data(runs[-1]), *actions]
 
-    def _constants(self, run: RunRecord) -> list[Entity]:
+    def _software(self, run: RunRecord) -> list[Entity]:
+        """Profiles, software and formal parameters of the workflow."""
         profiles = [
             {"@id": uri, "@type": "CreativeWork", "name": name, "version": version}
             for uri, (name, version) in PROFILES.items()
@@ -223,12 +232,12 @@ class _Graph:
         ]
         for package in packages:
             package["url"] = package["@id"]
-        own = {
+        pipeline = {
             "@id": "#wsi-pipeline",
             "@type": "SoftwareApplication",
             "name": "wsi-pipeline",
             "softwareVersion": _own_version(run),
-            "softwareRequirements": _refs(str(one["@id"]) for one in packages),
+            "softwareRequirements": _refs(str(package["@id"]) for package in packages),
         }
         language = {
             "@id": "https://w3id.org/workflowhub/workflow-ro-crate#snakemake",
@@ -238,40 +247,40 @@ class _Graph:
             "url": {"@id": "https://snakemake.readthedocs.io"},
             "version": run["versions"]["snakemake"],
         }
-        formal = [
+        parameters = [
             _parameter("#param-config", "config", "File", "Config with all defaults filled in", required=True),
-            _parameter("#param-sheet", "sheet", "File", "The slides: path, split, label, annotation", required=True),
+            _parameter("#param-sheet", "sheet", "File", "Slide sheet: path, split, label, annotation", required=True),
             _parameter("#param-slides", "slides", "File", "Slides and annotations", required=True, many=True),
-            _parameter("#param-results", "results", "File", "Files that the workflow made", many=True),
-            _parameter("#param-stores", "stores", "Dataset", "OME-Zarr and Zarr stores that it made", many=True),
+            _parameter("#param-results", "results", "File", "Files written by the workflow", many=True),
+            _parameter("#param-stores", "stores", "Dataset", "OME-Zarr and Zarr stores written by it", many=True),
         ]
-        return [*profiles, own, *packages, language, *formal]
+        return [*profiles, pipeline, *packages, language, *parameters]
 
     def _data(self, run: RunRecord) -> Iterator[Entity]:
-        formal = {f"{FOLDER}/config.json": "#param-config", f"{FOLDER}/slides.tsv": "#param-sheet"}
+        parameters = {f"{FOLDER}/config.json": "#param-config", f"{FOLDER}/slides.tsv": "#param-sheet"}
         for name, digest in self._inside.items():
             entity: Entity = {"@id": quote(name), "@type": "File", "name": name, "sha256": digest}
             path = self._results / name
             if name.endswith("/"):
                 entity["@type"] = "Dataset"
-                entity["description"] = "OME-Zarr or Zarr store; its SHA-256 is that of the sorted names and digests"
+                entity["description"] = "OME-Zarr or Zarr store; SHA-256 over the sorted names and digests of its files"
             else:
                 entity["contentSize"] = str(path.stat().st_size)
                 entity["encodingFormat"] = _media_type(name)
-            if name in formal:
-                entity["exampleOfWork"] = {"@id": formal[name]}
+            if name in parameters:
+                entity["exampleOfWork"] = {"@id": parameters[name]}
             elif not name.startswith((f"{FOLDER}/", "logs/")):
                 entity["exampleOfWork"] = {"@id": "#param-stores" if name.endswith("/") else "#param-results"}
             if name == SNAKEFILE:
                 entity |= self._workflow(run)
             yield entity
-        for uri, (digest, described) in self._sources.items():
+        for uri, (digest, description) in self._sources.items():
             yield {
                 "@id": uri,
                 "@type": "File",
                 "name": unquote(uri.rsplit("/", 1)[1]),
                 "encodingFormat": _media_type(uri),
-                "description": described,
+                "description": description,
                 "sha256": digest,
                 "exampleOfWork": {"@id": "#param-slides"},
             }
@@ -290,9 +299,9 @@ class _Graph:
         }
 
     def _runs(self, runs: list[RunRecord], jobs: list[Job]) -> list[Entity]:
-        """An action for each call of Snakemake; what is there now is the result of the last one."""
+        """One action per call of Snakemake. Inputs and results are attached to the last one."""
         starts = [datetime.fromisoformat(run["started"]).timestamp() for run in runs]
-        found: list[Entity] = []
+        actions: list[Entity] = []
         for number, (run, started) in enumerate(zip(runs, starts, strict=True), 1):
             until = starts[number] if number < len(starts) else float("inf")
             ends = [job.ended for job in jobs if started <= job.started < until]
@@ -311,8 +320,8 @@ class _Graph:
                 action["result"] = _refs(
                     quote(name) for name in self._inside if not name.startswith((f"{FOLDER}/", "logs/"))
                 )
-            found.append(action)
-        return found
+            actions.append(action)
+        return actions
 
     def _job(self, number: int, job: Job) -> Entity:
         return {
@@ -328,7 +337,7 @@ class _Graph:
         }
 
     def _id(self, path: str) -> str | None:
-        """The id of a file that the crate knows."""
+        """The id of a job's input or output, or None if it is not part of the crate."""
         uri = _uri(path, self._folder)
         if uri in self._sources:
             return uri
@@ -336,18 +345,18 @@ class _Graph:
             name = (self._folder / path).absolute().relative_to(self._results).as_posix()
         except ValueError:
             return None
-        return next((quote(one) for one in (name, f"{name}/") if one in self._inside), None)
+        return next((quote(part) for part in (name, f"{name}/") if part in self._inside), None)
 
 
 def _parameter(
-    name: str, short: str, kind: str, described: str, *, required: bool = False, many: bool = False
+    identifier: str, name: str, kind: str, description: str, *, required: bool = False, many: bool = False
 ) -> Entity:
     return {
-        "@id": name,
+        "@id": identifier,
         "@type": "FormalParameter",
         "additionalType": kind,
-        "name": short,
-        "description": described,
+        "name": name,
+        "description": description,
         "valueRequired": required,
         "multipleValues": many,
         "conformsTo": {"@id": "https://bioschemas.org/profiles/FormalParameter/1.0-RELEASE"},

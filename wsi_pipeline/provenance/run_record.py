@@ -1,6 +1,7 @@
-"""What was asked for: a file for each call of Snakemake that ran jobs, with its command, config, sheet and versions.
+"""Run records: one JSON file in `<results>/logs/runs` per call of Snakemake that ran jobs.
 
-They lie in `<results>/logs/runs`; `wsi-pipeline provenance` takes from them what the outputs do not say.
+A record holds command, config, slide sheet, package versions and machine. `wsi-pipeline provenance`, the viewer and
+the check of the clock read them.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from wsi_pipeline.provenance.versions import git_commit, package_versions
 
 RunRecord = dict[str, Any]
 
-# What the clocks of two login nodes may differ by.
-_CLOCKS_APART = timedelta(minutes=5)
+# Tolerated difference between the clocks of two login nodes.
+_CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
 def record_run(results: Path, config: Config, workflow: Path, slurm_jobs: str | None = None) -> Path:
-    """Write the record of a call that is about to run jobs; `StoreError` where the results cannot be written to.
+    """Write the record of a call of Snakemake that is about to run jobs, and return its path.
 
-    `workflow` is the folder of the Snakefile, `slurm_jobs` the name that the run's jobs have in SLURM.
+    `workflow` is the folder of the Snakefile, `slurm_jobs` the name of the run's jobs in SLURM. Raises `StoreError`
+    if the results folder is not writable.
     """
     started = datetime.now(UTC)
     sheet = Path(config.cohort.slides)
@@ -64,12 +66,12 @@ def record_run(results: Path, config: Config, workflow: Path, slurm_jobs: str | 
 
 
 def read_runs(results: Path) -> list[RunRecord]:
-    """The records of a results folder, oldest first; `StoreError` where one is damaged."""
+    """All records of a results folder, oldest first. Raises `StoreError` for a damaged one."""
     return [_read_run(path) for path in sorted((results / "logs" / "runs").glob("*.json"))]
 
 
 def last_run(results: Path) -> RunRecord | None:
-    """The latest record of a results folder, None where there is none; `StoreError` where it is damaged."""
+    """The latest record of a results folder, or None. Raises `StoreError` if it is damaged."""
     paths = sorted((results / "logs" / "runs").glob("*.json"))
     return _read_run(paths[-1]) if paths else None
 
@@ -78,18 +80,22 @@ def _read_run(path: Path) -> RunRecord:
     try:
         record: RunRecord = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: not a record of a run ({error})", remedy="Delete it") from error
+        raise StoreError(f"{path}: not a run record ({error})", remedy="Delete it") from error
     return record
 
 
 def check_clock(runs: Sequence[RunRecord]) -> None:
-    """`ConfigError` where an earlier run began later than now: what is made now would look older than its inputs."""
+    """Raise `ConfigError` if an earlier run started in the future.
+
+    Snakemake compares modification times: with a clock that was set back, new outputs would look older than their
+    inputs and be made again.
+    """
     now = datetime.now(UTC)
     for run in runs:
         began = datetime.fromisoformat(run["started"])
-        if began > now + _CLOCKS_APART:
+        if began > now + _CLOCK_TOLERANCE:
             raise ConfigError(
                 f"the clock of {platform.node()} says {now:%Y-%m-%d %H:%M}, but a run of these results began on "
                 f"{began:%Y-%m-%d %H:%M} (UTC, on {run.get('process', {}).get('host', 'another machine')})",
-                remedy="Set the clock, as Snakemake goes by the times of files; or delete that record in logs/runs",
+                remedy="Set the clock, as Snakemake compares the times of files; or delete that record in logs/runs",
             )

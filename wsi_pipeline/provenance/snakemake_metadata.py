@@ -1,4 +1,7 @@
-"""What Snakemake remembers of finished jobs, in its folder `.snakemake`: a file for each output of a job."""
+"""Reads Snakemake's metadata of finished jobs: one JSON record per output file, in `.snakemake/metadata`.
+
+The name of a record is the URL-safe base64 of the output's path. The format is not part of Snakemake's public API.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What Snakemake knows of a finished job; paths are as the job had them."""
+    """A finished job: rule, shell command, start and end (seconds since the epoch), paths as the job was given them."""
 
     rule: str
     command: str
@@ -29,13 +32,17 @@ class Job:
 
 
 def finished_jobs(state: Path) -> Iterator[Job]:
-    """The finished jobs that Snakemake knows of, in order of their start, each with all of its outputs."""
+    """All finished jobs with a shell command, by start time, each with all of its outputs.
+
+    `state` is the folder `.snakemake`. Records with the same command belong to one job. Unreadable records are
+    logged and skipped.
+    """
     found: dict[str, list[tuple[str, Record]]] = {}
     metadata = state / "metadata"
     for path in sorted(metadata.rglob("*")):
         if not path.is_file():
             continue
-        # Long names are split, each folder marked with @.
+        # Snakemake splits names that are too long for the file system into folders with a leading @.
         name = "".join(part.removeprefix("@") for part in path.relative_to(metadata).parts)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -50,13 +57,13 @@ def finished_jobs(state: Path) -> Iterator[Job]:
 
 
 def _finished(record: Record) -> Record | None:
-    """The record of a job that is finished and has a command."""
-    known = not record.get("incomplete") and record.get("endtime") is not None and record.get("shellcmd")
-    return record if known else None
+    """`record` if its job has finished and has a shell command."""
+    finished = not record.get("incomplete") and record.get("endtime") is not None and record.get("shellcmd")
+    return record if finished else None
 
 
 def _job(made: Sequence[tuple[str, Record]]) -> Job:
-    """The job of some outputs and their records."""
+    """The job of one or more (output, record)."""
     records = [record for _, record in made]
     return Job(
         rule=records[0]["rule"],
@@ -69,13 +76,17 @@ def _job(made: Sequence[tuple[str, Record]]) -> Job:
 
 
 def job_of_output(state: Path, output: str) -> Job | None:
-    """The finished job that made an output, of whose outputs only this one is named; None where it is not known."""
+    """The finished job that produced `output`, with `outputs` reduced to that one; None without a record.
+
+    Reads one file, where `finished_jobs` reads all.
+    """
     metadata = state / "metadata"
     name = base64.urlsafe_b64encode(output.encode()).decode()
     try:
         longest = os.pathconf(metadata, "PC_NAME_MAX") - 1
-        *folders, last = (name[at : at + longest] for at in range(0, len(name), longest))
-        record = _finished(json.loads(metadata.joinpath(*(f"@{one}" for one in folders), last).read_text("utf-8")))
+        *folders, last = (name[start : start + longest] for start in range(0, len(name), longest))
+        path = metadata.joinpath(*(f"@{folder}" for folder in folders), last)
+        record = _finished(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError):
         return None
     return None if record is None else _job([(output, record)])

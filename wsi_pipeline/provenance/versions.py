@@ -1,4 +1,4 @@
-"""Versions of what made a result."""
+"""Versions of the code and packages that produced a result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# What can change a result.
+# Packages that can change a result.
 PACKAGES = (
     "snakemake",
     "torch",
@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 def git_commit() -> str | None:
-    """Of the git repository that the package lies in, `-dirty` where files were changed; None outside of one."""
+    """Commit of the package's git repository, with `-dirty` for uncommitted changes; None without repository or git."""
     git = shutil.which("git")
     if git is None:
         return None
@@ -43,7 +43,7 @@ def git_commit() -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python and of the packages that are installed."""
+    """Versions of Python and of those of `PACKAGES` that are installed, by name."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
