@@ -13,17 +13,27 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
-from wsi_pipeline.config import CalibrateRun, CalibrationOptions, EvaluateRun, PatchLevelOptions
-from wsi_pipeline.evaluation.score_histogram import ScoreCounts
-from wsi_pipeline.io.digests import canonical_json
-from wsi_pipeline.metrics.curves import Histogram, confusion_counts
-from wsi_pipeline.metrics.steps import STEPS, dequantize
+from wsi_pipeline.config import CalibrateRun, CalibrationOptions, ConfusionRun, DetectRun, EvaluateRun, ScoresRun
+from wsi_pipeline.evaluation.confusion import ratios_of, shares_of
+from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
+from wsi_pipeline.metrics.curves import confusion_counts
+from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.receipts.base import write_receipt
+from wsi_pipeline.receipts.evaluation import (
+    ConfusionCells,
+    ConfusionReceipt,
+    ConfusionShares,
+    DetectReceipt,
+    PositionCounts,
+    ScoresReceipt,
+    SlideTruth,
+)
 from wsi_pipeline.stages import calibrate, evaluate
 
 KINDS = 100
@@ -41,46 +51,47 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
     normal = np.bincount(steps[~truth], minlength=STEPS + 1)
     known = np.flatnonzero(tumor + normal)
     nothing = np.zeros(len(known), np.int64)
-    found = ScoreCounts(known, normal[known], tumor[known], nothing)
-    found.write(folder / f"{number}.parquet")
-    counts = confusion_counts(Histogram(dequantize(known), normal[known], tumor[known]), 0.8)
-    common = {"model_sha256": "m", "options": PatchLevelOptions().model_dump(mode="json")}
-    features = dict.fromkeys(FEATURES, float(number)) | {"maximum": float(known[-1] / STEPS)}
-    (folder / f"{number}.scores").write_text(
-        canonical_json(
-            {
-                **common,
-                "stage": "scores",
-                "truth": {"tumor": share > 0, "ignored": False},
-                "features": features,
-                "unread_positions": 0,
-                "counts_sha256": found.digest,
-            }
-        )
+    histogram = ScoreHistogram(known, normal[known], tumor[known], nothing)
+    histogram.write(folder / f"{number}.parquet")
+    counts = confusion_counts(histogram.histogram, 0.8)
+    slide = {"slide": "s", "model_sha256": "m"}
+    write_receipt(
+        folder / f"{number}.scores",
+        ScoresReceipt(
+            **slide,
+            counts_sha256=histogram.digest,
+            positions=PositionCounts(normal=int(normal.sum()), tumor=int(tumor.sum()), ignored=0),
+            unread_positions=0,
+            truth=SlideTruth(tumor=share > 0, ignored=False),
+            features=dict.fromkeys(FEATURES, float(number)) | {"maximum": float(known[-1] / STEPS)},
+            options=ScoresRun(),
+        ),
     )
-    (folder / f"{number}.confusion").write_text(
-        canonical_json(
-            {
-                **common,
-                "stage": "confusion",
-                "threshold": 0.8,
-                "counts": {name: getattr(counts, name) for name in ("tp", "fp", "fn", "tn")},
-            }
-        )
+    write_receipt(
+        folder / f"{number}.confusion",
+        ConfusionReceipt(
+            **slide,
+            threshold=0.8,
+            counts=ConfusionCells(**asdict(counts)),
+            share_of_total=ConfusionShares(**shares_of(counts)),
+            **ratios_of(counts),
+            ignored=0,
+            options=ConfusionRun(),
+        ),
     )
     lesions = rng.random(rng.integers(1, 6)).tolist() if share else []
-    (folder / f"{number}.detect").write_text(
-        canonical_json(
-            {
-                **common,
-                "stage": "detect",
-                "lesions": lesions,
-                "false_positives": rng.random(5).tolist(),
-                "isolated": 0,
-                "reason": None,
-                "detections": 5 + len(lesions),
-            }
-        )
+    write_receipt(
+        folder / f"{number}.detect",
+        DetectReceipt(
+            **slide,
+            detections=5 + len(lesions),
+            detections_sha256="",
+            lesions=lesions,
+            false_positives=rng.random(5).tolist(),
+            isolated=0,
+            reason=None,
+            options=DetectRun(),
+        ),
     )
 
 
@@ -110,10 +121,13 @@ def main() -> None:
             sheet[slide] = SlideRow(slide, "x.tif", "test", label=label, centre=f"c{number % 3}")
         options = CalibrateRun(calibration=CalibrationOptions(temperature=arguments.temperature))
         fitted = Sheet({slide: replace(row, split="validation") for slide, row in list(sheet.items())[:KINDS]})
-        calibrate.run(fitted, folder / "scores", folder / "detections", folder / "calibration.json", options)
+        inputs = calibrate.Inputs(folder / "scores", folder / "detections")
+        calibrate.run(fitted, inputs, calibrate.Outputs(folder / "calibration.json"), options)
         started = time.perf_counter()
-        folders = evaluate.Folders(folder / "scores", folder / "confusion", folder / "detections")
-        evaluate.run(sheet, (), folders, folder / "calibration.json", folder / "out", EvaluateRun())
+        results = evaluate.Inputs(
+            folder / "scores", folder / "confusion", folder / "detections", folder / "calibration.json"
+        )
+        evaluate.run(sheet, results, evaluate.Outputs(folder / "out"), EvaluateRun())
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print("| slides | positions of each | wall, s | peak memory, MiB |\n|---|---|---|---|")

@@ -23,17 +23,22 @@ from scipy import ndimage
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import (
     CalibrateRun,
+    ConfusionRun,
     ConvertRun,
+    DetectRun,
     EvaluateRun,
-    LesionLevelOptions,
-    PatchLevelOptions,
+    HeatmapRun,
     ReportRun,
+    ScoresRun,
+    TruthRun,
 )
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.metrics.steps import dequantize, quantize
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.receipts.base import write_receipt
+from wsi_pipeline.receipts.models import HeatmapReceipt, PrecisionFacts
+from wsi_pipeline.receipts.slides import PixelCounts, TruthReceipt
 from wsi_pipeline.stages import calibrate, confusion, convert, detect, evaluate, report, scores
 
 PATCH_UM = 299 * 0.5
@@ -52,14 +57,16 @@ def main() -> None:
         outputs = convert.Outputs(store, root / "pyramid.json")
         convert.run("slide", convert.Inputs(arguments.slide), outputs, ConvertRun(), mpp=0.25, threads=2)
         pyramid = Pyramid(store)
-        calibrate.run(Sheet(), root, root, root / "calibration.json", CalibrateRun())
+        calibrate.run(
+            Sheet(), calibrate.Inputs(root, root), calibrate.Outputs(root / "calibration.json"), CalibrateRun()
+        )
         sheet = Sheet()
         for number in range(arguments.slides):
             slide = f"slide-{number:03}"
             positions = judge(root, slide, store, pyramid, number, arguments.stride)
             sheet[slide] = SlideRow(slide, "none", "test", label="tumor" if number % 2 else "normal")
-        folders = evaluate.Folders(root / "scores", root / "confusion", root / "detections")
-        evaluate.run(sheet, (), folders, root / "calibration.json", root / "evaluation", EvaluateRun())
+        inputs = evaluate.Inputs(root / "scores", root / "confusion", root / "detections", root / "calibration.json")
+        evaluate.run(sheet, inputs, evaluate.Outputs(root / "evaluation"), EvaluateRun())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
         report.run(root, None, root / "report.html", ReportRun(), sheet)
@@ -93,7 +100,21 @@ def judge(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stri
     tissue, tumor = mask(0.2), mask(0.01) * (seed % 2)
     for name, data in (("tissue", tissue), ("truth", tumor)):
         write_image(here / f"{name}.ome.zarr", Image.from_corner(data, MASK_MPP), name=name, slide_mpp=pyramid.mpp)
-    (here / "truth.json").write_text(canonical_json({"stage": "truth", "tumor_mm2": float(tumor.sum())}))
+    write_receipt(
+        here / "truth.json",
+        TruthReceipt(
+            slide=slide,
+            label=None,
+            exhaustive=True,
+            annotation_sha256=None,
+            polygon_parts=0,
+            tumor_mm2=float(tumor.sum()),
+            pixels=PixelCounts(normal=0, tumor=0, ignore=0),
+            shape=tumor.shape,
+            truth_sha256="",
+            options=TruthRun(),
+        ),
+    )
     patch_px = PATCH_UM / pyramid.mpp
     grid = Grid.over(pyramid.size, patch_px, patch_px * stride)
     at = [((edges + patch_px / 2) * pyramid.mpp / MASK_MPP).astype(int) for edges in (grid.y(), grid.x())]
@@ -104,23 +125,32 @@ def judge(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stri
     image = Image(heat, grid.stride_px * pyramid.mpp, PATCH_UM / 2)
     heatmap, receipt = root / "heatmaps" / f"{slide}.ome.zarr", root / "heatmaps" / f"{slide}.json"
     write_image(heatmap, image, name="heatmap", slide_mpp=pyramid.mpp, fill=float("nan"))
-    facts = {
-        "stage": "heatmap",
-        "slide": slide,
-        "model_sha256": "0" * 64,
-        "slide_mpp": pyramid.mpp,
-        "unread_positions": 0,
-        "grid": {name: getattr(grid, name) for name in ("columns", "rows", "stride_px", "patch_px")},
-    }
-    receipt.write_text(canonical_json(facts))
+    write_receipt(
+        receipt,
+        HeatmapReceipt(
+            slide=slide,
+            model_sha256="0" * 64,
+            slide_mpp=pyramid.mpp,
+            slide_size=(pyramid.size.width, pyramid.size.height),
+            patch_mpp=0.5,
+            grid=grid,
+            stains=None,
+            precision=PrecisionFacts(device="cpu", dtype="float32"),
+            positions=int(known.sum()),
+            unread_positions=0,
+            maximum=float(np.nanmax(heat)),
+            heatmap_sha256="",
+            options=HeatmapRun(),
+        ),
+    )
     truth = here / "truth.ome.zarr"
-    options = PatchLevelOptions()
-    outputs = [root / "scores" / f"{slide}.{kind}" for kind in ("parquet", "json")]
-    scores.run(slide, truth, here / "truth.json", heatmap, receipt, *outputs, options)
+    histogram = scores.Outputs(root / "scores" / f"{slide}.parquet", root / "scores" / f"{slide}.json")
+    scores.run(slide, scores.Inputs(truth, here / "truth.json", heatmap, receipt), histogram, ScoresRun())
+    compared = confusion.Inputs(store, truth, heatmap, receipt, root / "calibration.json")
     outputs = [root / "confusion" / f"{slide}.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")]
-    confusion.run(slide, store, truth, heatmap, receipt, root / "calibration.json", *outputs, options)
+    confusion.run(slide, compared, confusion.Outputs(*outputs), ConfusionRun())
     outputs = [root / "detections" / f"{slide}.{kind}" for kind in ("csv", "geojson", "json")]
-    detect.run(slide, truth, heatmap, receipt, *outputs, LesionLevelOptions())
+    detect.run(slide, detect.Inputs(truth, heatmap, receipt), detect.Outputs(*outputs), DetectRun())
     return int(known.sum())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from helpers.evaluated import MODEL, SHEET, SLIDES, folders_of, maps, write_slide
+from helpers.evaluated import MODEL, SHEET, SLIDES, evaluate_inputs, maps, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import CalibrateRun, EvaluateRun
 from wsi_pipeline.errors import ConfigError, StoreError
@@ -31,7 +31,8 @@ def validated(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def chosen(root: Path, out: Path, sheet: Sheet = VALIDATION, **options: Any) -> dict[str, Any]:
-    calibrate.run(sheet, root / "scores", root / "detections", out, CalibrateRun.model_validate(options))
+    inputs = calibrate.Inputs(root / "scores", root / "detections")
+    calibrate.run(sheet, inputs, calibrate.Outputs(out), CalibrateRun.model_validate(options))
     return json.loads(out.read_text())
 
 
@@ -118,7 +119,7 @@ def judged(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validat
 
 
 def evaluated(root: Path, out: Path, calibration: str = "calibration.json") -> dict[str, Any]:
-    evaluate.run(SHEET, (), folders_of(root), root / calibration, out, EvaluateRun())
+    evaluate.run(SHEET, evaluate_inputs(root, root / calibration), evaluate.Outputs(out), EvaluateRun())
     return json.loads((out / "metrics.json").read_text())
 
 

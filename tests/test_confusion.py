@@ -11,11 +11,11 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import confusion_matrix
 
 from helpers.evaluated import SLIDES, STRIDE, maps, write_slide
+from wsi_pipeline.evaluation.confusion import NOT_SCORED, classify
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram, confusion_counts
 from wsi_pipeline.metrics.steps import dequantize
 from wsi_pipeline.pyramid.ome_zarr import read_image
-from wsi_pipeline.stages import confusion
 
 
 def test_error_regions_are_where_the_errors_are(scored: Path) -> None:
@@ -34,7 +34,7 @@ def test_error_regions_are_where_the_errors_are(scored: Path) -> None:
             inside = shapely.contains(area, centres)
             assert one["properties"]["measurements"]["patches"] == inside.sum() == round(area.area / stride**2)
             painted[inside] = code
-        assert np.array_equal(painted, np.where(codes == confusion.NOT_SCORED, 0, codes)), slide
+        assert np.array_equal(painted, np.where(codes == NOT_SCORED, 0, codes)), slide
 
 
 def test_ignored_places_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_codes_are_scikit_learns_confusion_at_each_score_of_the_map(
     assume(scored.any())
     truth = labels[scored] == TUMOR
     for threshold in dequantize(np.unique(steps) * 9999).tolist():
-        codes = confusion.classify(heat, labels, threshold)
-        assert (codes[~scored] == confusion.NOT_SCORED).all()
+        codes = classify(heat, labels, threshold)
+        assert (codes[~scored] == NOT_SCORED).all()
         counts = np.bincount(codes[scored], minlength=4).tolist()
         called = heat[scored].astype(np.float64) >= threshold
         assert counts == confusion_matrix(truth, called, labels=[False, True]).ravel().tolist()

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from skimage import measure
 
-from helpers.evaluated import maps
-from wsi_pipeline.config import LesionLevelOptions
+from helpers.evaluated import detect_inputs, maps
+from wsi_pipeline.config import DetectRun
 from wsi_pipeline.metrics.lesions import (
     Detection,
     PooledHits,
@@ -208,15 +208,7 @@ def test_detections_are_in_level_0_pixels(scored: Path) -> None:
 def test_detections_may_be_connected_areas(scored: Path, tmp_path: Path) -> None:
     heat = np.nan_to_num(np.rint(maps("t1")[0].astype(np.float32) * 65535) / 65535, nan=-1)
     _, areas = ndimage.label(heat >= 0.6, structure=np.ones((3, 3)))
-    detect.run(
-        "t1",
-        scored / "t1.truth.ome.zarr",
-        scored / "heatmaps" / "t1.ome.zarr",
-        scored / "heatmaps" / "t1.json",
-        tmp_path / "t1.csv",
-        tmp_path / "t1.geojson",
-        tmp_path / "t1.json",
-        LesionLevelOptions(method="components", min_score=0.6),
-    )
+    outputs = detect.Outputs(tmp_path / "t1.csv", tmp_path / "t1.geojson", tmp_path / "t1.json")
+    detect.run("t1", detect_inputs(scored, "t1"), outputs, DetectRun(method="components", min_score=0.6))
     rows = (tmp_path / "t1.csv").read_text().splitlines()
     assert 0 < len(rows) == areas != len((scored / "detections" / "t1.csv").read_text().splitlines())

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from helpers import training
 from helpers.annotations import square, write_asap
+from helpers.receipts import write_heatmap_receipt
 from wsi_pipeline.config import NegativesRun, TissueRun, TruthRun
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.model.patch_selection import highest_scores
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.patch_store import PatchStore
@@ -48,9 +48,7 @@ def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     heat[-2:] = np.nan
     image = Image(heat, STRIDE_UM, STRIDE_UM / 2)
     write_image(out / "heat.ome.zarr", image, name="p", slide_mpp=0.5, fill=float("nan"))
-    facts = {name: getattr(grid, name) for name in ("columns", "rows", "stride_px", "patch_px")}
-    receipt = {"stage": "heatmap", "slide": "s1", "model_sha256": "m", "slide_mpp": 0.5, "grid": facts}
-    (out / "heat.json").write_text(canonical_json(receipt))
+    write_heatmap_receipt(out / "heat.json", "s1", grid, model="m")
     return out
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from helpers.annotations import square, write_asap
-from helpers.evaluated import folders_of, write_slide
+from helpers.evaluated import evaluate_inputs, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import EvaluateRun, ReportRun, TissueRun, TruthRun
 from wsi_pipeline.errors import StoreError
@@ -44,7 +44,8 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         write_slide(root, folder / "pyramid.ome.zarr", slide, heat, mask)
         sheet[slide] = SlideRow(slide, "x.tif", "test", label=label)
     options = EvaluateRun(synthetic=True, cohort_name="<script>alert(1)</script> & Co")
-    evaluate.run(sheet, ("gone",), folders_of(root), root / "calibration.json", root / "evaluation", options)
+    sheet.excluded["gone"] = SlideRow("gone", "x.tif", "train")
+    evaluate.run(sheet, evaluate_inputs(root), evaluate.Outputs(root / "evaluation"), options)
     return root
 
 
@@ -216,9 +217,8 @@ def test_maps_get_coarser_before_slides_are_left_out(results: Path, tmp_path: Pa
 def test_a_cohort_without_test_slides_has_a_report(results: Path, tmp_path: Path) -> None:
     for name in ("scores", "confusion", "detections"):
         (tmp_path / name).mkdir()
-    evaluate.run(
-        Sheet(), (), folders_of(tmp_path), results / "calibration.json", tmp_path / "evaluation", EvaluateRun()
-    )
+    inputs = evaluate_inputs(tmp_path, results / "calibration.json")
+    evaluate.run(Sheet(), inputs, evaluate.Outputs(tmp_path / "evaluation"), EvaluateRun())
     html = page(tmp_path, tmp_path)
     assert "0 test slides" in html
     assert shown(html) == []

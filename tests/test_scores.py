@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.evaluated import SHEET, maps, run, write_slide
+from helpers.evaluated import SHEET, SLIDES, maps, run, scores_inputs, write_slide
+from helpers.receipts import write_truth_receipt
 from wsi_pipeline.cohort.sheet import Sheet
-from wsi_pipeline.config import PatchLevelOptions
+from wsi_pipeline.config import ScoresRun
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.evaluation.score_histogram import ScoreCounts
+from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
 from wsi_pipeline.evaluation.slide_features import slide_features
 from wsi_pipeline.evaluation.summary import summary_text
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.pyramid.ome_zarr import Image
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.evaluation import PositionCounts, ScoresReceipt, SlideTruth
 from wsi_pipeline.stages import scores
+
+
+def receipt_of(histogram: ScoreHistogram) -> ScoresReceipt:
+    return ScoresReceipt(
+        slide="s",
+        model_sha256="",
+        counts_sha256=histogram.digest,
+        positions=PositionCounts(normal=0, tumor=0, ignored=0),
+        unread_positions=0,
+        truth=SlideTruth(tumor=False, ignored=False),
+        features=None,
+        options=ScoresRun(),
+    )
 
 
 def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
@@ -27,9 +42,9 @@ def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
     heat[0, :3] = heat[0, 3]  # ties
     truth[4] = IGNORE
     heat = (np.rint(heat * STEPS) / STEPS).astype(np.float32)
-    counts = ScoreCounts.of(heat, truth)
+    counts = ScoreHistogram.of(heat, truth)
     counts.write(tmp_path / "c.parquet")
-    found = ScoreCounts.read(tmp_path / "c.parquet", {"counts_sha256": counts.digest})
+    found = ScoreHistogram.read(tmp_path / "c.parquet", receipt_of(counts))
     known = np.isfinite(heat)
     for name, value in (("normal", NORMAL), ("tumor", TUMOR), ("ignored", IGNORE)):
         spread = np.repeat(found.steps, getattr(found, name))
@@ -38,8 +53,15 @@ def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
     assert found.histogram.values.tolist() == np.unique(heat[scored].astype(np.float64)).tolist()
 
 
+def test_the_sum_of_histograms_has_all_positions() -> None:
+    parts = [ScoreHistogram.of(np.rint(heat.astype(np.float32)), truth) for heat, truth in map(maps, SLIDES)]
+    heats, truths = (np.concatenate([maps(slide)[k] for slide in SLIDES]) for k in (0, 1))
+    whole = ScoreHistogram.of(np.rint(heats.astype(np.float32)), truths)
+    assert ScoreHistogram.sum_of(parts).digest == whole.digest
+
+
 def test_the_top_mean_is_that_of_the_highest_scores() -> None:
-    counts = ScoreCounts(
+    counts = ScoreHistogram(
         np.array([0, 100, 500, 1000]),
         normal=np.array([90, 3, 1, 0]),
         tumor=np.array([0, 2, 1, 1]),
@@ -52,7 +74,7 @@ def test_the_top_mean_is_that_of_the_highest_scores() -> None:
     assert counts.top_mean(0.021) == pytest.approx((2 * 1000 + 500) / 3 / STEPS)
     assert counts.top_mean(1.0) == pytest.approx((2000 + 1500 + 500) / 100 / STEPS)
     empty = np.zeros(0, np.int64)
-    assert ScoreCounts(empty, empty, empty, empty).top_mean(0.5) is None
+    assert ScoreHistogram(empty, empty, empty, empty).top_mean(0.5) is None
 
 
 def test_features_of_a_map_by_hand() -> None:
@@ -87,34 +109,33 @@ def test_a_map_without_tumour_or_without_tissue() -> None:
 
 def test_a_heatmap_of_another_slide_is_refused(tissue_slide: Path, tmp_path: Path) -> None:
     write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "a", *maps("n1"))
-    known = tmp_path / "a.truth.ome.zarr", tmp_path / "a.truth.json"
-    inputs = *known, tmp_path / "heatmaps" / "a.ome.zarr", tmp_path / "heatmaps" / "a.json"
+    inputs, outputs = scores_inputs(tmp_path, "a"), scores.Outputs(tmp_path / "b.parquet", tmp_path / "b.json")
     with pytest.raises(StoreError, match="the heatmap of a, not of b"):
-        scores.run("b", *inputs, tmp_path / "b.parquet", tmp_path / "b.json", PatchLevelOptions())
-    assert not (tmp_path / "b.parquet").exists()
-    facts = json.loads((tmp_path / "scores" / "a.json").read_text())
-    assert facts["positions"] == {"normal": 40, "tumor": 0, "ignored": 0}
-    assert facts["truth"] == {"tumor": False, "ignored": False}
+        scores.run("b", inputs, outputs, ScoresRun())
+    assert not outputs.histogram.exists()
+    receipt = read_receipt(tmp_path / "scores" / "a.json", ScoresReceipt)
+    assert receipt.positions == PositionCounts(normal=40, tumor=0, ignored=0)
+    assert receipt.truth == SlideTruth(tumor=False, ignored=False)
     # Tumour that is annotated, but smaller than a pixel of the truth image.
-    known[1].write_text('{"stage": "truth", "tumor_mm2": 0.00003}')
-    scores.run("a", *inputs, tmp_path / "b.parquet", tmp_path / "b.json", PatchLevelOptions())
-    assert json.loads((tmp_path / "b.json").read_text())["truth"]["tumor"] is True
+    write_truth_receipt(inputs.truth_receipt, "a", 0.00003)
+    scores.run("a", inputs, outputs, ScoresRun())
+    assert read_receipt(outputs.receipt, ScoresReceipt).truth.tumor
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_text("no table")
     with pytest.raises(StoreError, match=r"c\.parquet: not a table of scores .*Run the stage scores again"):
-        ScoreCounts.read(tmp_path / "c.parquet", {})
+        ScoreHistogram.read(tmp_path / "c.parquet", receipt_of(ScoreHistogram(*np.zeros((4, 0), np.int64))))
 
 
 @pytest.mark.parametrize("column", ["normal", "tumor", "ignored", "steps"])
 def test_a_table_of_another_map_is_refused(tmp_path: Path, column: str) -> None:
     columns = {name: np.array([1, 2]) for name in ("steps", "normal", "tumor", "ignored")}
-    mine, other = ScoreCounts(**columns), ScoreCounts(**columns | {column: np.array([1, 3])})
+    mine, other = ScoreHistogram(**columns), ScoreHistogram(**columns | {column: np.array([1, 3])})
     other.write(tmp_path / "c.parquet")
-    assert ScoreCounts.read(tmp_path / "c.parquet", {"counts_sha256": other.digest}).digest == other.digest
+    assert ScoreHistogram.read(tmp_path / "c.parquet", receipt_of(other)).digest == other.digest
     with pytest.raises(StoreError, match=r"c\.parquet: .*its receipt is of another one.*Run the stage scores again"):
-        ScoreCounts.read(tmp_path / "c.parquet", {"counts_sha256": mine.digest})
+        ScoreHistogram.read(tmp_path / "c.parquet", receipt_of(mine))
 
 
 def test_no_figure_is_made_of_counts_that_no_receipt_is_of(scored: Path, tmp_path: Path) -> None:

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from helpers.receipts import write_heatmap_receipt, write_truth_receipt
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import (
     CalibrateRun,
+    ConfusionRun,
+    DetectRun,
     EvaluateRun,
-    LesionLevelOptions,
-    PatchLevelOptions,
+    ScoresRun,
     SlideLevelOptions,
 )
-from wsi_pipeline.io.digests import canonical_json
+from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks.label_images import NORMAL, TUMOR
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.stages import calibrate, confusion, detect, evaluate, scores
@@ -45,50 +47,35 @@ def write_slide(
     image = Image(heat, STRIDE, STRIDE / 2)
     write_image(root / "heatmaps" / f"{slide}.ome.zarr", image, name="p", slide_mpp=0.5, fill=float("nan"))
     write_image(root / f"{slide}.truth.ome.zarr", Image.from_corner(truth, STRIDE), name="t", slide_mpp=0.5)
-    grid = {"columns": heat.shape[1], "rows": heat.shape[0], "stride_px": STRIDE / 0.5, "patch_px": STRIDE / 0.5}
-    facts = {
-        "stage": "heatmap",
-        "slide": slide,
-        "model_sha256": model,
-        "slide_mpp": 0.5,
-        "grid": grid,
-        "unread_positions": unread,
-    }
-    receipt = root / "heatmaps" / f"{slide}.json"
-    receipt.write_text(canonical_json(facts))
+    grid = Grid(columns=heat.shape[1], rows=heat.shape[0], stride_px=STRIDE / 0.5, patch_px=STRIDE / 0.5)
+    write_heatmap_receipt(root / "heatmaps" / f"{slide}.json", slide, grid, model=model, unread=unread)
+    write_truth_receipt(root / f"{slide}.truth.json", slide, float((truth == TUMOR).sum()))
     calibration = root / "calibration.json"
     if not calibration.exists():
-        calibrate.run(Sheet(), root, root, calibration, CalibrateRun())
-    known = root / f"{slide}.truth.json"
-    known.write_text(canonical_json({"stage": "truth", "tumor_mm2": float((truth == TUMOR).sum())}))
-    inputs = root / f"{slide}.truth.ome.zarr", root / "heatmaps" / f"{slide}.ome.zarr", receipt
-    scored = root / "scores"
-    scores.run(
-        slide, inputs[0], known, *inputs[1:], scored / f"{slide}.parquet", scored / f"{slide}.json", PatchLevelOptions()
-    )
+        calibrate.run(Sheet(), calibrate.Inputs(root, root), calibrate.Outputs(calibration), CalibrateRun())
+    histogram = scores.Outputs(root / "scores" / f"{slide}.parquet", root / "scores" / f"{slide}.json")
+    scores.run(slide, scores_inputs(root, slide), histogram, ScoresRun())
     if not test:
         return
-    folder = root / "confusion"
+    found = detect_inputs(root, slide)
     confusion.run(
         slide,
-        pyramid,
-        *inputs,
-        calibration,
-        folder / f"{slide}.ome.zarr",
-        folder / f"{slide}.json",
-        folder / f"{slide}.png",
-        folder / f"{slide}.geojson",
-        PatchLevelOptions(),
+        confusion.Inputs(pyramid, found.truth, found.heatmap, found.heatmap_receipt, calibration),
+        confusion.Outputs(*(root / "confusion" / f"{slide}.{kind}" for kind in ("ome.zarr", "json", "png", "geojson"))),
+        ConfusionRun(),
     )
-    found = root / "detections"
-    detect.run(
-        slide,
-        *inputs,
-        found / f"{slide}.csv",
-        found / f"{slide}.geojson",
-        found / f"{slide}.json",
-        LesionLevelOptions(radius_um=100),
-    )
+    detections = detect.Outputs(*(root / "detections" / f"{slide}.{kind}" for kind in ("csv", "geojson", "json")))
+    detect.run(slide, found, detections, DetectRun(radius_um=100))
+
+
+def scores_inputs(root: Path, slide: str) -> scores.Inputs:
+    found = detect_inputs(root, slide)
+    return scores.Inputs(found.truth, root / f"{slide}.truth.json", found.heatmap, found.heatmap_receipt)
+
+
+def detect_inputs(root: Path, slide: str) -> detect.Inputs:
+    heatmaps = root / "heatmaps"
+    return detect.Inputs(root / f"{slide}.truth.ome.zarr", heatmaps / f"{slide}.ome.zarr", heatmaps / f"{slide}.json")
 
 
 SLIDES = {
@@ -114,13 +101,14 @@ def maps(slide: str) -> tuple[np.ndarray, np.ndarray]:
 SHEET = Sheet({s: SlideRow(s, f"{s}.tif", "test", label=label) for s, (label, _) in SLIDES.items()})
 
 
-def folders_of(root: Path) -> evaluate.Folders:
-    return evaluate.Folders(root / "scores", root / "confusion", root / "detections")
+def evaluate_inputs(root: Path, calibration: Path | None = None) -> evaluate.Inputs:
+    chosen = calibration or root / "calibration.json"
+    return evaluate.Inputs(root / "scores", root / "confusion", root / "detections", chosen)
 
 
 def run(root: Path, out: Path, sheet: Sheet = SHEET, slide_level: Any = None, **more: Any) -> dict[str, Any]:
     options = EvaluateRun(seed=3, slide_level=slide_level or SlideLevelOptions())
-    evaluate.run(sheet, (), folders_of(root), root / "calibration.json", out, options, **more)
+    evaluate.run(sheet, evaluate_inputs(root), evaluate.Outputs(out), options, **more)
     return json.loads((out / "metrics.json").read_text())
 
 

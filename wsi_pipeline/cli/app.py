@@ -14,7 +14,6 @@ from typing import Annotated, TextIO, TypeVar
 
 import typer
 
-from wsi_pipeline.cli import evaluation as cli_evaluation
 from wsi_pipeline.cli import tools
 from wsi_pipeline.config import STAGES, HeatmapRun, PredictRun
 from wsi_pipeline.errors import ConfigError, PipelineError
@@ -23,7 +22,7 @@ from wsi_pipeline.stages.arguments import (
     AllowUpsampling,
     Exclude,
     HeatmapArg,
-    HeatmapReceipt,
+    HeatmapReceiptArg,
     ModelArg,
     Options,
     Receipt,
@@ -193,7 +192,7 @@ def _prediction(model: type[Prediction], options: str, allow_upsampling: bool) -
 @app.command()
 def export(
     heatmap: HeatmapArg,
-    heatmap_receipt: HeatmapReceipt,
+    heatmap_receipt: HeatmapReceiptArg,
     tiff: Annotated[Path, typer.Option(help="TIFF to write.")],
 ) -> None:
     """Write a heatmap as a 16-bit OME-TIFF."""
@@ -206,5 +205,4 @@ for name in STAGES:
     module = import_module(f"wsi_pipeline.stages.{name}")
     if hasattr(module, "command"):
         app.command(name)(module.command)
-app.add_typer(cli_evaluation.app)
 app.add_typer(tools.app)

@@ -1,6 +1,7 @@
 """From stored predictions to the figures of a cohort.
 
-Heatmaps with their labels, score histograms, slide features and scores, the evaluation of a cohort and its tables,
-the summary, and the evaluation of predictions made by other programs (`external`). Stages, `report` and the command
-line import it; it imports `cohort`, `metrics`, `masks`, `pyramid`, `io` and `config`.
+Heatmaps with their labels, score histograms, detections, confusion, the operating point, slide features and their
+classification, the evaluation of a cohort and its tables, the summary, and the evaluation of predictions made by other
+programs (`external`). Stages, `report`, `plots` and the command line import it; it imports `cohort`, `metrics`,
+`masks`, `pyramid`, `receipts`, `io` and `config`.
 """

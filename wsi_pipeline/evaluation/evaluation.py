@@ -1,24 +1,34 @@
-"""The figures of an evaluation, each with its n and its interval, from what the stages found on each slide."""
+"""The figures of an evaluation, each with its n and its interval, from the results of the slides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from wsi_pipeline.cohort.sheet import SlideRow
 from wsi_pipeline.config import EvaluateRun, IntervalOptions
-from wsi_pipeline.errors import StoreError
-from wsi_pipeline.evaluation.slide_scores import SlideScores
+from wsi_pipeline.evaluation.confusion import RATIOS, Ratio, ratios_of, shares_of
+from wsi_pipeline.evaluation.consistency import common_label_rule
+from wsi_pipeline.evaluation.slide_classification import SlideScores
+from wsi_pipeline.evaluation.slide_results import CohortResults
 from wsi_pipeline.evaluation.summary import Figures
-from wsi_pipeline.io.digests import digest_json
-from wsi_pipeline.io.receipts import Facts
-from wsi_pipeline.metrics.calibration import RELIABILITY_BINS, PooledCalibration
-from wsi_pipeline.metrics.curves import Band, ConfusionCounts, Histogram, auc, average_precision, confusion_counts
+from wsi_pipeline.metrics.calibration import RELIABILITY_BINS, Bin, PooledCalibration
+from wsi_pipeline.metrics.curves import (
+    Band,
+    ConfusionCounts,
+    Curve,
+    Histogram,
+    auc,
+    average_precision,
+    confusion_counts,
+    pr_curve,
+    roc_curve,
+    thin_curve,
+)
 from wsi_pipeline.metrics.delong import Labels, Scores, delong_interval
 from wsi_pipeline.metrics.intervals import Weights, bootstrap_weights, percentile_interval
-from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, PooledHits, SlideHits
+from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, PooledHits, SlideHits, froc
 from wsi_pipeline.metrics.pooled import (
     Floats,
     PooledScores,
@@ -27,81 +37,67 @@ from wsi_pipeline.metrics.pooled import (
     resampled_aucs,
 )
 
-# The part of the slides that is all of them.
+# The name of the part of the slides that is all of them.
 _ALL = "slides"
 _BAND_POINTS = 201
+_CURVE_POINTS = 5000
 MATLAB_THRESHOLDS = (1.0, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """What the earlier stages found on one slide: their receipts."""
+class Curves:
+    """The curves of an evaluation, None where one cannot be computed; `reliability` in bins of the score."""
 
-    row: SlideRow
-    scores: Facts
-    confusion: Facts
-    detections: Facts
-
-    @property
-    def model(self) -> tuple[str, str]:
-        """Slide and digest of the model that predicted it; `StoreError` where the stages do not agree."""
-        slide = self.row.slide
-        common_model([(slide, one["model_sha256"]) for one in (self.scores, self.confusion, self.detections)])
-        return slide, self.scores["model_sha256"]
-
-    @property
-    def counts(self) -> ConfusionCounts:
-        """Confusion at the operating point."""
-        return ConfusionCounts(**self.confusion["counts"])
+    roc: Curve | None
+    roc_band: Band | None
+    pr: Curve | None
+    froc: Curve | None
+    reliability: list[Bin]
+    reliability_at_temperature: list[Bin]
 
 
 class Evaluation:
-    """All figures of some slides.
+    """All figures of the test slides of a cohort."""
 
-    `pooled` has their scores in the same order, `centres` those of each centre, `at_temperature` the calibration
-    of the scores at the temperature that was chosen. `chosen` is the receipt of the stage calibrate.
-    """
-
-    def __init__(
-        self,
-        slides: Sequence[Scored],
-        pooled: PooledScores,
-        centres: Mapping[str, PooledScores],
-        at_temperature: PooledCalibration,
-        slide_scores: SlideScores,
-        chosen: Facts,
-        options: EvaluateRun,
-    ) -> None:
-        self.slides, self.pooled, self._centres, self._options = slides, pooled, centres, options
-        self.slide_scores, self._chosen = slide_scores, chosen
-        self.histogram, self.calibration = pooled.histogram, pooled.calibration
-        self.at_temperature = at_temperature if chosen["temperature"] else None
+    def __init__(self, results: CohortResults, slide_scores: SlideScores, options: EvaluateRun) -> None:
+        self.slides = results.slides
+        self.pooled = results.pooled
+        self.slide_scores = slide_scores
+        self._centres = results.centres
+        self._chosen = results.chosen
+        self._options = options
+        self.histogram = self.pooled.histogram
+        self.calibration = self.pooled.calibration
+        self._temperature = self._chosen.temperature if self._chosen else None
+        self.at_temperature = PooledCalibration(results.at_temperature) if self._temperature else None
+        self._label_rule = common_label_rule(
+            [one for s in self.slides for one in (s.scores.options, s.confusion.options)]
+        )
+        self.counts = sum((s.counts for s in self.slides), ConfusionCounts(0, 0, 0, 0))
         self._drawn: tuple[str, Weights] = ("", np.zeros((0, 0), np.int64))
-        self._judged = _common_rule(slides)
-        self.roc_band: Band | None = None
-        self.counts = sum((s.counts for s in slides), ConfusionCounts(0, 0, 0, 0))
 
     def metrics(self) -> Figures:
-        # Those that rest on all slides come first: they share their resamples.
+        """The content of `metrics.json` but for the cohort and the provenance."""
+        # Figures over all slides come first: they share their resamples.
         figures = {"patch": self._patch(), "calibration": self._calibration(), "confusion": self._confusion()}
         figures["patch"]["by_centre"] = self._by_centre()
         return {
             **figures,
             "slide": self._slide(),
             "lesion": self._lesion(),
-            "operating_point": self._chosen["operating_point"],
+            "operating_point": self._chosen.operating_point.as_json() if self._chosen else None,
             "matlab_parity": self._matlab_parity(),
         }
 
     def _weights(self, part: str, slides: int) -> Weights:
-        """Of the resamples of a part of the slides; all its figures share them."""
+        """Weights of the resamples of a part of the slides, shared by all its figures."""
         if part != self._drawn[0]:
-            # Only those used last are kept: of many slides they are large.
+            # Keep the last weights only: those of many slides are large.
             self._drawn = part, bootstrap_weights(slides, self._options.interval.resamples, self._options.seed, part)
         return self._drawn[1]
 
     def _interval(self, part: str, slides: int, values: Callable[[Weights], Floats]) -> list[float] | None:
-        """Interval of a function of the weights of all resamples at once."""
+        """Interval of a figure; `values` maps the weights of all resamples to the figure of each."""
         if slides < 2:
             return None
         return percentile_interval(values(self._weights(part, slides)), self._options.interval.level)
@@ -109,7 +105,22 @@ class Evaluation:
     def _method(self) -> Figures:
         return interval_method(self._options.interval)
 
+    def curves(self) -> Curves:
+        """The curves, of at most about 5,000 points each."""
+        histogram, lesions = self.histogram, froc(self.hits())
+        both = histogram.n_normal > 0 and histogram.n_tumor > 0
+        return Curves(
+            roc=thin_curve(roc_curve(histogram), _CURVE_POINTS) if both else None,
+            roc_band=self._roc_band(),
+            pr=thin_curve(pr_curve(histogram), _CURVE_POINTS) if histogram.n_tumor else None,
+            froc=None if lesions is None else Curve(lesions.threshold, lesions.false_positives, lesions.sensitivity),
+            reliability=self.calibration.curve(),
+            reliability_at_temperature=self.at_temperature.curve() if self.at_temperature else [],
+        )
+
     def _roc_band(self) -> Band | None:
+        if auc(self.histogram) is None or len(self.slides) < 2:
+            return None
         rates, level = np.linspace(0, 1, _BAND_POINTS), self._options.interval.level
         drawn = self.pooled.resampled_rocs(rates, self._weights(_ALL, len(self.slides)))
         if len(drawn) < self._options.interval.resamples / 2:
@@ -120,7 +131,6 @@ class Evaluation:
     def _patch(self) -> Figures:
         pooled, histogram, slides = self.pooled, self.histogram, len(self.slides)
         area, precision = auc(histogram), average_precision(histogram)
-        self.roc_band = self._roc_band() if area is not None and slides > 1 else None
         return {
             "auc": area,
             "auc_interval": None
@@ -135,7 +145,7 @@ class Evaluation:
             "n_slides": slides,
             "n_normal": histogram.n_normal,
             "n_tumor": histogram.n_tumor,
-            "label_rule": self._judged,
+            "label_rule": self._label_rule and self._label_rule.model_dump(mode="json"),
             "macro": self._macro(),
             **self._method(),
         }
@@ -184,7 +194,10 @@ class Evaluation:
             "n_patches": n,
             "at_temperature": None
             if self.at_temperature is None
-            else {**self._calibration_of(self.at_temperature, n), "temperature": self._chosen["temperature"]},
+            else {
+                **self._calibration_of(self.at_temperature, n),
+                "temperature": self._temperature and self._temperature.as_json(),
+            },
             **self._method(),
         }
 
@@ -215,17 +228,13 @@ class Evaluation:
 
     def hits(self) -> list[SlideHits]:
         """Hits of the slides whose lesions are all annotated."""
-        return [
-            SlideHits(tuple(s.detections["lesions"]), tuple(s.detections["false_positives"]))
-            for s in self.slides
-            if s.detections["lesions"] is not None
-        ]
+        return [hits for s in self.slides if (hits := s.hits) is not None]
 
     def _lesion(self) -> Figures:
         return {
             **lesion_figures(self.hits(), self._options.interval, self._options.seed),
-            "n_isolated_tumor_cells": sum(s.detections["isolated"] or 0 for s in self.slides),
-            "not_scored": {s.row.slide: s.detections["reason"] for s in self.slides if s.detections["lesions"] is None},
+            "n_isolated_tumor_cells": sum(s.detections.isolated or 0 for s in self.slides),
+            "not_scored": {s.row.slide: s.detections.reason for s in self.slides if s.hits is None},
         }
 
     def _confusion(self) -> Figures:
@@ -261,7 +270,7 @@ class Evaluation:
 
 
 def interval_method(interval: IntervalOptions) -> Figures:
-    """How the intervals of a level were made."""
+    """The method and the level of the intervals."""
     return {
         "interval_method": f"percentile bootstrap over slides, {interval.resamples} resamples",
         "interval_level": interval.level,
@@ -308,67 +317,6 @@ def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions, seed: i
         "n_lesions": sum(len(h.lesions) for h in hits),
         **interval_method(interval),
     }
-
-
-# Of counts (tp, fp, fn, tn), each of any shape; not a number where there is nothing to divide by.
-Ratio = Callable[[Floats], Floats]
-RATIOS: dict[str, Ratio] = {
-    "sensitivity": lambda c: _shares(c[0], c[0] + c[2]),
-    "specificity": lambda c: _shares(c[3], c[3] + c[1]),
-    "precision": lambda c: _shares(c[0], c[0] + c[1]),
-    "f1": lambda c: _shares(2 * c[0], 2 * c[0] + c[1] + c[2]),
-}
-
-
-def _shares(part: Floats, whole: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares: Floats = np.divide(part, whole)
-    return shares
-
-
-def shares_of(counts: ConfusionCounts) -> dict[str, float | None]:
-    """Each cell of a confusion matrix as a share of its total."""
-    return {name: count / counts.total if counts.total else None for name, count in asdict(counts).items()}
-
-
-def ratios_of(counts: ConfusionCounts) -> dict[str, float | None]:
-    """Sensitivity, specificity, precision and F1; None where there is nothing to divide by."""
-    cells = np.array(list(asdict(counts).values()), np.float64)
-    found = {name: float(ratio(cells)) for name, ratio in RATIOS.items()}
-    return {name: value if np.isfinite(value) else None for name, value in found.items()}
-
-
-def common_model(slides: Sequence[tuple[str, str]]) -> str | None:
-    """The model that predicted all of (slide, model); `StoreError` where there are two."""
-    models = {model: slide for slide, model in slides}
-    if len(models) > 1:
-        (a, first), (b, second), *_ = models.items()
-        raise StoreError(
-            f"{first} was predicted by the model {a[:12]}, {second} by {b[:12]}",
-            remedy="Run the stage heatmap again for all slides",
-        )
-    return next(iter(models), None)
-
-
-def check_chosen_for(chosen: Facts, slide: str, model: str) -> None:
-    """`StoreError` where what the stage calibrate chose is for another model than that of the slide."""
-    if chosen["model_sha256"] not in (None, model):
-        raise StoreError(
-            f"slide {slide} was predicted by the model {model[:12]}, but the operating point was chosen for "
-            f"{chosen['model_sha256'][:12]}",
-            remedy="Run the stage calibrate again",
-        )
-
-
-def _common_rule(slides: Sequence[Scored]) -> Figures | None:
-    rules = [one["options"] for s in slides for one in (s.scores, s.confusion)]
-    judged: dict[str, Figures] = {digest_json(rule): rule for rule in rules}
-    if len(judged) > 1:
-        raise StoreError(
-            "the slides were not all judged by the same label rule",
-            remedy="Run the stages scores and confusion again for all slides",
-        )
-    return next(iter(judged.values()), None)
 
 
 def _reason(normals: int, tumors: int, what: str) -> str | None:

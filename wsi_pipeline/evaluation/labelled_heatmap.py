@@ -1,4 +1,4 @@
-"""What a stored heatmap is: its grid, and what is known of its positions."""
+"""A heatmap with the truth of each of its positions."""
 
 from __future__ import annotations
 
@@ -11,40 +11,34 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import PatchLevelOptions
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.geometry import Grid
-from wsi_pipeline.io.receipts import Facts, read_receipt
 from wsi_pipeline.masks.label_images import grid_truth
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image
-
-
-def grid_of(receipt: Facts) -> Grid:
-    """The grid that a heatmap's receipt describes."""
-    return Grid(**receipt["grid"])
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.models import HeatmapReceipt
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedHeatmap:
-    """A heatmap, its receipt, the slide's truth, and the truth of each position, (rows, columns) uint8."""
+class LabelledHeatmap:
+    """A heatmap, its receipt, the truth image, and the truth of each position: `labels`, (rows, columns) uint8."""
 
     heat: Image
-    facts: Facts
+    receipt: HeatmapReceipt
     truth: Image
     labels: NDArray[np.uint8]
 
     @classmethod
-    def read(cls, slide: str, heatmap: Path, receipt: Path, truth: Path, rule: PatchLevelOptions) -> Self:
-        """`StoreError` where the heatmap is of another slide."""
-        facts = read_receipt(receipt, "heatmap")
-        if facts["slide"] != slide:
-            raise StoreError(f"{receipt}: the heatmap of {facts['slide']}, not of {slide}")
-        mpp = float(facts["slide_mpp"])
-        heat, known = read_image(heatmap, mpp), read_image(truth, mpp)
+    def read(cls, slide: str, heatmap: Path, receipt: Path, truth: Path, options: PatchLevelOptions) -> Self:
+        """Raises `StoreError` for the heatmap of another slide."""
+        facts = read_receipt(receipt, HeatmapReceipt)
+        if facts.slide != slide:
+            raise StoreError(f"{receipt}: the heatmap of {facts.slide}, not of {slide}")
+        truth_image = read_image(truth, facts.slide_mpp)
         labels = grid_truth(
-            known,
-            grid_of(facts),
-            mpp,
-            rule=rule.label_rule,
-            region_um=rule.region_um,
-            min_tumor=rule.min_tumor,
+            truth_image,
+            facts.grid,
+            facts.slide_mpp,
+            rule=options.label_rule,
+            region_um=options.region_um,
+            min_tumor=options.min_tumor,
         )
-        return cls(heat, facts, known, labels)
+        return cls(read_image(heatmap, facts.slide_mpp), facts, truth_image, labels)

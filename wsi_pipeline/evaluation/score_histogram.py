@@ -1,11 +1,13 @@
-"""How often a heatmap has each score, by truth: exact for the stored map, and a sum over any slides.
+"""The histogram of a heatmap's scores by truth: exact for the stored heatmap, and additive over slides.
 
-As Parquet: `score` (in steps of 1/65535, ascending), `normal`, `tumor` and `ignored` positions that have it.
+Parquet columns: `score` (in steps of 1/65535, ascending), and the numbers of `normal`, `tumor` and `ignored` positions
+with that score.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,17 +20,17 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_bytes
-from wsi_pipeline.io.receipts import Facts
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram
 from wsi_pipeline.metrics.steps import STEPS, dequantize, quantize
+from wsi_pipeline.receipts.evaluation import ScoresReceipt
 
 _COLUMNS = ("score", "normal", "tumor", "ignored")
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreCounts:
-    """Distinct scores in steps, ascending, and the positions that have each, (scores,) int64."""
+class ScoreHistogram:
+    """Distinct scores in steps, ascending, and the number of positions with each, all (scores,) int64."""
 
     steps: NDArray[np.int64]
     normal: NDArray[np.int64]
@@ -44,14 +46,23 @@ class ScoreCounts:
         counts = [np.bincount(index[truth == value], minlength=len(steps)) for value in (NORMAL, TUMOR, IGNORE)]
         return cls(steps, *counts)
 
+    @classmethod
+    def sum_of(cls, histograms: Iterable[Self]) -> Self:
+        """The histogram of the positions of all `histograms`."""
+        sums = np.zeros((3, STEPS + 1), np.int64)
+        for one in histograms:
+            sums[:, one.steps] += one.normal, one.tumor, one.ignored
+        steps = np.flatnonzero(sums.any(axis=0))
+        return cls(steps, *sums[:, steps])
+
     @property
     def histogram(self) -> Histogram:
-        """Of the positions whose truth is known."""
+        """The histogram of the normal and tumour positions."""
         scored = np.flatnonzero(self.normal + self.tumor)
         return Histogram(dequantize(self.steps[scored]), self.normal[scored], self.tumor[scored])
 
     def top_mean(self, share: float) -> float | None:
-        """Mean of the highest `share` of all predicted positions, at least one; None where none is predicted."""
+        """Mean of the highest `share` of all predicted positions, at least one; None without predicted positions."""
         counts = (self.normal + self.tumor + self.ignored)[::-1]
         wanted = math.ceil(share * int(counts.sum()))
         if not wanted:
@@ -62,22 +73,23 @@ class ScoreCounts:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content, whatever version of Parquet it is written in."""
+        """SHA-256 of the content, which does not depend on the Parquet version."""
         counts = np.stack((self.normal, self.tumor, self.ignored)).astype("<i8")
         return digest_bytes(self.steps.astype("<u2").tobytes() + counts.tobytes())
 
     def write(self, path: Path) -> None:
+        """Write the histogram as Parquet."""
         values = (self.steps.astype(np.uint16), self.normal, self.tumor, self.ignored)
         with atomic_output(path) as partial:
             pq.write_table(pa.table(dict(zip(_COLUMNS, values, strict=True))), partial)
 
     @classmethod
-    def read(cls, path: Path, receipt: Facts) -> Self:
-        """The inverse of `write`; `StoreError` where it is not what this receipt of the stage scores is of."""
+    def read(cls, path: Path, receipt: ScoresReceipt) -> Self:
+        """The inverse of `write`. Raises `StoreError` for a damaged file, and for one with another receipt."""
         try:
             table = pq.ParquetFile(path).read(use_threads=False)
             found = cls(*(table[name].to_numpy().astype(np.int64) for name in _COLUMNS))
-            if found.digest != receipt.get("counts_sha256"):
+            if found.digest != receipt.counts_sha256:
                 raise ValueError("its receipt is of another one")
         except (OSError, KeyError, ValueError) as error:
             raise StoreError(f"{path}: not a table of scores ({error})", remedy="Run the stage scores again") from error

@@ -1,8 +1,8 @@
-"""What a slide's heatmap looks like, in a few numbers, for a classifier of slides.
+"""Features of a slide's heatmap for a classifier of slides.
 
-A slide's score as a random forest over such features follows Wang et al. (arXiv:1606.05718, the winner of
-Camelyon16); the features here are our own choice among their kinds: how much is called tumour, and the size,
-shape and certainty of the largest connected areas.
+A random forest over such features follows Wang et al. (arXiv:1606.05718, the winner of Camelyon16). The features are a
+selection from their kinds: the share of positions called tumour, and the size, shape and mean score of the largest
+connected area.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EIGHT = np.ones((3, 3), bool)
 
 
 def slide_features(heat: Image) -> dict[str, float] | None:
-    """Features of a heatmap by name, lengths in um and areas in mm²; None where nothing is predicted."""
+    """Features of a heatmap by name, lengths in um and areas in mm²; None without predicted positions."""
     known = np.isfinite(heat.data)
     if not known.any():
         return None
@@ -45,7 +45,7 @@ def _areas(heat: Image, called: NDArray[np.bool_]) -> dict[str, float]:
     if not number:
         return {"areas": 0.0, **dict.fromkeys(names, 0.0)}
     sizes = np.bincount(labels.ravel())[1:]
-    # The first in reading order of equally large ones.
+    # Ties go to the first in reading order.
     first = int(sizes.argmax())
     place = ndimage.find_objects(labels)[first]
     (largest,) = regionprops((labels[place] == first + 1).astype(np.uint8), heat.data[place])

@@ -1,18 +1,21 @@
-"""The tables of an evaluation, as CSV. `metrics.json` has their digests, so that none of another evaluation is read."""
+"""The tables of an evaluation, as CSV. `metrics.json` has their digests, against tables of another evaluation."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.evaluation.evaluation import Scored
+from wsi_pipeline.evaluation.evaluation import Curves, Evaluation
+from wsi_pipeline.evaluation.slide_results import SlideResult
 from wsi_pipeline.evaluation.summary import Figures
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import digest_bytes
+from wsi_pipeline.metrics.calibration import Bin
 from wsi_pipeline.metrics.curves import Band, Curve
 
 _SLIDES = (
@@ -32,15 +35,28 @@ _SLIDES = (
 )
 
 
+def evaluation_tables(evaluation: Evaluation, curves: Curves) -> dict[str, str]:
+    """The text of each table by file name."""
+    areas = [None if math.isnan(area) else area for area in evaluation.pooled.aucs.tolist()]
+    return {
+        "roc.csv": curve_table("false_positive_rate", "true_positive_rate", curves.roc),
+        "roc_band.csv": band_table(curves.roc_band),
+        "pr.csv": curve_table("recall", "precision", curves.pr),
+        "froc.csv": curve_table("false_positives_per_slide", "sensitivity", curves.froc),
+        "reliability.csv": reliability_table(curves.reliability),
+        "slides.csv": slides_table(evaluation.slides, evaluation.slide_scores.values, areas),
+    }
+
+
 def write_tables(folder: Path, tables: Mapping[str, str]) -> dict[str, str]:
-    """Write each table into the folder; their SHA-256 by name, for `provenance.tables_sha256` of `metrics.json`."""
+    """Write tables into a folder. Returns their SHA-256 by name, for `provenance.tables_sha256` of `metrics.json`."""
     for name, text in tables.items():
         write_text(folder / name, text)
     return {name: digest_bytes(text.encode()) for name, text in tables.items()}
 
 
 def read_table(folder: Path, name: str, metrics: Figures) -> str:
-    """The text of a table that was written with these metrics; `StoreError` where it is another, or none."""
+    """The text of a table. Raises `StoreError` unless it was written with these metrics."""
     path, remedy = folder / name, "Run the stage evaluate again"
     try:
         content = path.read_bytes()
@@ -52,31 +68,33 @@ def read_table(folder: Path, name: str, metrics: Figures) -> str:
 
 
 def curve_table(x: str, y: str, curve: Curve | None) -> str:
-    """Threshold, x and y of each point; the head only where there is no curve."""
+    """Threshold, x and y of each point; the header alone for no curve."""
     points = () if curve is None else zip(curve.threshold, curve.x, curve.y, strict=True)
     return _csv(("threshold", x, y), ([f"{value:.10g}" for value in point] for point in points))
 
 
 def band_table(band: Band | None) -> str:
-    """Limits of the ROC's true positive rate at false positive rates; the head only where there is no band."""
+    """Limits of the true positive rate at each false positive rate; the header alone for no band."""
     points = () if band is None else zip(band.x, band.low, band.high, strict=True)
     head = "false_positive_rate", "true_positive_rate_low", "true_positive_rate_high"
     return _csv(head, ([f"{value:.6f}" for value in point] for point in points))
 
 
-def reliability_table(bins: Iterable[tuple[float, float, int, float | None, float | None]]) -> str:
-    """Of each bin of scores its limits, patches, mean score and share of tumour patches."""
+def reliability_table(bins: Iterable[Bin]) -> str:
+    """Limits, patches, mean score and share of tumour patches of each bin of scores."""
     head = "from", "to", "patches", "mean_score", "share_of_tumor"
     return _csv(head, ((f"{low:.6g}", f"{high:.6g}", n, _cell(a), _cell(b)) for low, high, n, a, b in bins))
 
 
-def slides_table(slides: Sequence[Scored], scores: Mapping[str, float | None], areas: Sequence[float | None]) -> str:
-    """Score, counts at the operating point, area under the ROC and lesions of each slide."""
+def slides_table(
+    slides: Sequence[SlideResult], scores: Mapping[str, float | None], areas: Sequence[float | None]
+) -> str:
+    """Score, confusion at the operating point, patch AUC and lesions of each slide."""
     return _csv(_SLIDES, (_row(s, scores[s.row.slide], area) for s, area in zip(slides, areas, strict=True)))
 
 
-def _row(slide: Scored, score: float | None, area: float | None) -> list[Any]:
-    row, counts, lesions = slide.row, slide.counts, slide.detections["lesions"]
+def _row(slide: SlideResult, score: float | None, area: float | None) -> list[Any]:
+    row, counts, hits = slide.row, slide.counts, slide.hits
     return [
         row.slide,
         row.label,
@@ -88,8 +106,8 @@ def _row(slide: Scored, score: float | None, area: float | None) -> list[Any]:
         counts.fn,
         counts.tn,
         _cell(area),
-        slide.detections["detections"],
-        *((None, None) if lesions is None else (len(lesions), sum(c > 0 for c in lesions))),
+        slide.detections.detections,
+        *((None, None) if hits is None else (len(hits.lesions), sum(c > 0 for c in hits.lesions))),
     ]
 
 

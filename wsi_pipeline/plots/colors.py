@@ -8,6 +8,8 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.evaluation.confusion import CONFUSION_LABELS
+
 # (h, w, 3).
 RgbImage = NDArray[np.uint8]
 # (h, w), 0 transparent to 1 opaque.
@@ -23,8 +25,6 @@ IGNORED_COLOR = (128, 128, 128)
 HEATMAP_COLOR_MAP = "viridis"
 # Choices in the report and the viewer. All except turbo are safe for colour-blind readers.
 _COLOR_MAPS = (HEATMAP_COLOR_MAP, "cividis", "magma", "turbo")
-# FP cyan, FN yellow, TP red by confusion code, as in MathWorks' example.
-CONFUSION_COLORS = {1: (0, 255, 255), 2: (255, 255, 0), 3: (255, 0, 0)}
 
 
 def resample_nearest(mask: NDArray[T], mask_mpp: float, picture: RgbImage, mpp: float) -> NDArray[T]:
@@ -79,7 +79,7 @@ def color_confusion(codes: NDArray[np.uint8], opacity: float = 0.5) -> tuple[Rgb
     """Colours (h, w, 3) and opacities (h, w) of confusion codes: FP cyan, FN yellow, TP red, others transparent."""
     color = np.zeros((*codes.shape, 3), np.uint8)
     alpha = np.zeros(codes.shape, np.float32)
-    for code, rgb in CONFUSION_COLORS.items():
-        color[codes == code] = rgb
-        alpha[codes == code] = opacity
+    for label in CONFUSION_LABELS:
+        color[codes == label.value] = label.rgba[:3]
+        alpha[codes == label.value] = opacity * (label.rgba[3] / 255)
     return color, alpha

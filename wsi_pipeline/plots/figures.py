@@ -186,16 +186,14 @@ def pr_figure(curve: Curve | None, title: str, synthetic: bool) -> Figure:
     return figure
 
 
-def froc_figure(
-    false_positives: NDArray[np.float64] | None, sensitivity: NDArray[np.float64] | None, title: str, synthetic: bool
-) -> Figure:
+def froc_figure(curve: Curve | None, title: str, synthetic: bool) -> Figure:
     """FROC curve: lesion sensitivity against the mean number of false positives per slide; None is not computable."""
     figure = _figure(85, 85, synthetic)
     axes = figure.subplots()
-    if false_positives is None or sensitivity is None:
+    if curve is None:
         axes.text(0.5, 0.5, "cannot be computed", transform=axes.transAxes, ha="center")
     else:
-        axes.step(false_positives[::-1], sensitivity[::-1], where="post", color=ORANGE)
+        axes.step(curve.x[::-1], curve.y[::-1], where="post", color=ORANGE)
     axes.set(
         xlabel="mean false positives per slide", ylabel="lesion sensitivity", xlim=(-0.05, 8.2), ylim=(-0.01, 1.02)
     )

@@ -21,6 +21,10 @@ class Facts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values. Fields that were not given are left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
 
 class Receipt(Facts):
     """The receipt of the stage whose options are `run`."""
@@ -29,9 +33,8 @@ class Receipt(Facts):
 
     def as_json(self) -> dict[str, Any]:
         """The content of the file. Fields that were not given are left out; options are written whole."""
-        own = self.model_dump(mode="json", exclude_unset=True)
         options = {name: value.model_dump(mode="json") for name, value in self if isinstance(value, Section)}
-        return {"stage": self.run.stage, "step_version": self.run.step_version, **own, **options}
+        return {"stage": self.run.stage, "step_version": self.run.step_version, **super().as_json(), **options}
 
 
 def write_receipt(path: Path, receipt: Receipt) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.evaluation.labelled_heatmap import grid_of
 from wsi_pipeline.io.digests import digest_bytes
-from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.steps import quantize
 from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.evaluation import DetectReceipt
+from wsi_pipeline.receipts.models import HeatmapReceipt
 
 # The label of a position without a prediction.
 UNKNOWN = 255
@@ -51,7 +52,7 @@ class HeatGrid:
 
 def heat_geometry(receipt: Path) -> dict[str, float]:
     """`HeatGrid.geometry` of the heatmap with this receipt, without reading it. Raises `StoreError`."""
-    grid = grid_of(read_receipt(receipt, "heatmap"))
+    grid = read_receipt(receipt, HeatmapReceipt).grid
     return {"columns": grid.columns, "rows": grid.rows, "stride": grid.stride_px, "patch": grid.patch_px}
 
 
@@ -60,19 +61,18 @@ def heat_grid(heatmap: Path, receipt: Path, confusion: Path | None) -> HeatGrid:
 
     Raises `StoreError`.
     """
-    facts = read_receipt(receipt, "heatmap")
-    grid, mpp = grid_of(facts), float(facts["slide_mpp"])
-    heat = read_image(heatmap, mpp).data
+    facts = read_receipt(receipt, HeatmapReceipt)
+    heat = read_image(heatmap, facts.slide_mpp).data
     known = np.isfinite(heat)
     labels = np.where(known, IGNORE, UNKNOWN).astype(np.uint8)
     if confusion is not None:
-        codes = read_image(confusion, mpp).data
+        codes = read_image(confusion, facts.slide_mpp).data
         if codes.shape != heat.shape:
             raise StoreError(f"{confusion}: of another heatmap", remedy="Run the stage confusion again")
         judged = codes < len(_TRUTH_OF_CODE)
         labels[judged] = np.array(_TRUTH_OF_CODE, np.uint8)[codes[judged]]
     steps = quantize(np.where(known, heat, 0)).astype(np.uint16)
-    return HeatGrid(grid.stride_px, grid.patch_px, steps, labels)
+    return HeatGrid(facts.grid.stride_px, facts.grid.patch_px, steps, labels)
 
 
 def read_detections(path: Path, receipt: Path) -> list[list[float]]:
@@ -80,10 +80,10 @@ def read_detections(path: Path, receipt: Path) -> list[list[float]]:
 
     `StoreError` where the file is not what this receipt of the stage detect is of.
     """
-    facts = read_receipt(receipt, "detect")
+    facts = read_receipt(receipt, DetectReceipt)
     try:
         content = path.read_bytes()
-        if digest_bytes(content) != facts.get("detections_sha256"):
+        if digest_bytes(content) != facts.detections_sha256:
             raise ValueError("its receipt is of another file")
         found = [[float(cell) for cell in line.split(",")] for line in content.decode().splitlines()]
         if any(len(row) != 3 or not all(map(math.isfinite, row)) for row in found):

@@ -20,7 +20,7 @@ PyramidArg = Annotated[Path, typer.Option("--pyramid", help="The slide's pyramid
 TissueArg = Annotated[Path, typer.Option("--tissue", help="The slide's tissue.ome.zarr.")]
 TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.zarr.")]
 HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap store.")]
-HeatmapReceipt = Annotated[Path, typer.Option(help="The heatmap's receipt.")]
+HeatmapReceiptArg = Annotated[Path, typer.Option(help="The heatmap's receipt.")]
 SlidesFolder = Annotated[Path, typer.Option("--slides", help="Folder of the slides, with pyramids and tissue.")]
 Weights = Annotated[Path, typer.Option(help="weights.safetensors of the model.")]
 ModelArg = Annotated[Path, typer.Option("--model", help="model.json of the model.")]

@@ -1,95 +1,83 @@
-"""Stage detect: points that are called tumour, and the lesions that they hit."""
+"""Stage detect: detections on a heatmap, and the lesions they hit."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
-import shapely
+import typer
 
-from wsi_pipeline.config import LesionLevelOptions
-from wsi_pipeline.evaluation.labelled_heatmap import grid_of
-from wsi_pipeline.io.atomic import write_text
-from wsi_pipeline.io.digests import digest_file
-from wsi_pipeline.io.receipts import read_receipt, write_receipt
-from wsi_pipeline.masks.geojson import Feature, feature, write_features
-from wsi_pipeline.masks.label_images import IGNORE, TUMOR
-from wsi_pipeline.metrics.lesions import (
-    Detection,
-    component_maxima,
-    find_lesions,
-    match_detections,
-    non_maximum_suppression,
-)
-from wsi_pipeline.plots.colors import TUMOR_COLOR
-from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.config import DetectRun
+from wsi_pipeline.config.loading import parse_options
+from wsi_pipeline.stages.arguments import Geojson, HeatmapArg, HeatmapReceiptArg, Options, Receipt, Slide, TruthArg
 
 log = logging.getLogger(__name__)
 
 
-def run(
-    slide: str,
-    truth_path: Path,
-    heatmap_path: Path,
-    heatmap_receipt: Path,
-    detections: Path,
-    geojson: Path,
-    receipt: Path,
-    options: LesionLevelOptions,
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    truth: Path
+    heatmap: Path
+    heatmap_receipt: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    detections: Path
+    geojson: Path
+    receipt: Path
+
+
+def command(
+    truth: TruthArg,
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceiptArg,
+    slide: Slide,
+    detections: Annotated[Path, typer.Option(help="CSV of confidence,x,y to write.")],
+    geojson: Geojson,
+    receipt: Receipt,
+    options: Options = "{}",
 ) -> None:
-    """Write the detections of one slide (`confidence,x,y` in level-0 pixels, no header) and what they hit."""
-    facts = read_receipt(heatmap_receipt, "heatmap")
-    slide_mpp = float(facts["slide_mpp"])
-    heat, truth = read_image(heatmap_path, slide_mpp), read_image(truth_path, slide_mpp)
-    grid = grid_of(facts)
-    x, y = grid.x() + grid.patch_px / 2, grid.y() + grid.patch_px / 2
-    if options.method == "components":
-        peaks = component_maxima(heat.data, options.min_score)
-    else:
-        peaks = non_maximum_suppression(heat.data, options.radius_um / heat.mpp, options.min_score)
-    found = [Detection(score, float(x[column]), float(y[row])) for score, column, row in peaks]
-    write_text(detections, "".join(f"{d.confidence:.6f},{d.x:.1f},{d.y:.1f}\n" for d in found))
-    write_features(geojson, map(_feature, found))
-    content = {
-        "slide": slide,
-        "model_sha256": facts["model_sha256"],
-        "detections": len(found),
-        "detections_sha256": digest_file(detections),
-        **_lesion_facts(found, truth.data, truth.mpp, slide_mpp, options),
-    }
-    write_receipt(receipt, "detect", content, options)
-    log.info("%s: %d detections, %s", slide, len(found), _said(content))
+    """Find detections on a heatmap and the lesions that they hit."""
+    outputs = Outputs(detections, geojson, receipt)
+    run(slide, Inputs(truth, heatmap, heatmap_receipt), outputs, parse_options(DetectRun, options))
 
 
-def _lesion_facts(
-    found: list[Detection], truth: np.ndarray, truth_mpp: float, slide_mpp: float, options: LesionLevelOptions
-) -> dict[str, object]:
-    if (truth == IGNORE).any():
-        reason = "parts of the slide are not annotated"
-        return {"lesions": None, "false_positives": None, "isolated": None, "reason": reason}
-    lesions = find_lesions(truth == TUMOR, truth_mpp, merge_um=options.merge_um, itc_um=options.itc_um)
-    hits = match_detections(found, lesions, truth_mpp / slide_mpp)
-    return {
-        "lesions": list(hits.lesions),
-        "false_positives": list(hits.false_positives),
-        "isolated": len(lesions.isolated),
-        "reason": None,
-    }
+def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> None:
+    """Write the detections of one slide (`confidence,x,y` in level-0 pixels, no header) and the lesions they hit."""
+    from wsi_pipeline.evaluation.detections import detection_feature, detections_csv, find_detections, match_lesions
+    from wsi_pipeline.io.atomic import write_text
+    from wsi_pipeline.io.digests import digest_file
+    from wsi_pipeline.masks.geojson import write_features
+    from wsi_pipeline.pyramid.ome_zarr import read_image
+    from wsi_pipeline.receipts.base import read_receipt, write_receipt
+    from wsi_pipeline.receipts.evaluation import DetectReceipt
+    from wsi_pipeline.receipts.models import HeatmapReceipt
 
-
-def _said(content: dict[str, object]) -> str:
-    lesions, misses = content["lesions"], content["false_positives"]
-    if not isinstance(lesions, list) or not isinstance(misses, list):
-        return f"lesions not scored: {content['reason']}"
-    return f"{sum(c > 0 for c in lesions)} of {len(lesions)} lesions hit, {len(misses)} false positives"
-
-
-def _feature(found: Detection) -> Feature:
-    return feature(
-        shapely.Point(found.x, found.y),
-        "Tumor detection",
-        TUMOR_COLOR,
-        name=f"tumour {found.confidence:.3f}",
-        measurements={"confidence": found.confidence},
+    facts = read_receipt(inputs.heatmap_receipt, HeatmapReceipt)
+    found = find_detections(read_image(inputs.heatmap, facts.slide_mpp), facts.grid, options)
+    write_text(outputs.detections, detections_csv(found))
+    write_features(outputs.geojson, map(detection_feature, found))
+    matched = match_lesions(found, read_image(inputs.truth, facts.slide_mpp), facts.slide_mpp, options)
+    write_receipt(
+        outputs.receipt,
+        DetectReceipt(
+            slide=slide,
+            model_sha256=facts.model_sha256,
+            detections=len(found),
+            detections_sha256=digest_file(outputs.detections),
+            lesions=matched and matched.hits.lesions,
+            false_positives=matched and matched.hits.false_positives,
+            isolated=matched and matched.isolated,
+            reason=None if matched else "parts of the slide are not annotated",
+            options=options,
+        ),
     )
+    if matched:
+        hit, lesions = sum(c > 0 for c in matched.hits.lesions), len(matched.hits.lesions)
+        said = f"{hit} of {lesions} lesions hit, {len(matched.hits.false_positives)} false positives"
+    else:
+        said = "lesions not scored: parts of the slide are not annotated"
+    log.info("%s: %d detections, %s", slide, len(found), said)

@@ -11,7 +11,7 @@ from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.stages.arguments import (
     HeatmapArg,
-    HeatmapReceipt,
+    HeatmapReceiptArg,
     Options,
     PatchIndex,
     PatchStore,
@@ -49,7 +49,7 @@ def command(
     tissue: TissueArg,
     truth: TruthArg,
     heatmap: HeatmapArg,
-    heatmap_receipt: HeatmapReceipt,
+    heatmap_receipt: HeatmapReceiptArg,
     slide: Slide,
     store: PatchStore,
     index: PatchIndex,
@@ -69,22 +69,21 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: NegativesRun, *, 
     """
     import numpy as np
 
-    from wsi_pipeline.evaluation.labelled_heatmap import grid_of
-    from wsi_pipeline.io.receipts import read_receipt
     from wsi_pipeline.model.patch_selection import find_candidates, highest_scores, scores_of, store_patches
     from wsi_pipeline.pyramid.ome_zarr import read_image
     from wsi_pipeline.pyramid.pyramid import Pyramid
-    from wsi_pipeline.receipts.base import write_receipt
+    from wsi_pipeline.receipts.base import read_receipt, write_receipt
+    from wsi_pipeline.receipts.models import HeatmapReceipt
     from wsi_pipeline.receipts.slides import NegativesReceipt
 
     pyramid = Pyramid(inputs.pyramid)
-    facts = read_receipt(inputs.heatmap_receipt, "heatmap")
-    if facts["slide"] != slide:
-        raise StoreError(f"{inputs.heatmap_receipt}: the heatmap of {facts['slide']}, not of {slide}")
+    facts = read_receipt(inputs.heatmap_receipt, HeatmapReceipt)
+    if facts.slide != slide:
+        raise StoreError(f"{inputs.heatmap_receipt}: the heatmap of {facts.slide}, not of {slide}")
     heatmap = read_image(inputs.heatmap, pyramid.mpp)
     tissue = read_image(inputs.tissue, pyramid.mpp)
     truth = read_image(inputs.truth, pyramid.mpp)
-    grid = grid_of(facts)
+    grid = facts.grid
     candidates = find_candidates(tissue, truth, grid, pyramid.mpp, options)
     normal = candidates.take(np.flatnonzero(candidates.label == 0))
     scores = scores_of(heatmap.data, grid, normal)
@@ -104,7 +103,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: NegativesRun, *, 
         outputs.receipt,
         NegativesReceipt(
             slide=slide,
-            model_sha256=facts["model_sha256"],
+            model_sha256=facts.model_sha256,
             size_px=options.size_px,
             border_px=options.border_px,
             mpp=stored.mpp,

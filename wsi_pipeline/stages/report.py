@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
+import typer
 from bokeh.embed import components
 from bokeh.models import ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
@@ -25,7 +26,8 @@ from PIL import Image as Pillow
 
 from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import ReportRun
-from wsi_pipeline.evaluation.score_histogram import ScoreCounts
+from wsi_pipeline.config.loading import parse_options
+from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
 from wsi_pipeline.evaluation.summary import SYNTHETIC, Figures, headline, read_metrics, unread_text
 from wsi_pipeline.evaluation.tables import read_table
 from wsi_pipeline.geometry import Box
@@ -40,8 +42,11 @@ from wsi_pipeline.progress_bar import track
 from wsi_pipeline.provenance.snakemake_metadata import job_of_output
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.receipts.base import read_receipt as read_typed
+from wsi_pipeline.receipts.evaluation import ScoresReceipt
 from wsi_pipeline.report.cohort_checks import findings, patch_counts
 from wsi_pipeline.report.slide_data import HeatGrid, heat_grid, read_detections
+from wsi_pipeline.stages.arguments import Exclude, Options, SheetArg, State
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +78,22 @@ FIXED_BYTES = 2_000_000
 _SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
 _LEAST_PX = 128
 _EVERY = (1, 2, 3, 4, 6, 8)
+
+
+def command(
+    sheet: SheetArg,
+    results: Annotated[Path, typer.Option(help="The results folder.")],
+    model: Annotated[str, typer.Option(help="Name of the model.")],
+    output: Annotated[Path, typer.Option(help="HTML page to write.")],
+    exclude: Exclude = None,
+    state: State = Path(".snakemake"),
+    options: Options = "{}",
+) -> None:
+    """Write the report page."""
+    from wsi_pipeline.cohort.sheet import load_sheet
+
+    loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
+    run(results, model, output, parse_options(ReportRun, options), loaded, state)
 
 
 def run(
@@ -279,8 +300,8 @@ def _pooled(layout: Layout, slides: Sequence[str]) -> dict[str, Any]:
     sums = np.zeros((2, STEPS + 1), np.int64)
     for slide in slides:
         places = layout.of(slide)
-        receipt = read_receipt(places.receipt("scores"), "scores")
-        counts = ScoreCounts.read(places.model_file("scores", ".parquet"), receipt)
+        receipt = read_typed(places.receipt("scores"), ScoresReceipt)
+        counts = ScoreHistogram.read(places.model_file("scores", ".parquet"), receipt)
         sums[:, counts.steps] += counts.normal, counts.tumor
     scores = np.flatnonzero(sums.any(axis=0))
     return {"scores": len(scores), "data": _deflated(np.stack((scores, *sums[:, scores])).astype("<u4").tobytes())}

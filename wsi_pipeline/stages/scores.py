@@ -1,55 +1,87 @@
-"""Stage scores: what a heatmap says of its slide, whatever the operating point will be.
+"""Stage scores: the score histogram and the slide features of a heatmap.
 
-Counts of its scores by truth, from which every curve over any slides is a sum, and features for the score
-of the slide.
+Neither depends on the operating point. Histograms are additive, so curves over any set of slides come from their sum.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
+import typer
 
-from wsi_pipeline.config import PatchLevelOptions
-from wsi_pipeline.evaluation.labelled_heatmap import JudgedHeatmap
-from wsi_pipeline.evaluation.score_histogram import ScoreCounts
-from wsi_pipeline.evaluation.slide_features import slide_features
-from wsi_pipeline.io.receipts import read_receipt, write_receipt
-from wsi_pipeline.masks.label_images import IGNORE
+from wsi_pipeline.config import ScoresRun
+from wsi_pipeline.config.loading import parse_options
+from wsi_pipeline.stages.arguments import HeatmapArg, HeatmapReceiptArg, Options, Receipt, Slide, TruthArg
 
 log = logging.getLogger(__name__)
 
 
-def run(
-    slide: str,
-    truth_path: Path,
-    truth_receipt: Path,
-    heatmap_path: Path,
-    heatmap_receipt: Path,
-    counts: Path,
-    receipt: Path,
-    options: PatchLevelOptions,
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    truth: Path
+    truth_receipt: Path
+    heatmap: Path
+    heatmap_receipt: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    histogram: Path
+    receipt: Path
+
+
+def command(
+    truth: TruthArg,
+    truth_receipt: Annotated[Path, typer.Option(help="The truth's receipt.")],
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceiptArg,
+    slide: Slide,
+    counts: Annotated[Path, typer.Option(help="Score histogram (Parquet) to write.")],
+    receipt: Receipt,
+    options: Options = "{}",
 ) -> None:
-    """Count the scores of one slide."""
-    judged = JudgedHeatmap.read(slide, heatmap_path, heatmap_receipt, truth_path, options)
-    found = ScoreCounts.of(judged.heat.data, judged.labels)
-    found.write(counts)
-    # An annotation may be smaller than a pixel of the truth image.
-    annotated = read_receipt(truth_receipt, "truth")["tumor_mm2"] > 0
-    normal, tumor, ignored = (int(column.sum()) for column in (found.normal, found.tumor, found.ignored))
-    content = {
-        "slide": slide,
-        "model_sha256": judged.facts["model_sha256"],
-        "counts_sha256": found.digest,
-        "positions": {"normal": normal, "tumor": tumor, "ignored": ignored},
-        "unread_positions": judged.facts["unread_positions"],
-        "truth": {
-            "tumor": annotated,
-            "ignored": bool((judged.truth.data == IGNORE).any()),
-        },
-        "features": slide_features(judged.heat),
-    }
-    write_receipt(receipt, "scores", content, options)
-    highest = np.nanmax(judged.heat.data, initial=0)
-    log.info("%s: %d tumour, %d normal patches, highest probability %.3f", slide, tumor, normal, highest)
+    """Count the scores of a heatmap by truth."""
+    inputs = Inputs(truth, truth_receipt, heatmap, heatmap_receipt)
+    run(slide, inputs, Outputs(counts, receipt), parse_options(ScoresRun, options))
+
+
+def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> None:
+    """Write the score histogram of one slide. Raises `StoreError` for the heatmap of another slide."""
+    import numpy as np
+
+    from wsi_pipeline.evaluation.labelled_heatmap import LabelledHeatmap
+    from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
+    from wsi_pipeline.evaluation.slide_features import slide_features
+    from wsi_pipeline.masks.label_images import IGNORE
+    from wsi_pipeline.receipts.base import read_receipt, write_receipt
+    from wsi_pipeline.receipts.evaluation import PositionCounts, ScoresReceipt, SlideTruth
+    from wsi_pipeline.receipts.slides import TruthReceipt
+
+    labelled = LabelledHeatmap.read(slide, inputs.heatmap, inputs.heatmap_receipt, inputs.truth, options)
+    histogram = ScoreHistogram.of(labelled.heat.data, labelled.labels)
+    histogram.write(outputs.histogram)
+    # From the receipt, as an annotation may be smaller than a pixel of the truth image.
+    annotated = read_receipt(inputs.truth_receipt, TruthReceipt).tumor_mm2 > 0
+    positions = PositionCounts(
+        normal=int(histogram.normal.sum()), tumor=int(histogram.tumor.sum()), ignored=int(histogram.ignored.sum())
+    )
+    write_receipt(
+        outputs.receipt,
+        ScoresReceipt(
+            slide=slide,
+            model_sha256=labelled.receipt.model_sha256,
+            counts_sha256=histogram.digest,
+            positions=positions,
+            unread_positions=labelled.receipt.unread_positions,
+            truth=SlideTruth(tumor=annotated, ignored=bool((labelled.truth.data == IGNORE).any())),
+            features=slide_features(labelled.heat),
+            options=options,
+        ),
+    )
+    highest = np.nanmax(labelled.heat.data, initial=0)
+    log.info(
+        "%s: %d tumour, %d normal patches, highest probability %.3f", slide, positions.tumor, positions.normal, highest
+    )

@@ -14,8 +14,9 @@ from wsi_pipeline.config import NAME_PATTERN
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.summary import Figures, headline, read_metrics
 from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout, ResultNotFoundError, SlideLayout
-from wsi_pipeline.io.receipts import read_receipt
 from wsi_pipeline.provenance.run_record import last_run
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.evaluation import CalibrateReceipt
 from wsi_pipeline.report.slide_data import HeatGrid, heat_grid, read_detections
 
 _NAME = re.compile(NAME_PATTERN)
@@ -97,7 +98,7 @@ class Results:
     def threshold(self, model: str | None) -> float:
         """The operating point of a model, 0.5 before it is known."""
         path = Layout(self.folder, model).calibration
-        return float(read_receipt(path, "calibrate")["operating_point"]["threshold"]) if path.is_file() else 0.5
+        return read_receipt(path, CalibrateReceipt).operating_point.threshold if path.is_file() else 0.5
 
     def places(self, slide: str, model: str | None) -> SlideLayout:
         """Where the files of a slide are; `ResultNotFoundError` for names that are not those of slides and models here.

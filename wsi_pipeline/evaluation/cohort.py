@@ -1,0 +1,49 @@
+"""The cohort of an evaluation: its slides by split, exclusions and missing results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsi_pipeline import __version__
+from wsi_pipeline.cohort.sheet import SPLITS, Sheet
+from wsi_pipeline.config import EvaluateRun
+from wsi_pipeline.evaluation.slide_results import CohortResults
+from wsi_pipeline.evaluation.summary import Figures
+from wsi_pipeline.io.digests import digest_json
+
+
+def cohort_figures(sheet: Sheet, results: CohortResults, missing: Sequence[str], options: EvaluateRun) -> Figures:
+    """The key `cohort` of `metrics.json`; `missing` are test slides without results."""
+    return {
+        "name": options.cohort_name,
+        "synthetic": options.synthetic,
+        "complete": not missing,
+        "missing": list(missing),
+        "excluded": list(sheet.excluded),
+        "test_slides": [s.row.slide for s in results.slides],
+        "unread_positions": {s.row.slide: n for s in results.slides if (n := s.scores.unread_positions)},
+        "slides": {split: len(sheet.of_split(split)) for split in SPLITS},
+    }
+
+
+def provenance_figures(results: CohortResults, options: EvaluateRun) -> Figures:
+    """The key `provenance` of `metrics.json`; `inputs_sha256` is the digest of all receipts."""
+    receipts = ([s.scores.as_json(), s.confusion.as_json(), s.detections.as_json()] for s in results.slides)
+    return {
+        "wsi_pipeline": __version__,
+        "step_version": EvaluateRun.step_version,
+        "model_sha256": results.model,
+        "inputs_sha256": digest_json([results.chosen and results.chosen.as_json(), *receipts]),
+        "seed": options.seed,
+    }
+
+
+def cohort_rows(sheet: Sheet) -> list[tuple[str, ...]]:
+    """A table with a row for each split: slides, slides by label, patients and centres."""
+    rows: list[tuple[str, ...]] = [("", "slides", "tumour", "normal", "not labelled", "patients", "centres")]
+    for split in SPLITS:
+        slides = [sheet[name] for name in sheet.of_split(split)]
+        labels = [sum(row.label == label for row in slides) for label in ("tumor", "normal", None)]
+        places = [len({value for row in slides if (value := getattr(row, key))}) for key in ("patient", "centre")]
+        rows.append((split, *(f"{n:,}" for n in (len(slides), *labels)), *(f"{n:,}" if n else "–" for n in places)))
+    return rows

@@ -1,0 +1,156 @@
+"""The results of the test slides of a cohort, from the files of the stages scores, confusion and detect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from wsi_pipeline.cohort.sheet import SlideRow
+from wsi_pipeline.config import SlideLevelOptions
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.evaluation.consistency import check_chosen_for, common_model
+from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
+from wsi_pipeline.metrics.calibration import CalibrationSums, at_temperature
+from wsi_pipeline.metrics.curves import ConfusionCounts
+from wsi_pipeline.metrics.lesions import SlideHits
+from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary
+from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.evaluation import CalibrateReceipt, ConfusionReceipt, DetectReceipt, ScoresReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFolders:
+    """The output folders of the stages before the evaluation, for one model."""
+
+    scores: Path
+    confusion: Path
+    detections: Path
+
+    def scores_receipt(self, slide: str) -> Path:
+        return self.scores / f"{slide}.json"
+
+    def histogram(self, slide: str) -> Path:
+        return self.scores / f"{slide}.parquet"
+
+    def confusion_receipt(self, slide: str) -> Path:
+        return self.confusion / f"{slide}.json"
+
+    def detections_receipt(self, slide: str) -> Path:
+        return self.detections / f"{slide}.json"
+
+    def complete(self, slide: str) -> bool:
+        """Whether all results of a slide exist."""
+        files = (self.scores_receipt, self.histogram, self.confusion_receipt, self.detections_receipt)
+        return all(file(slide).is_file() for file in files)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideResult:
+    """The receipts of one slide."""
+
+    row: SlideRow
+    scores: ScoresReceipt
+    confusion: ConfusionReceipt
+    detections: DetectReceipt
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """The slide and the digest of its model. Raises `StoreError` for receipts of different models."""
+        slide = self.row.slide
+        common_model([(slide, one.model_sha256) for one in (self.scores, self.confusion, self.detections)])
+        return slide, self.scores.model_sha256
+
+    @property
+    def counts(self) -> ConfusionCounts:
+        """The confusion matrix at the operating point."""
+        cells = self.confusion.counts
+        return ConfusionCounts(tp=cells.tp, fp=cells.fp, fn=cells.fn, tn=cells.tn)
+
+    @property
+    def hits(self) -> SlideHits | None:
+        """Hits of the detections; None for a slide whose lesions cannot be scored."""
+        return hits_of(self.detections)
+
+
+def hits_of(detections: DetectReceipt) -> SlideHits | None:
+    """Hits of the detections of a slide; None for a slide whose lesions cannot be scored."""
+    if detections.lesions is None or detections.false_positives is None:
+        return None
+    return SlideHits(detections.lesions, detections.false_positives)
+
+
+@dataclass(slots=True)
+class CohortResults:
+    """The results of all slides, read slide by slide; of score histograms only sums are kept.
+
+    `pooled` has the slides in the order of `slides`, `centres` those of each centre. `at_temperature` is empty where no
+    temperature was fitted, `top_means` where no slide score needs them. `chosen` and `model`, a digest, are None for a
+    cohort without slides.
+    """
+
+    chosen: CalibrateReceipt | None
+    model: str | None = None
+    slides: list[SlideResult] = field(default_factory=list)
+    pooled: PooledScores = field(default_factory=PooledScores)
+    centres: dict[str, PooledScores] = field(default_factory=dict)
+    at_temperature: list[CalibrationSums] = field(default_factory=list)
+    top_means: dict[str, float | None] = field(default_factory=dict)
+
+
+def load_results(
+    rows: Sequence[SlideRow], folders: ResultFolders, calibration: Path, options: SlideLevelOptions
+) -> CohortResults:
+    """Read the results of slides.
+
+    Raises `StoreError` where they contradict the sheet or the operating point, or are of two models.
+    """
+    if not rows:
+        return CohortResults(None)
+    chosen = read_receipt(calibration, CalibrateReceipt)
+    results = CohortResults(chosen)
+    # The scaled step of each step.
+    scaled = at_temperature(np.arange(STEPS + 1), chosen.temperature.value) if chosen.temperature else None
+    for row in rows:
+        result = SlideResult(
+            row,
+            read_receipt(folders.scores_receipt(row.slide), ScoresReceipt),
+            read_receipt(folders.confusion_receipt(row.slide), ConfusionReceipt),
+            read_receipt(folders.detections_receipt(row.slide), DetectReceipt),
+        )
+        _check(result, chosen, calibration)
+        results.slides.append(result)
+        counted = ScoreHistogram.read(folders.histogram(row.slide), result.scores)
+        sketch = ScoreSummary.of(counted.steps, counted.normal, counted.tumor)
+        results.pooled.add(counted.steps, counted.normal, counted.tumor, sketch)
+        if row.centre:
+            own = results.centres.setdefault(row.centre, PooledScores())
+            own.add(counted.steps, counted.normal, counted.tumor, sketch)
+        if scaled is not None:
+            sums = CalibrationSums.of(scaled[counted.steps], counted.normal, counted.tumor)
+            results.at_temperature.append(sums)
+        if options.score == "top_share":
+            results.top_means[row.slide] = counted.top_mean(options.top_share)
+    results.model = common_model([one.model for one in results.slides])
+    return results
+
+
+def _check(result: SlideResult, chosen: CalibrateReceipt, calibration: Path) -> None:
+    slide, threshold = result.row.slide, chosen.operating_point.threshold
+    if result.confusion.threshold != threshold:
+        raise StoreError(
+            f"slide {slide}: judged at the threshold {result.confusion.threshold:g}, but {calibration} says "
+            f"{threshold:g}",
+            remedy="Run the stage confusion again for all slides",
+        )
+    check_chosen_for(chosen, *result.model)
+    truth, label = result.scores.truth, result.row.label
+    has = "has tumour" if truth.tumor else "has no tumour"
+    if (label == "normal" and truth.tumor) or (label == "tumor" and not truth.tumor and not truth.ignored):
+        raise StoreError(
+            f"slide {slide}: the sheet's label is {label}, but its truth {has}",
+            remedy="Correct the sheet or the annotation, and run the stage truth again",
+        )

@@ -1,0 +1,140 @@
+"""Receipts of the stages that compare predictions with the truth."""
+
+from __future__ import annotations
+
+from wsi_pipeline.config import CalibrateRun, ConfusionRun, DetectRun, ScoresRun
+from wsi_pipeline.receipts.base import Facts, Receipt
+
+
+class PositionCounts(Facts):
+    """Predicted positions of a slide by their truth."""
+
+    normal: int
+    tumor: int
+    ignored: int
+
+
+class SlideTruth(Facts):
+    """Whether tumour is annotated on a slide, and whether parts of it are to be ignored."""
+
+    tumor: bool
+    ignored: bool
+
+
+class ScoresReceipt(Receipt):
+    """The score histogram of a heatmap; `features` is null for a heatmap without predicted positions."""
+
+    run = ScoresRun
+
+    slide: str
+    model_sha256: str
+    counts_sha256: str
+    positions: PositionCounts
+    unread_positions: int
+    truth: SlideTruth
+    features: dict[str, float] | None
+    options: ScoresRun
+
+
+class DetectReceipt(Receipt):
+    """The detections of a slide and the lesions they hit.
+
+    `lesions` holds the highest confidence on each lesion, 0 for a miss, and `false_positives` the confidences outside
+    all lesions. Both are null, with a `reason`, for a slide whose lesions cannot be scored.
+    """
+
+    run = DetectRun
+
+    slide: str
+    model_sha256: str
+    detections: int
+    detections_sha256: str
+    lesions: tuple[float, ...] | None
+    false_positives: tuple[float, ...] | None
+    isolated: int | None
+    reason: str | None
+    options: DetectRun
+
+
+class ConfusionCells(Facts):
+    """Patches in each cell of a confusion matrix."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+
+class ConfusionShares(Facts):
+    """The cells of a confusion matrix as shares of its total; null for an empty one."""
+
+    tp: float | None
+    fp: float | None
+    fn: float | None
+    tn: float | None
+
+
+class OperatingPoint(Facts):
+    """A threshold and its origin; for one chosen on validation slides, those slides and the figures at the threshold.
+
+    Keys ending in `_there` are figures at the threshold on the slides it was chosen on.
+    """
+
+    rule: str
+    threshold: float
+    chosen_on: str
+    aim: float | None = None
+    slides: tuple[str, ...] = ()
+    n_slides: int = 0
+    n_normal: int = 0
+    n_tumor: int = 0
+    counts_there: ConfusionCells | None = None
+    sensitivity_there: float | None = None
+    specificity_there: float | None = None
+    precision_there: float | None = None
+    f1_there: float | None = None
+    n_slides_with_lesions_known: int = 0
+    n_lesions: int = 0
+    false_positives_per_slide_there: float | None = None
+    lesion_sensitivity_there: float | None = None
+
+
+class Temperature(Facts):
+    """A temperature fitted on validation slides, with the cross-entropy (nats) before and after scaling."""
+
+    value: float
+    fitted_on: str
+    slides: tuple[str, ...]
+    n_slides: int
+    n_patches: int
+    cross_entropy_before: float
+    cross_entropy_after: float
+
+
+class CalibrateReceipt(Receipt):
+    """The operating point of a model; `model_sha256` is null where no slide was read."""
+
+    run = CalibrateRun
+
+    model_sha256: str | None
+    operating_point: OperatingPoint
+    temperature: Temperature | None
+    options: CalibrateRun
+
+
+class ConfusionReceipt(Receipt):
+    """The confusion of a slide at `threshold`; ratios are null where their denominator is 0."""
+
+    run = ConfusionRun
+
+    slide: str
+    model_sha256: str
+    threshold: float
+    counts: ConfusionCells
+    share_of_total: ConfusionShares
+    sensitivity: float | None
+    specificity: float | None
+    precision: float | None
+    f1: float | None
+    ignored: int
+    options: ConfusionRun

@@ -1,0 +1,54 @@
+"""Receipts of the stages that train a model and run it."""
+
+from __future__ import annotations
+
+from wsi_pipeline.config import HeatmapRun, PredictRun
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.receipts.base import Facts, Receipt
+from wsi_pipeline.receipts.slides import StainFacts
+
+
+class PredictReceipt(Receipt):
+    """Predictions of a batch of slides; `positions` is the number of patches of each predicted slide."""
+
+    run = PredictRun
+
+    model_sha256: str
+    positions: dict[str, int]
+    options: PredictRun
+
+
+class PrecisionFacts(Facts):
+    """Device kind and dtype of a prediction.
+
+    For a dtype other than float32: the number of patches that were predicted in float32 too, and the largest difference
+    of their probabilities (null where none could be read).
+    """
+
+    device: str
+    dtype: str
+    patches_compared: int | None = None
+    largest_difference: float | None = None
+
+
+class HeatmapReceipt(Receipt):
+    """A heatmap; scales in µm per pixel, `slide_size` is (width, height) at level 0, `grid` in level-0 pixels.
+
+    `positions` have a probability, `unread_positions` lie on damaged chunks; `maximum` is null without any position.
+    """
+
+    run = HeatmapRun
+
+    slide: str
+    model_sha256: str
+    slide_mpp: float
+    slide_size: tuple[int, int]
+    patch_mpp: float
+    grid: Grid
+    stains: StainFacts | None
+    precision: PrecisionFacts
+    positions: int
+    unread_positions: int
+    maximum: float | None
+    heatmap_sha256: str
+    options: HeatmapRun
