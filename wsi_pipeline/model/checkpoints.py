@@ -36,9 +36,9 @@ class Checkpoints:
         """Write a checkpoint; where there is no room the old ones stay, a warning is logged and it returns False."""
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        data = buffer.getbuffer()
         try:
-            with atomic_output(self._newest) as partial:
+            # The view is released here: one that outlives its buffer in a traceback is an error on Python 3.13.
+            with buffer.getbuffer() as data, atomic_output(self._newest) as partial:
                 with partial.open("wb") as file:
                     file.write(data)
                     file.write(hashlib.sha256(data).digest())
