@@ -36,11 +36,11 @@ from train import (
 )
 
 from wsi_pipeline.config import ConvertRun, TrainRun
-from wsi_pipeline.model.dataset import PatchBank
+from wsi_pipeline.model.dataset import PatchDataset
 from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.inception import BasicConv2d
-from wsi_pipeline.model.inference import scan
-from wsi_pipeline.model.model_dir import starting_network
+from wsi_pipeline.model.inference import run_inference
+from wsi_pipeline.model.model_dir import initial_network
 from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -64,7 +64,7 @@ class CudnnConv2d(nn.Module):
 
 def compiled_steps(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> Way:
     """Training steps as `torch.compile` makes them."""
-    trainer = trainer_of(PatchBank(patches.stores, patches.indices), options, device, workers)
+    trainer = trainer_of(PatchDataset(patches.stores, patches.indices), options, device, workers)
     return constant_steps(trainer, options.batch_size, count, is_compiled=True)
 
 
@@ -72,7 +72,7 @@ def other_forward_ways(device: Device, size: int, batch: int, count: int) -> dic
     """Forward passes as they could be."""
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
     compiled, fused = (
-        Predictor(starting_network("random", 2, 1, None), size, 1, device, batch_size=batch) for _ in range(2)
+        Predictor(initial_network("random", 2, 1, None), size, 1, device, batch_size=batch) for _ in range(2)
     )
     compiled._network = torch.compile(compiled._network)
     for module in list(fused._network.modules()):
@@ -117,7 +117,7 @@ def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pix
     def scanned(stride: float) -> Iterator[int]:
         grid = pyramid.grid(spec, spec.um * stride)
         x, y = (part.ravel() for part in np.meshgrid(grid.x(), grid.y()))
-        for part in scan(PatchReader(pyramid, spec, x, y), predictor, workers):
+        for part in run_inference(PatchReader(pyramid, spec, x, y), predictor, workers):
             yield len(part.whole)
 
     return {
@@ -165,7 +165,7 @@ def main() -> int:
         forward = possible(forward_ways(*sizes) | other_forward_ways(*sizes))
         found["prediction"] = fastest(forward, arguments.rounds, device)
         table("prediction", images, found["prediction"])
-        predictor = Predictor(starting_network("random", 2, 1, None), arguments.size, 1, device)
+        predictor = Predictor(initial_network("random", 2, 1, None), arguments.size, 1, device)
         print(f"\nbatch of prediction: {predictor.batch_size}")
         found["slide"] = whole_stage(Path(folder), predictor, arguments.workers, arguments.size, arguments.pixels)
         print_rates("a slide", found["slide"])

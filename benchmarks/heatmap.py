@@ -30,10 +30,10 @@ from wsi_pipeline.config import ConvertRun, TissueRun
 from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.device import Device, pick_device
-from wsi_pipeline.model.inception import InceptionV3, folded
-from wsi_pipeline.model.inference import in_order, scan
-from wsi_pipeline.model.model_dir import starting_network
-from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, optimised
+from wsi_pipeline.model.inception import InceptionV3, fold_batch_norms
+from wsi_pipeline.model.inference import map_ordered, run_inference
+from wsi_pipeline.model.model_dir import initial_network
+from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, optimized_for
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -69,14 +69,14 @@ def bare(predictor: Predictor, threads: int) -> Iterator[int]:
     """The network on the same batch again and again, as the stage runs it."""
     pixels = torch.randint(0, 256, (predictor.batch_size, SIZE, SIZE, 3), dtype=torch.uint8)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for found in in_order(pool, lambda _: predictor(pixels), range(10**9), 2 * threads):
+        for found in map_ordered(pool, lambda _: predictor(pixels), range(10**9), 2 * threads):
             yield len(found)
 
 
 def forward_ways(network: InceptionV3, predictors: Sequence[Predictor], threads: int) -> dict[str, float]:
     """The same pixels to probabilities; a way for each batch size of plain PyTorch."""
     rows = {}
-    channels_last = folded(network)
+    channels_last = fold_batch_norms(network)
     for batch in (32, 16, 4):
         pixels = torch.randint(0, 256, (batch, SIZE, SIZE, 3), dtype=torch.uint8)
 
@@ -110,7 +110,7 @@ def largest_difference(network: InceptionV3, device: Device) -> float:
     pixels = torch.randint(0, 256, (16, SIZE, SIZE, 3), dtype=torch.uint8)
     with torch.inference_mode():
         x = to_input(to_unit(pixels, torch.device("cpu")))
-        return float((optimised(network, device)(x) - network(x)).abs().max())
+        return float((optimized_for(network, device)(x) - network(x)).abs().max())
 
 
 def corners(folder: Path, stride: float) -> tuple[Pyramid, np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ def corners(folder: Path, stride: float) -> tuple[Pyramid, np.ndarray, np.ndarra
 def whole_stage(folder: Path, predictor: Predictor, threads: int, stride: float) -> Iterator[int]:
     pyramid, x, y = corners(folder, stride)
     reader = PatchReader(pyramid, pyramid.patch_spec(SIZE, MPP), x, y)
-    for part in scan(reader, predictor, threads):
+    for part in run_inference(reader, predictor, threads):
         yield len(part.whole)
 
 
@@ -166,7 +166,7 @@ def peer(way: str, python: str, folder: Path, source: Path, threads: int, second
         given = Path(name)
         _, x, y = corners(folder, 1)
         np.save(given / "corners.npy", np.stack([x, y], axis=1))
-        network = starting_network("random", 2, 1, None).eval()
+        network = initial_network("random", 2, 1, None).eval()
         torch.jit.trace(network, torch.zeros(2, 3, SIZE, SIZE)).save(str(given / "network.pt"))
         command = [python, str(Path(__file__).with_name("heatmap_peers.py")), way, str(source), name]
         done = subprocess.run(  # noqa: S603
@@ -181,7 +181,7 @@ def memory(folder: Path, threads: int) -> None:
     def resident() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    predictor = Predictor(starting_network("random", 2, 1, None), SIZE, 1, pick_device(1))
+    predictor = Predictor(initial_network("random", 2, 1, None), SIZE, 1, pick_device(1))
     before = resident()
     print(f"\nthe process with its model: {before:.0f} MiB")
     print("\n| stride | patches | chunks decoded, of those touched | wall, s | peak memory beyond the model, MiB |")
@@ -199,7 +199,7 @@ def memory(folder: Path, threads: int) -> None:
                 predictor(pixels)
 
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in in_order(pool, work, range(0, len(reader), CPU_BATCH), 2 * threads):
+            for _ in map_ordered(pool, work, range(0, len(reader), CPU_BATCH), 2 * threads):
                 pass
         seconds = time.perf_counter() - began
         counts = f"{len(reader)} | {reader.chunks_decoded} of {reader.chunks_needed}"
@@ -226,7 +226,7 @@ def main() -> None:
         if arguments.memory:
             memory(folder, threads)
             return
-        network = starting_network("random", 2, 1, None).eval()
+        network = initial_network("random", 2, 1, None).eval()
         predictor = Predictor(network, SIZE, 1, device)
         rounded = Predictor(network, SIZE, 1, pick_device(threads, "bfloat16"))
         print_rates("forward pass", forward_ways(network, (predictor, rounded), threads))

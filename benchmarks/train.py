@@ -26,9 +26,9 @@ from wsi_pipeline.config import TrainRun
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.dataset import Feed, PatchBank
+from wsi_pipeline.model.dataset import PatchDataset, Prefetcher
 from wsi_pipeline.model.device import Device, pick_device
-from wsi_pipeline.model.model_dir import starting_network
+from wsi_pipeline.model.model_dir import initial_network
 from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.pyramid.codecs import image_codec
@@ -88,24 +88,24 @@ def as_by_default() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
 
 
-def trainer_of(bank: PatchBank, options: TrainRun, device: Device, workers: int) -> Trainer:
-    network = starting_network("random", 2, 1, None)
-    nothing, none = PatchBank([], []), Checkpoints(Path("none"))
-    return Trainer(network, bank, nothing, options, device, none, "", workers=workers)
+def trainer_of(dataset: PatchDataset, options: TrainRun, device: Device, workers: int) -> Trainer:
+    network = initial_network("random", 2, 1, None)
+    nothing, none = PatchDataset([], []), Checkpoints(Path("none"))
+    return Trainer(network, dataset, nothing, options, device, none, "", workers=workers)
 
 
 def constant_steps(made: Trainer, batch: int, count: int, *, is_compiled: bool = False) -> Way:
     """`count` training steps on a batch that lies on the device."""
     picked = made._sampler.batch(0, batch)
-    pixels = torch.from_numpy(np.stack([made._bank.read(int(k)) for k in picked])).to(made._device.device)
+    pixels = torch.from_numpy(np.stack([made._dataset.read(int(k)) for k in picked])).to(made._device.device)
     if is_compiled:
-        made._thaw(0)
+        made._set_trainable(0)
         made._loss = torch.compile(made._loss)
 
     def run() -> None:
         for step in range(count):
-            made._settle((step, picked, made._step(step, picked, pixels)))
-        made._settle(None)
+            made._collect_loss((step, picked, made._step(step, picked, pixels)))
+        made._collect_loss(None)
 
     return run
 
@@ -115,21 +115,23 @@ def fed_steps(made: Trainer, batch: int, count: int, workers: int) -> Way:
 
     def run() -> None:
         index = (made._sampler.batch(step, batch) for step in range(count))
-        for step, (picked, pixels) in enumerate(Feed(made._bank, index, workers=workers, pin=made._device.is_cuda)):
-            made._settle((step, picked, made._step(step, picked, pixels)))
-        made._settle(None)
+        for step, (picked, pixels) in enumerate(
+            Prefetcher(made._dataset, index, workers=workers, pin=made._device.is_cuda)
+        ):
+            made._collect_loss((step, picked, made._step(step, picked, pixels)))
+        made._collect_loss(None)
 
     return run
 
 
 def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> dict[str, Way]:
     """Ways to make `count` training steps; the first is what the others are compared with."""
-    in_memory = PatchBank(patches.stores, patches.indices, memory_gib=64, workers=workers)
-    on_disk = PatchBank(patches.stores, patches.indices, memory_gib=0)
+    in_memory = PatchDataset(patches.stores, patches.indices, memory_gib=64, workers=workers)
+    on_disk = PatchDataset(patches.stores, patches.indices, memory_gib=0)
     batch = options.batch_size
 
-    def made(bank: PatchBank, dtype: torch.dtype = device.dtype) -> Trainer:
-        return trainer_of(bank, options, Device(device.device, dtype), workers)
+    def made(dataset: PatchDataset, dtype: torch.dtype = device.dtype) -> Trainer:
+        return trainer_of(dataset, options, Device(device.device, dtype), workers)
 
     other = torch.float32 if device.dtype == torch.bfloat16 else torch.bfloat16
     return {
@@ -143,7 +145,7 @@ def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, w
 
 def plain_steps(options: TrainRun, device: Device, size: int, count: int) -> Way:
     """The step that one writes first: NCHW, float32, no augmentation, from a constant batch of floats."""
-    network = starting_network("random", 2, 1, None).to(device.device).train()
+    network = initial_network("random", 2, 1, None).to(device.device).train()
     optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-4)
     x = torch.rand(options.batch_size, 3, size, size, device=device.device)
     labels = torch.arange(options.batch_size, device=device.device) % 2
@@ -162,7 +164,7 @@ def plain_steps(options: TrainRun, device: Device, size: int, count: int) -> Way
 
 def forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
     """The network alone, from the same uint8 pixels to probabilities; benchmarks/heatmap.py has more on a CPU."""
-    network = starting_network("random", 2, 1, None).eval().to(device.device)
+    network = initial_network("random", 2, 1, None).eval().to(device.device)
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
 
     def plain() -> None:

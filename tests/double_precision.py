@@ -13,10 +13,10 @@ from pathlib import Path
 
 from helpers.training import OPTIONS
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.dataset import PatchBank
+from wsi_pipeline.model.dataset import PatchDataset
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.distributed import init_distributed
-from wsi_pipeline.model.model_dir import starting_network
+from wsi_pipeline.model.model_dir import initial_network
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.stages.train import PatchSet
 
@@ -28,11 +28,11 @@ def main(cohort: Path, steps: int) -> None:
     device = pick_device(1)
     distributed = init_distributed()
     sets = PatchSet.of([cohort / "slides" / name / "patches.json" for name in ("n", "t")])
-    bank, nothing = PatchBank(sets.stores, sets.indices), PatchBank([], [])
-    network = starting_network("random", 2, 1, None).double().eval()
+    dataset, nothing = PatchDataset(sets.stores, sets.indices), PatchDataset([], [])
+    network = initial_network("random", 2, 1, None).double().eval()
     network.train = lambda *_: network  # type: ignore[method-assign]
     trainer = Trainer(
-        network, bank, nothing, options, device, Checkpoints(cohort / "none"), "", distributed=distributed
+        network, dataset, nothing, options, device, Checkpoints(cohort / "none"), "", distributed=distributed
     )
     losses: list[float] = []
     trainer._record = lambda: losses.extend(trainer.progress.losses)  # type: ignore[method-assign]

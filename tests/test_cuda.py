@@ -97,8 +97,8 @@ def test_a_gpu_trains_stops_goes_on_and_predicts(
     on_cpu, receipt = heatmap(slides, model, tmp_path / "d", 2)
     assert receipt["precision"] == {"device": "cpu", "dtype": "float32"}
     np.testing.assert_allclose(found, on_cpu, atol=0.05)
-    turned, _ = heatmap(slides, model, tmp_path / "e", 2, orientations=True)
-    np.testing.assert_allclose(fewer, turned, atol=0.05)
+    orient, _ = heatmap(slides, model, tmp_path / "e", 2, orientations=True)
+    np.testing.assert_allclose(fewer, orient, atol=0.05)
 
 
 def test_a_step_is_launched_without_waiting_for_the_one_before(gpu: None, cohort: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks.label_images import grid_fractions
-from wsi_pipeline.model.model_dir import ModelFacts, write_model_json
+from wsi_pipeline.model.model_dir import ModelMetadata, write_model_json
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
@@ -87,7 +87,7 @@ def test_a_slide_without_tissue_gives_an_empty_map(
 
 
 def test_weights_of_another_model_json_are_refused(slide: Path, model: Path, tmp_path: Path) -> None:
-    write_model_json(tmp_path / "model.json", ModelFacts(75, 1.0, ("normal", "tumor"), "0" * 64))
+    write_model_json(tmp_path / "model.json", ModelMetadata(75, 1.0, ("normal", "tumor"), "0" * 64))
     (tmp_path / "weights.safetensors").symlink_to(model / "weights.safetensors")
     with pytest.raises(ModelError, match="not the weights that"):
         run(slide, tmp_path, tmp_path / "out")
@@ -95,7 +95,7 @@ def test_weights_of_another_model_json_are_refused(slide: Path, model: Path, tmp
 
 def test_a_model_finer_than_the_slide_is_refused_unless_one_insists(slide: Path, model: Path, tmp_path: Path) -> None:
     digest = json.loads((model / "model.json").read_text())["weights_sha256"]
-    write_model_json(tmp_path / "model.json", ModelFacts(75, 0.25, ("normal", "tumor"), digest))
+    write_model_json(tmp_path / "model.json", ModelMetadata(75, 0.25, ("normal", "tumor"), digest))
     (tmp_path / "weights.safetensors").symlink_to(model / "weights.safetensors")
     with pytest.raises(StoreError, match=r"coarser than the 0\.25 asked for.*--allow-upsampling"):
         run(slide, tmp_path, tmp_path / "out")

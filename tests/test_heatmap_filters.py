@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.model.heatmap_filters import overlap_mean, smoothed
+from wsi_pipeline.model.heatmap_filters import gaussian_filtered, overlap_mean
 
 
 def heat_of(shape: tuple[int, int], seed: int = 1) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_without_overlap_a_mean_is_the_value_itself() -> None:
 def test_positions_without_a_value_are_left_out_and_stay_so() -> None:
     heat = np.full((7, 7), 0.25, np.float32)
     heat[0, :], heat[3, 3] = np.nan, np.nan
-    for found in (overlap_mean(heat, Grid(7, 7, 10, 30)), smoothed(heat, 1.5)):
+    for found in (overlap_mean(heat, Grid(7, 7, 10, 30)), gaussian_filtered(heat, 1.5)):
         np.testing.assert_array_equal(np.isnan(found), np.isnan(heat))
         np.testing.assert_allclose(found[np.isfinite(heat)], 0.25, atol=1e-7)
 
@@ -45,7 +45,7 @@ def test_positions_without_a_value_are_left_out_and_stay_so() -> None:
 def test_smoothing_is_a_gaussian() -> None:
     heat = np.zeros((41, 41), np.float32)
     heat[20, 20] = 1
-    found = smoothed(heat, 2.0)
+    found = gaussian_filtered(heat, 2.0)
     away = np.arange(41) - 20
     bell = np.exp(-(away**2) / 8.0)
     bell /= bell.sum()

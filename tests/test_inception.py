@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.paths import DATA
-from wsi_pipeline.model.inception import InceptionV3, folded
+from wsi_pipeline.model.inception import InceptionV3, fold_batch_norms
 
 GOLDEN = DATA.parent / "reference" / "inception_v3_golden.json"
 
@@ -72,9 +72,9 @@ def test_logits_are_torchvisions(golden: dict, network: InceptionV3, size: int) 
 def test_folding_changes_nothing(golden: dict, network: InceptionV3) -> None:
     wanted = golden["outputs"]["96"]["logits_first_8"]
     with torch.inference_mode():
-        logits = folded(network)(image(96)).numpy()
+        logits = fold_batch_norms(network)(image(96)).numpy()
     np.testing.assert_allclose(logits[:, :8], wanted, atol=1e-6)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded(network).modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fold_batch_norms(network).modules())
 
 
 def test_auxiliary_logits_are_torchvisions(golden: dict, network: InceptionV3) -> None:

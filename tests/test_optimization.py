@@ -15,13 +15,13 @@ from helpers.training import OPTIONS, needs_bfloat16, write_patches
 from wsi_pipeline.config import Config, TrainRun
 from wsi_pipeline.config.loading import options_json, parse_options
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.model.augment import _STAINS, Draws, restained
+from wsi_pipeline.model.augment import _STAINS, AugmentationDraws, jitter_stains
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.dataset import PatchBank
+from wsi_pipeline.model.dataset import PatchDataset
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.inception import InceptionV3, dropout_mask
-from wsi_pipeline.model.model_dir import starting_network
-from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
+from wsi_pipeline.model.model_dir import initial_network
+from wsi_pipeline.model.optimization import WeightAverage, learning_rate, make_optimizer
 from wsi_pipeline.model.trainer import StoppedError, Trainer
 from wsi_pipeline.stages.train import PatchSet
 
@@ -75,7 +75,7 @@ def test_optimizers_have_their_options(name: str, kind: str) -> None:
 
 def test_the_average_is_the_moving_average() -> None:
     layer = nn.BatchNorm1d(1)
-    average = Average(layer, decay=0.5)
+    average = WeightAverage(layer, decay=0.5)
     wanted = 1.0
     for step, value in enumerate((3.0, 5.0, -1.0), start=1):
         with torch.no_grad():
@@ -86,17 +86,17 @@ def test_the_average_is_the_moving_average() -> None:
         wanted = keep * wanted + (1 - keep) * value
         assert average.state["weight"].item() == pytest.approx(wanted)
     assert average.state["num_batches_tracked"].item() == 3
-    again = Average(nn.BatchNorm1d(1), decay=0.5)
+    again = WeightAverage(nn.BatchNorm1d(1), decay=0.5)
     again.restore(average.checkpoint())
     assert again.state["weight"].item() == average.state["weight"].item()
 
 
 def trainer(tmp_path: Path, labels: list[int] | None = None, **options: object) -> Trainer:
     receipt = write_patches(tmp_path / "s", labels or [0, 1] * 6)
-    held_out = write_patches(tmp_path / "v", [0, 1] * 2, seed=9)
-    banks = [PatchBank(s.stores, s.indices) for s in (PatchSet.of([receipt]), PatchSet.of([held_out]))]
+    validation = write_patches(tmp_path / "v", [0, 1] * 2, seed=9)
+    banks = [PatchDataset(s.stores, s.indices) for s in (PatchSet.of([receipt]), PatchSet.of([validation]))]
     chosen = OPTIONS.model_copy(update={"max_steps": 2, "validate_every": 1, **options})
-    network = starting_network("random", 2, 1, None, auxiliary=bool(options.get("auxiliary_weight")))
+    network = initial_network("random", 2, 1, None, auxiliary=bool(options.get("auxiliary_weight")))
     return Trainer(network, *banks, chosen, pick_device(1, chosen.precision), Checkpoints(tmp_path), "")
 
 
@@ -130,14 +130,14 @@ def test_the_auxiliary_head_learns_and_is_not_kept(tmp_path: Path) -> None:
     receipt = write_patches(tmp_path / "s", [0, 1], size_px=299)
     sets = PatchSet.of([receipt])
     options = OPTIONS.model_copy(update={"max_steps": 1, "batch_size": 2, "auxiliary_weight": 0.4})
-    network = starting_network("random", 2, 1, None, auxiliary=True)
+    network = initial_network("random", 2, 1, None, auxiliary=True)
     before = network.AuxLogits.fc.weight.detach().clone()
-    bank = PatchBank(sets.stores, sets.indices)
-    made = Trainer(network, bank, PatchBank([], []), options, pick_device(2), Checkpoints(tmp_path), "")
+    dataset = PatchDataset(sets.stores, sets.indices)
+    made = Trainer(network, dataset, PatchDataset([], []), options, pick_device(2), Checkpoints(tmp_path), "")
     made.train(1e9)
     assert not torch.equal(network.AuxLogits.fc.weight, before)
     assert network.AuxLogits.fc.weight.grad.abs().max() > 1e-4
-    assert made.kept_state().keys() == InceptionV3(2).state_dict().keys()
+    assert made.selected_state().keys() == InceptionV3(2).state_dict().keys()
 
 
 @needs_bfloat16
@@ -150,10 +150,10 @@ def test_bfloat16_trains_float32_weights_and_goes_on_to_the_bit(tmp_path: Path) 
     losses = [one.progress.history[0]["train_loss"] for one in (exact, whole)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
-    assert {tensor.dtype for tensor in whole.kept_state().values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in whole.selected_state().values()} == {torch.float32, torch.int64}
 
     stopped = trainer(tmp_path / "stopped", precision="bfloat16", **options)
-    stopped._watch.step = lambda step, *_: step == 2 and stopped.stop()  # type: ignore[method-assign]
+    stopped._log.step = lambda step, *_: step == 2 and stopped.stop()  # type: ignore[method-assign]
     with pytest.raises(StoppedError):
         stopped.train(1e9)
     shutil.rmtree(tmp_path / "stopped" / "s")
@@ -221,10 +221,10 @@ def test_stains_change_by_what_is_asked() -> None:
     stains = np.array(_STAINS) / np.linalg.norm(_STAINS, axis=1, keepdims=True)
     amounts = np.array([0.8, 0.4, 0.0])
     unit = torch.from_numpy(np.exp(-amounts @ stains)).float().view(1, 3, 1, 1).expand(2, 3, 4, 4)
-    same = restained(unit, np.zeros((4, 2)))
+    same = jitter_stains(unit, np.zeros((4, 2)))
     torch.testing.assert_close(same, unit, atol=1e-6, rtol=0)
     # Of the first image haematoxylin by a half more, of the second eosin by a quarter less and a fifth of 0.5 added.
-    changed = restained(unit, np.array([[0.5, 0], [0, -0.25], [0, 0], [0, 0.5]]))
+    changed = jitter_stains(unit, np.array([[0.5, 0], [0, -0.25], [0, 0], [0, 0.5]]))
     found = -np.log(changed[:, :, 0, 0].numpy()) @ np.linalg.inv(stains)
     np.testing.assert_allclose(found, [[1.2, 0.4, 0], [0.8, 0.3 + 0.1, 0]], atol=1e-5)
-    assert Draws.of(3, 1, 2).stains.shape == (4, 3)
+    assert AugmentationDraws.of(3, 1, 2).stains.shape == (4, 3)

@@ -20,10 +20,10 @@ from wsi_pipeline.config import ConvertRun, HeatmapRun
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.model.device import Device
 from wsi_pipeline.model.inception import InceptionV3
-from wsi_pipeline.model.inference import scan_batches, scan_threads
-from wsi_pipeline.model.model_dir import ModelFacts, load_network
-from wsi_pipeline.model.prediction_cache import RawScores
-from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, fitting, optimised
+from wsi_pipeline.model.inference import infer_on_cpu, infer_on_gpu
+from wsi_pipeline.model.model_dir import ModelMetadata, load_network
+from wsi_pipeline.model.prediction_cache import PredictionCache
+from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, largest_batch, optimized_for
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -66,13 +66,13 @@ def test_bfloat16_is_near_float32_and_says_how_near(slide: Path, model: Path, tm
 
 @needs_bfloat16
 def test_the_last_layer_is_float32_whatever_those_before_it_take(model: Path) -> None:
-    network = load_network(model / "weights.safetensors", ModelFacts(75, 1.0, CLASSES, ""))
+    network = load_network(model / "weights.safetensors", ModelMetadata(75, 1.0, CLASSES, ""))
     x = torch.rand(4, 3, 75, 75, generator=torch.Generator().manual_seed(0))
     device = Device(torch.device("cpu"), torch.bfloat16)
     with torch.inference_mode(), device.autocast():
         trained = network(x)
     with torch.inference_mode():
-        predicted = optimised(network, device)(x.bfloat16())
+        predicted = optimized_for(network, device)(x.bfloat16())
     for logits in (trained, predicted):
         assert logits.dtype == torch.float32
         assert (logits.bfloat16() != logits).any()
@@ -106,7 +106,7 @@ def test_the_way_of_a_gpu_gives_the_same_as_that_of_a_cpu(slide: Path, model: Pa
     x, y = (part.ravel() for part in np.meshgrid(grid.x()[:6], grid.y()[:5]))
     predictor = predict.Model(model / "weights.safetensors", model / "model.json", HeatmapRun()).predictor
     found = []
-    for way in (scan_threads, scan_batches):
+    for way in (infer_on_cpu, infer_on_gpu):
         parts = list(way(PatchReader(pyramid, spec, x, y), predictor, 2, 5))
         assert [part.first for part in parts] == list(range(5, 30, 4))
         assert all(part.whole.all() for part in parts)
@@ -122,7 +122,7 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(
     whole = run(slide, model, tmp_path / "a", stride_um=40)
     predicted = count_predicted(monkeypatch)
     with monkeypatch.context() as broken:
-        broken.setattr(RawScores, "add", stopping_at(40))
+        broken.setattr(PredictionCache, "add", stopping_at(40))
         with pytest.raises(KeyboardInterrupt):
             run(slide, model, tmp_path / "b", stride_um=40)
     assert not (tmp_path / "b" / "s1.json").exists()
@@ -184,9 +184,9 @@ def count_predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def stopping_at(number: int) -> Callable[..., None]:
-    add = RawScores.add
+    add = PredictionCache.add
 
-    def stop(self: RawScores, first: int, *rest: Any) -> None:
+    def stop(self: PredictionCache, first: int, *rest: Any) -> None:
         if first >= number:
             raise KeyboardInterrupt
         add(self, first, *rest)
@@ -213,15 +213,15 @@ def test_what_another_kind_of_device_began_is_begun_again(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     whole = run(slide, model, tmp_path / "a", stride_um=40)
-    save = RawScores.save
+    save = PredictionCache.save
 
-    def as_a_gpu(self: RawScores) -> None:
+    def as_a_gpu(self: PredictionCache) -> None:
         self.facts = {"device": "cuda", "dtype": dtype}
         save(self)
 
     with monkeypatch.context() as other:
-        other.setattr(RawScores, "save", as_a_gpu)
-        other.setattr(RawScores, "add", stopping_at(40))
+        other.setattr(PredictionCache, "save", as_a_gpu)
+        other.setattr(PredictionCache, "add", stopping_at(40))
         with pytest.raises(KeyboardInterrupt):
             run(slide, model, tmp_path / "b", stride_um=40)
     predicted = count_predicted(monkeypatch)
@@ -278,4 +278,4 @@ def test_a_batch_that_does_not_fit_is_halved(
 
 
 def test_the_batch_follows_from_the_memory() -> None:
-    assert [fitting(free * 2.0**30, 64 * 2.0**20, 512) for free in (0.01, 1, 8, 80)] == [2, 8, 64, 512]
+    assert [largest_batch(free * 2.0**30, 64 * 2.0**20, 512) for free in (0.01, 1, 8, 80)] == [2, 8, 64, 512]

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_pipeline.model.prediction_cache import RawScores
+from wsi_pipeline.model.prediction_cache import PredictionCache
 
 
-def some(path: Path) -> RawScores:
-    scores = RawScores.open(path, "a" * 64, 10)
+def some(path: Path) -> PredictionCache:
+    scores = PredictionCache.open(path, "a" * 64, 10)
     scores.facts = {"dtype": "float32"}
     scores.add(0, np.linspace(0, 1, 4, dtype=np.float32), np.ones(4, np.bool_))
     scores.save()
@@ -20,7 +20,7 @@ def some(path: Path) -> RawScores:
 
 def test_what_was_added_comes_back(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
-    scores = RawScores.open(tmp_path / "s.raw.npz", "a" * 64, 10)
+    scores = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
     assert (scores.done, scores.facts) == (4, {"dtype": "float32"})
     scores.add(4, np.full(6, 0.5, np.float32), np.ones(6, np.bool_))
     found = scores.probabilities()
@@ -30,7 +30,7 @@ def test_what_was_added_comes_back(tmp_path: Path) -> None:
 
 def test_scores_of_other_inputs_are_not_used(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
-    scores = RawScores.open(tmp_path / "s.raw.npz", "b" * 64, 10)
+    scores = PredictionCache.open(tmp_path / "s.raw.npz", "b" * 64, 10)
     assert (scores.done, scores.facts) == (0, {})
 
 
@@ -39,26 +39,26 @@ def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
     scores.add(4, np.full(4, 0.5, np.float32), np.array([True, False, True, True]))
     assert np.isnan(scores.probabilities()[5])
     scores.save()
-    assert RawScores.open(tmp_path / "s.raw.npz", "a" * 64, 10).done == 5
+    assert PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10).done == 5
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"something else"])
 def test_a_damaged_file_is_not_used(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "s.raw.npz"
     path.write_bytes(content)
-    assert RawScores.open(path, "a" * 64, 10).done == 0
+    assert PredictionCache.open(path, "a" * 64, 10).done == 0
     assert "s.raw.npz: not used, it is damaged" in caplog.text
 
 
 def test_a_file_with_wrong_bytes_is_not_used(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
     content = (tmp_path / "s.raw.npz").read_bytes()
-    known = RawScores.open(tmp_path / "s.raw.npz", "a" * 64, 10)
+    known = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
     for position in range(len(content)):
         wrong = bytearray(content)
         wrong[position] ^= 0x5A
         (tmp_path / "s.raw.npz").write_bytes(wrong)
-        scores = RawScores.open(tmp_path / "s.raw.npz", "a" * 64, 10)
+        scores = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
         # Some bytes of a zip mean nothing.
         assert scores.done in (0, 4)
         if scores.done:
@@ -70,4 +70,4 @@ def test_a_cut_file_is_not_used(tmp_path: Path) -> None:
     content = (tmp_path / "s.raw.npz").read_bytes()
     for length in range(0, len(content), 97):
         (tmp_path / "s.raw.npz").write_bytes(content[:length])
-        assert RawScores.open(tmp_path / "s.raw.npz", "a" * 64, 10).done == 0
+        assert PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10).done == 0

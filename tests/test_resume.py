@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from helpers import training
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.distributed import STOPPED_EXIT_CODE
-from wsi_pipeline.model.training_log import Watch
+from wsi_pipeline.model.training_log import TrainingLog
 from wsi_pipeline.stages.train import _stopped_by
 
 STEPS = 12
@@ -159,12 +159,12 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, caplog: pytest.Log
 def test_tensorboard_has_what_the_history_has(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
-    watch = Watch(shows=True, events=tmp_path)
+    training_log = TrainingLog(shows=True, events=tmp_path)
     row = {"patches": 40, "learning_rate": 0.1, "train_loss": 0.7, "validation_loss": None, "validation_auc": None}
-    watch.record({"step": 5, **row})
-    watch.record({"step": 10, **row, "validation_auc": 0.9, "validation_loss": 0.5})
-    watch.picture(np.zeros((8, 8, 3), np.uint8))
-    watch.close()
+    training_log.record({"step": 5, **row})
+    training_log.record({"step": 10, **row, "validation_auc": 0.9, "validation_loss": 0.5})
+    training_log.picture(np.zeros((8, 8, 3), np.uint8))
+    training_log.close()
     (path,) = tmp_path.iterdir()
     data, tags, position = path.read_bytes(), set[tuple[str, int]](), 0
     while position < len(data):
@@ -175,5 +175,5 @@ def test_tensorboard_has_what_the_history_has(tmp_path: Path) -> None:
         position += 16 + length
     assert {("train_loss", 5), ("validation_auc", 10), ("learning_rate", 10), ("augmented_batch", 0)} <= tags
     assert ("validation_auc", 5) not in tags
-    Watch(shows=False, events=tmp_path / "none").close()
+    TrainingLog(shows=False, events=tmp_path / "none").close()
     assert not (tmp_path / "none").exists()

@@ -16,7 +16,7 @@ from helpers.slides import converted, write_tiff
 from wsi_pipeline.config import HeatmapRun, PatchesRun, TissueRun, TruthRun
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.inception import InceptionV3, initialize
-from wsi_pipeline.model.model_dir import ModelFacts, save_weights, write_model_json
+from wsi_pipeline.model.model_dir import ModelMetadata, save_weights, write_model_json
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -109,7 +109,7 @@ def test_patches_and_heatmap_get_the_same_colours(stained: Path, tmp_path: Path)
     initialize(network, 3)
     folder = tmp_path / "model"
     digest = save_weights(folder / "weights.safetensors", network.state_dict())
-    write_model_json(folder / "model.json", ModelFacts(75, 0.5, ("normal", "tumor"), digest, "macenko"))
+    write_model_json(folder / "model.json", ModelMetadata(75, 0.5, ("normal", "tumor"), digest, "macenko"))
     heatmap.run(
         stained.name, stained.parent, folder / "weights.safetensors", folder / "model.json", tmp_path, HeatmapRun()
     )

@@ -13,18 +13,18 @@ from helpers.training import EDGE, OPTIONS, write_patches
 from wsi_pipeline.config import AugmentationOptions, TrainRun
 from wsi_pipeline.errors import ModelError, PipelineError, StoreError
 from wsi_pipeline.io.digests import canonical_json
-from wsi_pipeline.model.augment import Draws, augment, centred, jittered, oriented
+from wsi_pipeline.model.augment import AugmentationDraws, augment, center_crops, orient_each, random_crops
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.dataset import GIB, BalancedSampler, Feed, PatchBank
+from wsi_pipeline.model.dataset import GIB, BalancedSampler, PatchDataset, Prefetcher
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.imagenet import download_imagenet
 from wsi_pipeline.model.inception import InceptionV3
 from wsi_pipeline.model.model_dir import (
-    ModelFacts,
+    ModelMetadata,
+    initial_network,
     read_imagenet,
     read_model_json,
     read_weights,
-    starting_network,
     write_model_json,
 )
 from wsi_pipeline.model.trainer import Trainer
@@ -72,17 +72,17 @@ def test_it_learns_and_describes_what_it_made(sets: tuple[PatchSet, PatchSet], t
 def test_patches_are_the_same_from_memory_as_streams_and_from_disk(
     sets: tuple[PatchSet, PatchSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = PatchBank(sets[0].stores, sets[0].indices)
-    disk = PatchBank(sets[0].stores, sets[0].indices, memory_gib=0, workers=3)
+    pixels = PatchDataset(sets[0].stores, sets[0].indices)
+    disk = PatchDataset(sets[0].stores, sets[0].indices, memory_gib=0, workers=3)
     # Room for what is stored, not for the pixels.
     between = sum(PatchStore(path).stored_bytes for path in sets[0].stores)
     assert between < len(pixels) * EDGE * EDGE * 3
-    streams = PatchBank(sets[0].stores, sets[0].indices, memory_gib=between / GIB)
+    streams = PatchDataset(sets[0].stores, sets[0].indices, memory_gib=between / GIB)
     index = [np.array([3, 1, 19, 7]), np.array([0] * 40), np.array([5])]
     wanted = [np.stack([disk.read(k) for k in part]) for part in index]
     monkeypatch.setattr(PatchStore, "stream", None)
-    for bank, workers in ((pixels, 1), (streams, 3)):
-        found = list(Feed(bank, index, workers=workers, ahead=2))
+    for dataset, workers in ((pixels, 1), (streams, 3)):
+        found = list(Prefetcher(dataset, index, workers=workers, ahead=2))
         for (own, batch), part, patches in zip(found, index, wanted, strict=True):
             assert own is part
             np.testing.assert_array_equal(batch.numpy(), patches)
@@ -94,25 +94,25 @@ def test_a_damaged_patch_ends_the_feed_with_its_name(tmp_path: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[:200] = bytes(200)
     shard.write_bytes(content)
-    bank = PatchBank(made.stores, made.indices, memory_gib=0)
+    dataset = PatchDataset(made.stores, made.indices, memory_gib=0)
     with pytest.raises(StoreError, match="patch 0 is damaged"):
-        list(Feed(bank, [np.array([0, 1])], workers=2))
+        list(Prefetcher(dataset, [np.array([0, 1])], workers=2))
 
 
 def test_draws_are_balanced_and_depend_on_seed_and_step_alone(sets: tuple[PatchSet, PatchSet]) -> None:
-    bank = PatchBank(sets[0].stores, sets[0].indices)
-    sampler = BalancedSampler(bank, 1, 2)
+    dataset = PatchDataset(sets[0].stores, sets[0].indices)
+    sampler = BalancedSampler(dataset, 1, 2)
     picked = np.concatenate([sampler.batch(step, 50) for step in range(40)])
-    assert bank.labels[picked].mean() == pytest.approx(0.5, abs=0.04)
-    normal = picked[bank.labels[picked] == 0]
-    assert (bank.slides[normal] == 0).mean() == pytest.approx(0.5, abs=0.06)
-    assert sampler.batch(7, 50).tolist() == BalancedSampler(bank, 1, 2).batch(7, 50).tolist()
-    assert sampler.batch(7, 50).tolist() != BalancedSampler(bank, 2, 2).batch(7, 50).tolist()
+    assert dataset.labels[picked].mean() == pytest.approx(0.5, abs=0.04)
+    normal = picked[dataset.labels[picked] == 0]
+    assert (dataset.slides[normal] == 0).mean() == pytest.approx(0.5, abs=0.06)
+    assert sampler.batch(7, 50).tolist() == BalancedSampler(dataset, 1, 2).batch(7, 50).tolist()
+    assert sampler.batch(7, 50).tolist() != BalancedSampler(dataset, 2, 2).batch(7, 50).tolist()
 
 
 def test_the_eight_orientations_are_all_different() -> None:
     picture = torch.arange(12.0).reshape(1, 3, 2, 2).repeat(8, 1, 1, 1)
-    out = oriented(picture, np.arange(8))
+    out = orient_each(picture, np.arange(8))
     assert len({tuple(image.flatten().tolist()) for image in out}) == 8
     assert torch.equal(out[0], picture[0])
 
@@ -120,10 +120,10 @@ def test_the_eight_orientations_are_all_different() -> None:
 def test_augmentation_repeats_and_can_be_off() -> None:
     unit = torch.rand(4, 3, 20, 20)
     options = AugmentationOptions()
-    draws = Draws.of(4, 1, 5)
+    draws = AugmentationDraws.of(4, 1, 5)
     changed = augment(unit.clone(), options, draws)
-    assert torch.equal(changed, augment(unit.clone(), options, Draws.of(4, 1, 5)))
-    assert not torch.equal(changed, augment(unit.clone(), options, Draws.of(4, 1, 6)))
+    assert torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.of(4, 1, 5)))
+    assert not torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.of(4, 1, 6)))
     # A part of the batch is changed as it is in the whole.
     assert torch.equal(augment(unit[1:3].clone(), options, draws.part(slice(1, 3))), changed[1:3])
     off = AugmentationOptions(orientations=False, brightness=0, contrast=0, saturation=0, hue=0)
@@ -177,7 +177,7 @@ def test_a_model_json_that_says_something_else_is_refused(
     tmp_path: Path, changed: dict[str, object], error: str
 ) -> None:
     path = tmp_path / "model.json"
-    write_model_json(path, ModelFacts(96, 1.0, ("normal", "tumor"), "0" * 64))
+    write_model_json(path, ModelMetadata(96, 1.0, ("normal", "tumor"), "0" * 64))
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     with pytest.raises(ModelError, match=rf"model\.json: {error}"):
         read_model_json(path)
@@ -192,14 +192,14 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 
 def test_imagenet_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"no file was given.*training\.weights_file"):
-        starting_network("imagenet", 2, 1, None)
+        initial_network("imagenet", 2, 1, None)
     path = tmp_path / "inception_v3_google-0cc3c7bd.pth"
     state = InceptionV3(1000, auxiliary=True).state_dict()
     torch.save(state, path)
     with pytest.raises(ModelError, match="begin with 0cc3c7bd"):
         read_imagenet(path)
     monkeypatch.setattr("wsi_pipeline.model.imagenet.IMAGENET_SHA256_PREFIX", "")
-    network = starting_network("imagenet", 2, 1, path)
+    network = initial_network("imagenet", 2, 1, path)
     own = network.state_dict()
     assert torch.equal(own["Mixed_7c.branch1x1.conv.weight"], state["Mixed_7c.branch1x1.conv.weight"])
     assert own["fc.weight"].shape == (2, 2048)
@@ -215,12 +215,12 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
-    bank, held_out = (PatchBank(s.stores, s.indices) for s in sets)
+    dataset, validation = (PatchDataset(s.stores, s.indices) for s in sets)
 
     def trained(keep: str) -> Trainer:
         options = OPTIONS.model_copy(update={"keep": keep, "max_steps": 3, "validate_every": 1})
-        network = starting_network("random", 2, 1, None)
-        trainer = Trainer(network, bank, held_out, options, pick_device(1), Checkpoints(tmp_path), "")
+        network = initial_network("random", 2, 1, None)
+        trainer = Trainer(network, dataset, validation, options, pick_device(1), Checkpoints(tmp_path), "")
         figures = iter([(0.5, 0.7), (0.9, 0.8), (0.4, 0.8)] if keep == "best" else [(0.1, 0.9), (0.5, 0.7), (1.0, 0.6)])
         trainer._validate = lambda: next(figures)  # type: ignore[method-assign]
         trainer.train(1e9)
@@ -231,15 +231,15 @@ def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], 
     assert (best.progress.best_step, best.progress.best_score) == (3, [0.8, -0.4])
     last = trained("last")
     assert last.progress.best_state == {}
-    assert torch.equal(last.kept_state()["fc.weight"], last._network.fc.weight)
+    assert torch.equal(last.selected_state()["fc.weight"], last._network.fc.weight)
 
 
 def test_patches_move_within_their_border_by_draws_of_their_own() -> None:
     unit = torch.rand(200, 3, 15, 15)
-    one = jittered(unit, 3, Draws.of(200, 1, 5))
+    one = random_crops(unit, 3, AugmentationDraws.of(200, 1, 5))
     assert one.shape == (200, 3, 9, 9)
-    assert torch.equal(one, jittered(unit, 3, Draws.of(200, 1, 5)))
-    assert not torch.equal(one, jittered(unit, 3, Draws.of(200, 1, 6)))
+    assert torch.equal(one, random_crops(unit, 3, AugmentationDraws.of(200, 1, 5)))
+    assert not torch.equal(one, random_crops(unit, 3, AugmentationDraws.of(200, 1, 6)))
     places = {
         (y, x)
         for patch, moved in zip(unit, one, strict=True)
@@ -249,9 +249,9 @@ def test_patches_move_within_their_border_by_draws_of_their_own() -> None:
     }
     assert len(places) > 40
     assert {y for y, _ in places} == {x for _, x in places} == set(range(7))
-    assert jittered(unit, 0, Draws.of(200, 1, 5)) is unit
+    assert random_crops(unit, 0, AugmentationDraws.of(200, 1, 5)) is unit
     pixels = torch.arange(2 * 15 * 15 * 3).reshape(2, 15, 15, 3)
-    assert torch.equal(centred(pixels, 3), pixels[:, 3:12, 3:12])
+    assert torch.equal(center_crops(pixels, 3), pixels[:, 3:12, 3:12])
 
 
 def test_patches_with_a_border_train_at_their_own_size(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from helpers.slides import tissue_picture, write_tiff
 from wsi_pipeline.config import ConvertRun, HeatmapRun, TissueRun
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.inception import InceptionV3, initialize
-from wsi_pipeline.model.model_dir import ModelFacts, load_network, save_weights, write_model_json
+from wsi_pipeline.model.model_dir import ModelMetadata, load_network, save_weights, write_model_json
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image, write_image
 from wsi_pipeline.stages import convert, heatmap, tissue
 
@@ -26,7 +26,7 @@ def write_model(folder: Path, classes: tuple[str, ...] = CLASSES, *, bias: float
     torch.nn.init.normal_(network.fc.weight, std=0.2, generator=torch.Generator().manual_seed(0))
     torch.nn.init.constant_(network.fc.bias, bias)
     digest = save_weights(folder / "weights.safetensors", network.state_dict())
-    write_model_json(folder / "model.json", ModelFacts(75, 1.0, classes, digest))
+    write_model_json(folder / "model.json", ModelMetadata(75, 1.0, classes, digest))
     return folder
 
 
@@ -59,7 +59,7 @@ def without_tissue(slide: Path, folder: Path, name: str) -> None:
 
 def probability(model: Path, patch: np.ndarray, classes: tuple[str, ...] = CLASSES, which: str = "tumor") -> float:
     """By the network as it was trained."""
-    network = load_network(model / "weights.safetensors", ModelFacts(75, 1.0, classes, ""))
+    network = load_network(model / "weights.safetensors", ModelMetadata(75, 1.0, classes, ""))
     with torch.inference_mode():
         logits = network(to_input(to_unit(patch[None].copy(), torch.device("cpu"))))
     value: float = logits.softmax(1)[0, classes.index(which)].item()

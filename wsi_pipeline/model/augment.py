@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_pipeline.config import AugmentationOptions
-from wsi_pipeline.model.device import sent
+from wsi_pipeline.model.device import to_device
 from wsi_pipeline.seeds import generator
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class AugmentationDraws:
     """What is drawn for the patches of a step, a function of (seed, step) alone; one column a patch.
 
     `colors` are shift, contrast, saturation and hue, `stains` gains and shifts of the two stains, all from -1 to 1;
@@ -46,9 +46,11 @@ class Draws:
         orientation, colors = rng.integers(ORIENTATIONS, size=count), rng.uniform(-1, 1, (4, count))
         return cls(orientation, colors, rng.uniform(-1, 1, (4, count)), rng.random((2, count)))
 
-    def part(self, which: slice) -> Draws:
+    def part(self, which: slice) -> AugmentationDraws:
         """Those of some of the patches."""
-        return Draws(self.orientation[which], self.colors[:, which], self.stains[:, which], self.corners[:, which])
+        return AugmentationDraws(
+            self.orientation[which], self.colors[:, which], self.stains[:, which], self.corners[:, which]
+        )
 
 
 def to_unit(pixels: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
@@ -63,12 +65,12 @@ def to_input(unit: Tensor) -> Tensor:
     return unit.mul(2).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
-def centred(pixels: Tensor, border_px: int) -> Tensor:
+def center_crops(pixels: Tensor, border_px: int) -> Tensor:
     """Patches (n, h, w, 3) without the border that is stored around them."""
     return pixels[:, border_px : pixels.shape[1] - border_px, border_px : pixels.shape[2] - border_px]
 
 
-def jittered(unit: Tensor, border_px: int, draws: Draws) -> Tensor:
+def random_crops(unit: Tensor, border_px: int, draws: AugmentationDraws) -> Tensor:
     """Patches (n, 3, h, w) each cut out of its border at a random place."""
     if border_px == 0:
         return unit
@@ -78,14 +80,14 @@ def jittered(unit: Tensor, border_px: int, draws: Draws) -> Tensor:
     return torch.stack(cut)
 
 
-def augment(unit: Tensor, options: AugmentationOptions, draws: Draws) -> Tensor:
+def augment(unit: Tensor, options: AugmentationOptions, draws: AugmentationDraws) -> Tensor:
     """Change a batch (n, 3, h, w) in [0, 1]."""
     shift, contrast, saturation, hue = draws.colors
     if options.orientations:
-        unit = oriented(unit, draws.orientation)
+        unit = orient_each(unit, draws.orientation)
     if options.stain:
-        unit = restained(unit, draws.stains * options.stain)
-    matrix = _beside(_color_matrices(saturation * options.saturation, hue * options.hue), unit)
+        unit = jitter_stains(unit, draws.stains * options.stain)
+    matrix = _like(_color_matrices(saturation * options.saturation, hue * options.hue), unit)
     unit = torch.einsum("nij,njhw->nihw", matrix, unit)
     mean = unit.mean(dim=(1, 2, 3), keepdim=True)
     gain = _column(1 + contrast * options.contrast, unit)
@@ -93,22 +95,22 @@ def augment(unit: Tensor, options: AugmentationOptions, draws: Draws) -> Tensor:
     return ((unit - mean) * gain + mean + offset).clamp_(0, 1)
 
 
-def oriented(images: Tensor, orientation: NDArray[np.int64]) -> Tensor:
+def orient_each(images: Tensor, orientation: NDArray[np.int64]) -> Tensor:
     """Each image in its own of the 8 orientations, see `turned`."""
     out = torch.empty_like(images)
     for kind in np.unique(orientation):
-        members = sent(torch.from_numpy(np.flatnonzero(orientation == kind)), images.device)
-        out[members] = turned(images[members], int(kind))
+        members = to_device(torch.from_numpy(np.flatnonzero(orientation == kind)), images.device)
+        out[members] = orient(images[members], int(kind))
     return out
 
 
-def turned(images: Tensor, kind: int) -> Tensor:
+def orient(images: Tensor, kind: int) -> Tensor:
     """Images (n, c, h, w) turned by `kind % 4` quarter turns and, from 4 on, mirrored."""
     turns = torch.rot90(images, kind % 4, dims=(2, 3))
     return turns.flip(3) if kind >= 4 else turns
 
 
-def restained(unit: Tensor, changes: Floats) -> Tensor:
+def jitter_stains(unit: Tensor, changes: Floats) -> Tensor:
     """Images with other amounts of haematoxylin and eosin, after Tellez et al. (IEEE Trans. Med. Imaging 37, 2018).
 
     `changes` (4, n): relative changes of the two stains, then what a fifth of is added to their densities.
@@ -122,19 +124,19 @@ def restained(unit: Tensor, changes: Floats) -> Tensor:
     # Densities are rows: density @ inverse(stains) are the amounts.
     turn = np.linalg.inv(stains) @ (gains[:, :, None] * stains)
     density = -torch.log(unit.clamp(min=_DARKEST))
-    matrix = _beside(turn.transpose(0, 2, 1), unit)
-    added = _beside(shifts @ stains, unit)[:, :, None, None]
+    matrix = _like(turn.transpose(0, 2, 1), unit)
+    added = _like(shifts @ stains, unit)[:, :, None, None]
     changed = torch.einsum("nij,njhw->nihw", matrix, density) + added
     return torch.exp(-changed).clamp_(0, 1)
 
 
-def _beside(values: Floats, images: Tensor) -> Tensor:
+def _like(values: Floats, images: Tensor) -> Tensor:
     """On the device of the images and in their type."""
-    return sent(torch.from_numpy(values).to(images.dtype), images.device)
+    return to_device(torch.from_numpy(values).to(images.dtype), images.device)
 
 
 def _column(values: Floats, images: Tensor) -> Tensor:
-    return _beside(values, images).view(-1, 1, 1, 1)
+    return _like(values, images).view(-1, 1, 1, 1)
 
 
 def _color_matrices(saturation: Floats, hue: Floats) -> Floats:
@@ -144,8 +146,8 @@ def _color_matrices(saturation: Floats, hue: Floats) -> Floats:
     turn = np.zeros((len(hue), 3, 3))
     turn[:, 0, 0] = 1
     turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
-    turned = np.linalg.inv(to_yiq) @ turn @ to_yiq
+    orient = np.linalg.inv(to_yiq) @ turn @ to_yiq
     gray = np.tile(np.array(_LUMA), (3, 1))
     scale = (1 + saturation)[:, None, None]
-    matrices: Floats = (scale * np.eye(3) + (1 - scale) * gray) @ turned
+    matrices: Floats = (scale * np.eye(3) + (1 - scale) * gray) @ orient
     return matrices

@@ -24,12 +24,12 @@ from wsi_pipeline.seeds import generator
 
 GIB = 1 << 30
 # Patches that one worker reads at a time.
-_AT_ONCE = 16
+_READ_TOGETHER = 16
 
 Index = NDArray[np.int64]
 
 
-class PatchBank:
+class PatchDataset:
     """Patches of several slides; index `i` is the same patch in `labels[i]`, `slides[i]` and `read(i)`.
 
     They are kept in memory as pixels where these fit in `memory_gib`, else as they are stored where that fits,
@@ -94,23 +94,23 @@ class PatchBank:
 
     def _fill(self, out: NDArray[np.uint8], workers: int) -> None:
         def read(start: int) -> None:
-            for patch in range(start, min(start + _AT_ONCE, len(out))):
+            for patch in range(start, min(start + _READ_TOGETHER, len(out))):
                 out[patch] = self.read(patch)
 
         with ThreadPoolExecutor(workers) as pool:
-            deque(pool.map(read, range(0, len(out), _AT_ONCE)), maxlen=0)
+            deque(pool.map(read, range(0, len(out), _READ_TOGETHER)), maxlen=0)
 
 
-class Feed:
+class Prefetcher:
     """Batches of a bank's patches, read by threads some batches ahead, in page-locked memory where `pin`.
 
     Iterates over (index, pixels (n, edge, edge, 3) uint8); `waited` says how many seconds the consumer had to wait.
     """
 
     def __init__(
-        self, bank: PatchBank, indices: Iterable[Index], *, workers: int, ahead: int = 3, pin: bool = False
+        self, dataset: PatchDataset, indices: Iterable[Index], *, workers: int, ahead: int = 3, pin: bool = False
     ) -> None:
-        self._bank, self._indices, self._workers, self._ahead, self._pin = bank, indices, workers, ahead, pin
+        self._dataset, self._indices, self._workers, self._ahead, self._pin = dataset, indices, workers, ahead, pin
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[tuple[Index, Tensor]]:
@@ -130,15 +130,15 @@ class Feed:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, index: Index) -> tuple[Index, Tensor, list[Future[None]]]:
-        edge = self._bank.edge
+        edge = self._dataset.edge
         pixels = torch.empty((len(index), edge, edge, 3), dtype=torch.uint8, pin_memory=self._pin)
         out = pixels.numpy()
 
         def read(start: int) -> None:
-            for k in range(start, min(start + _AT_ONCE, len(index))):
-                out[k] = self._bank.read(int(index[k]))
+            for k in range(start, min(start + _READ_TOGETHER, len(index))):
+                out[k] = self._dataset.read(int(index[k]))
 
-        return index, pixels, [pool.submit(read, start) for start in range(0, len(index), _AT_ONCE)]
+        return index, pixels, [pool.submit(read, start) for start in range(0, len(index), _READ_TOGETHER)]
 
 
 class BalancedSampler:
@@ -147,12 +147,12 @@ class BalancedSampler:
     The draw of a step is a function of (seed, step) alone.
     """
 
-    def __init__(self, bank: PatchBank, seed: int, classes: int) -> None:
+    def __init__(self, dataset: PatchDataset, seed: int, classes: int) -> None:
         self._seed = seed
         self._groups: list[list[Index]] = []
         for label in range(classes):
-            of_class = np.flatnonzero(bank.labels == label)
-            slides = bank.slides[of_class]
+            of_class = np.flatnonzero(dataset.labels == label)
+            slides = dataset.slides[of_class]
             self._groups.append([of_class[slides == slide] for slide in np.unique(slides)])
 
     def batch(self, step: int, size: int) -> Index:

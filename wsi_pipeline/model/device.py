@@ -96,14 +96,14 @@ def local_gpu() -> int:
     return rank
 
 
-def sent(tensor: Tensor, to: torch.device) -> Tensor:
+def to_device(tensor: Tensor, to: torch.device) -> Tensor:
     """A tensor of the CPU on the device, without waiting for what the device still does."""
     if to.type == "cuda":
         return tensor.pin_memory().to(to, non_blocking=True)
     return tensor.to(to)
 
 
-def fetched(tensor: Tensor) -> Callable[[], Tensor]:
+def copy_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
     """Begin to copy a tensor to the CPU; the call returned waits for that, and for nothing begun later."""
     if not tensor.is_cuda:
         return lambda: tensor

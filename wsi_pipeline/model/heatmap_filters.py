@@ -33,7 +33,7 @@ def overlap_mean(heat: Heat, grid: Grid) -> Heat:
     return _weighted(heat, spread)
 
 
-def smoothed(heat: Heat, sigma: float) -> Heat:
+def gaussian_filtered(heat: Heat, sigma: float) -> Heat:
     """A Gaussian filter, `sigma` in positions; those without a value are left out and stay without."""
     return _weighted(heat, lambda values: np.asarray(gaussian_filter(values, sigma, mode="constant")))
 

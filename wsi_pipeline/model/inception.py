@@ -223,7 +223,7 @@ class InceptionV3(nn.Module):
         return _logits(self.fc, x if keep is None else x * keep)
 
 
-def folded(network: InceptionV3) -> InceptionV3:
+def fold_batch_norms(network: InceptionV3) -> InceptionV3:
     """The network for prediction: batch norms folded into the convolutions before them, channels last in memory."""
     out = copy.deepcopy(network).eval()
     for module in list(out.modules()):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.model.device import fetched
+from wsi_pipeline.model.device import copy_to_cpu
 from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.progress_bar import ProgressBar, on_terminal
 from wsi_pipeline.pyramid.patch_reader import PatchReader
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 30.0
 # Patches that one thread reads at a time for a GPU, and batches that are read ahead.
-_AT_ONCE = 16
-_AHEAD = 3
+_READ_TOGETHER = 16
+_READ_AHEAD = 3
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class PredictedPatches:
     """Probabilities of the patches from number `first` on, and which of them could be read."""
 
     first: int
@@ -42,41 +42,41 @@ class Scored:
     whole: NDArray[np.bool_]
 
 
-def scan(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+def run_inference(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
     """Predict the patches from number `first` on, in order, batch by batch.
 
     A bar on a terminal, or a line every 30 s, says how it goes.
     """
-    parts = (scan_batches if predictor.device.is_cuda else scan_threads)(walk, predictor, threads, first)
+    parts = (infer_on_gpu if predictor.device.is_cuda else infer_on_cpu)(walk, predictor, threads, first)
     with ProgressBar("predicting", len(walk), first) as shown:
-        for scored in parts:
-            yield scored
-            shown.update(scored.first + len(scored.whole))
+        for predicted in parts:
+            yield predicted
+            shown.update(predicted.first + len(predicted.whole))
 
 
-def scan_threads(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+def infer_on_cpu(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
     """As `scan`, for a CPU: each thread reads a batch and runs the network on it, alone.
 
     So no core waits for another one, and no result depends on how many there are.
     """
-    pace = Pace(len(walk), first, threads)
+    throughput = Throughput(len(walk), first, threads)
 
-    def work(start: int) -> Scored:
+    def work(start: int) -> PredictedPatches:
         began = time.perf_counter()
         pixels = torch.empty((min(predictor.batch_size, len(walk) - start), *walk.shape), dtype=torch.uint8)
         whole = walk.read(start, pixels.numpy())
-        pace.waited(time.perf_counter() - began)
-        return Scored(start, predictor(pixels).numpy(), whole)
+        throughput.waited(time.perf_counter() - began)
+        return PredictedPatches(start, predictor(pixels).numpy(), whole)
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for scored in in_order(pool, work, range(first, len(walk), predictor.batch_size), 2 * threads):
-            yield scored
-            pace.reached(scored.first + len(scored.whole))
+        for predicted in map_ordered(pool, work, range(first, len(walk), predictor.batch_size), 2 * threads):
+            yield predicted
+            throughput.reached(predicted.first + len(predicted.whole))
 
 
-def scan_batches(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[Scored]:
+def infer_on_gpu(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
     """As `scan`, for a GPU: threads fill batches in page-locked memory while the network works on those before."""
-    pace, is_cuda = Pace(len(walk), first, 1), predictor.device.is_cuda
+    throughput, is_cuda = Throughput(len(walk), first, 1), predictor.device.is_cuda
     copies = torch.cuda.Stream(predictor.device.device) if is_cuda else None  # type: ignore[no-untyped-call]
     batches = range(first, len(walk), predictor.batch_size)
 
@@ -84,8 +84,8 @@ def scan_batches(walk: PatchReader, predictor: Predictor, threads: int, first: i
         count = min(predictor.batch_size, len(walk) - start)
         pixels = torch.empty((count, *walk.shape), dtype=torch.uint8, pin_memory=is_cuda)
         out = pixels.numpy()
-        parts = range(0, count, _AT_ONCE)
-        return start, pixels, [pool.submit(walk.read, start + k, out[k : k + _AT_ONCE]) for k in parts]
+        parts = range(0, count, _READ_TOGETHER)
+        return start, pixels, [pool.submit(walk.read, start + k, out[k : k + _READ_TOGETHER]) for k in parts]
 
     def moved(pixels: Tensor) -> Tensor:
         if copies is None:
@@ -100,26 +100,26 @@ def scan_batches(walk: PatchReader, predictor: Predictor, threads: int, first: i
     launched: deque[tuple[int, Callable[[], Tensor], NDArray[np.bool_]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         starts = iter(batches)
-        pending = deque(submit(start) for start in islice(starts, _AHEAD))
+        pending = deque(submit(start) for start in islice(starts, _READ_AHEAD))
         try:
             while pending or launched:
                 if pending:
                     start, pixels, parts = pending.popleft()
                     began = time.perf_counter()
                     whole = np.concatenate([part.result() for part in parts])
-                    pace.waited(time.perf_counter() - began)
+                    throughput.waited(time.perf_counter() - began)
                     pending.extend(submit(following) for following in islice(starts, 1))
-                    launched.append((start, fetched(predictor(moved(pixels))), whole))
+                    launched.append((start, copy_to_cpu(predictor(moved(pixels))), whole))
                 # The batch before is asked for when the next one is on its way, so that a GPU never waits for us.
                 if len(launched) > 1 or not pending:
                     start, found, whole = launched.popleft()
-                    yield Scored(start, found().numpy(), whole)
-                    pace.reached(start + len(whole))
+                    yield PredictedPatches(start, found().numpy(), whole)
+                    throughput.reached(start + len(whole))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def in_order(
+def map_ordered(
     pool: ThreadPoolExecutor, function: Callable[[Item], Value], items: Iterable[Item], ahead: int
 ) -> Iterator[Value]:
     """Results of `function` in the order of `items`, of which at most `ahead` are begun before they are asked for."""
@@ -134,7 +134,7 @@ def in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Pace:
+class Throughput:
     """How fast a scan is: patches a second, the share of the time that `workers` wait for pixels, what is left."""
 
     def __init__(self, total: int, first: int, workers: int) -> None:

@@ -25,7 +25,7 @@ _OWN = "Use the model.json that training wrote"
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelMetadata:
     """What prediction needs to know about a model."""
 
     size_px: int
@@ -47,7 +47,7 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
     return digest_file(path)
 
 
-def write_model_json(path: Path, facts: ModelFacts, **more: Any) -> None:
+def write_model_json(path: Path, facts: ModelMetadata, **more: Any) -> None:
     """Write `model.json`, the receipt of the stage train."""
     content = {
         "stage": "train",
@@ -64,13 +64,13 @@ def write_model_json(path: Path, facts: ModelFacts, **more: Any) -> None:
     write_text(path, canonical_json(content))
 
 
-def read_model_json(path: Path) -> ModelFacts:
+def read_model_json(path: Path) -> ModelMetadata:
     """The facts in a `model.json`; `ModelError` where it describes no model of ours."""
     content = read_receipt(path, "train")
     try:
         if content["architecture"] != ARCHITECTURE:
             raise ModelError(f"{path}: architecture {content['architecture']}, not {ARCHITECTURE}")
-        facts = ModelFacts(
+        facts = ModelMetadata(
             size_px=int(content["size_px"]),
             mpp=float(content["mpp"]),
             classes=tuple(content["classes"]),
@@ -89,7 +89,7 @@ def read_model_json(path: Path) -> ModelFacts:
     return facts
 
 
-def load_network(weights: Path, facts: ModelFacts) -> InceptionV3:
+def load_network(weights: Path, facts: ModelMetadata) -> InceptionV3:
     """The network with trained weights, in evaluation mode."""
     network = InceptionV3(len(facts.classes))
     load_state(network, read_weights(weights), weights)
@@ -131,7 +131,7 @@ def load_state(network: InceptionV3, state: dict[str, Tensor], origin: Path) -> 
     network.load_state_dict(given)
 
 
-def starting_network(
+def initial_network(
     start: str, classes: int, seed: int, imagenet: Path | None, *, auxiliary: bool = False
 ) -> InceptionV3:
     """A network to train: `random`, `imagenet` (torchvision's file `imagenet`) or another model's weights.

@@ -58,7 +58,7 @@ def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
     return rate
 
 
-class Average:
+class WeightAverage:
     """Exponential moving average of a network's weights and of its statistics (Polyak and Juditsky, 1992)."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:

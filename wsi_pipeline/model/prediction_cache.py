@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _DAMAGES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-class RawScores:
+class PredictionCache:
     """Scores of `count` patches, of which those before `done` are known; `whole` says which could be read."""
 
     def __init__(self, path: Path, inputs: str, count: int) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.model.augment import ORIENTATIONS, to_input, to_unit, turned
+from wsi_pipeline.model.augment import ORIENTATIONS, orient, to_input, to_unit
 from wsi_pipeline.model.device import Device
-from wsi_pipeline.model.inception import BasicConv2d, InceptionV3, folded
+from wsi_pipeline.model.inception import BasicConv2d, InceptionV3, fold_batch_norms
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class FusedConv2d(nn.Module):
         return out
 
 
-def optimised(network: InceptionV3, device: Device) -> InceptionV3:
+def optimized_for(network: InceptionV3, device: Device) -> InceptionV3:
     """A copy of the network for prediction on `device`, which takes inputs of its type; else the same function."""
-    out = folded(network).to(device.dtype)
+    out = fold_batch_norms(network).to(device.dtype)
     out.fc.float()
     if not device.is_cuda and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         for module in list(out.modules()):
@@ -77,7 +77,7 @@ class Predictor:
     ) -> None:
         """`batch_size` None is what is fastest and fits; `orientations` averages over all 8 of a patch."""
         self.device, self._tumor, self._orientations = device, tumor, orientations
-        self._given, self._network = network, optimised(network, device)
+        self._given, self._network = network, optimized_for(network, device)
         self._size_px = size_px
         self._most = _GPU_BATCH if device.is_cuda else CPU_BATCH
         self.batch_size = max(_LEAST_BATCH, batch_size or self._fitting())
@@ -137,7 +137,7 @@ class Predictor:
             return self._of(unit)
         total = self._of(unit)
         for kind in range(1, ORIENTATIONS):
-            total = total + self._of(turned(unit, kind))
+            total = total + self._of(orient(unit, kind))
         return total / ORIENTATIONS
 
     def _of(self, unit: Tensor) -> Tensor:
@@ -154,10 +154,10 @@ class Predictor:
         self(torch.zeros((few, self._size_px, self._size_px, 3), dtype=torch.uint8))
         each = (torch.cuda.max_memory_allocated(self.device.device) - before) / few
         free: float = torch.cuda.mem_get_info(self.device.device)[0]
-        return fitting(free, each, _GPU_BATCH)
+        return largest_batch(free, each, _GPU_BATCH)
 
 
-def fitting(free: float, each: float, most: int) -> int:
+def largest_batch(free: float, each: float, most: int) -> int:
     """The largest power of two of patches, `each` bytes, that fits into most of the `free` bytes; 2 to `most`."""
     fit: int = 2 ** math.floor(math.log2(max(2.0, _MEMORY_SHARE * free / each)))
     return max(_LEAST_BATCH, min(most, fit))

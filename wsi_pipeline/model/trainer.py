@@ -21,14 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from wsi_pipeline.config import CLASSES, TrainRun
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.metrics.curves import Histogram, auc
-from wsi_pipeline.model.augment import Draws, augment, centred, jittered, to_input, to_unit
+from wsi_pipeline.model.augment import AugmentationDraws, augment, center_crops, random_crops, to_input, to_unit
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.dataset import BalancedSampler, Feed, Index, PatchBank
-from wsi_pipeline.model.device import Device, fetched, sent
+from wsi_pipeline.model.dataset import BalancedSampler, Index, PatchDataset, Prefetcher
+from wsi_pipeline.model.device import Device, copy_to_cpu, to_device
 from wsi_pipeline.model.distributed import DistributedContext
 from wsi_pipeline.model.inception import MIN_AUXILIARY_PX, InceptionV3, dropout_mask
-from wsi_pipeline.model.optimization import Average, learning_rate, make_optimizer
-from wsi_pipeline.model.training_log import Watch
+from wsi_pipeline.model.optimization import WeightAverage, learning_rate, make_optimizer
+from wsi_pipeline.model.training_log import TrainingLog
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _SHOWN_PATCHES = 8
 HistoryRow = dict[str, Any]
 State = dict[str, Tensor]
 # A step, its patches, and the call that waits for what it says.
-_Launched = tuple[int, Index, Callable[[], Tensor]]
+_PendingStep = tuple[int, Index, Callable[[], Tensor]]
 
 
 class StoppedError(Exception):
@@ -58,7 +58,7 @@ class Progress:
     best_state: State = field(default_factory=dict)
 
 
-class _Loss(nn.Module):
+class _SummedLoss(nn.Module):
     """The loss of some of a step's patches, as a sum; what several processes run in step."""
 
     def __init__(self, network: InceptionV3, options: TrainRun) -> None:
@@ -83,8 +83,8 @@ class Trainer:
     def __init__(
         self,
         network: InceptionV3,
-        bank: PatchBank,
-        held_out: PatchBank,
+        dataset: PatchDataset,
+        validation: PatchDataset,
         options: TrainRun,
         device: Device,
         checkpoints: Checkpoints,
@@ -92,12 +92,16 @@ class Trainer:
         *,
         distributed: DistributedContext | None = None,
         workers: int = 4,
-        watch: Watch | None = None,
+        training_log: TrainingLog | None = None,
     ) -> None:
-        self._distributed, self._watch, self._workers = distributed or DistributedContext(), watch or Watch(), workers
-        self._bank, self._held_out, self._options, self._device = bank, held_out, options, device
+        self._distributed, self._log, self._workers = (
+            distributed or DistributedContext(),
+            training_log or TrainingLog(),
+            workers,
+        )
+        self._dataset, self._validation, self._options, self._device = dataset, validation, options, device
         self._checkpoints, self._inputs = checkpoints, inputs
-        size = bank.edge - 2 * bank.border_px
+        size = dataset.edge - 2 * dataset.border_px
         if options.auxiliary_weight and size < MIN_AUXILIARY_PX:
             raise ModelError(
                 f"the auxiliary head needs patches of {MIN_AUXILIARY_PX} px, these have {size}",
@@ -107,21 +111,21 @@ class Trainer:
         if self._distributed.world_size > 1 and device.is_cuda:
             moved = nn.SyncBatchNorm.convert_sync_batchnorm(moved)  # type: ignore[no-untyped-call]
         self._network: InceptionV3 = moved
-        self._average = Average(self._network, options.average_decay) if options.average_decay else None
-        self._sampler = BalancedSampler(bank, options.seed, len(CLASSES))
+        self._average = WeightAverage(self._network, options.average_decay) if options.average_decay else None
+        self._sampler = BalancedSampler(dataset, options.seed, len(CLASSES))
         self._optimizer = make_optimizer(self._network.parameters(), options, fused=device.is_cuda)
-        planned = max(1, round(options.epochs * len(bank) / options.batch_size))
+        planned = max(1, round(options.epochs * len(dataset) / options.batch_size))
         self.steps = min(planned, options.max_steps or planned)
-        self.keeps_best = options.keep == "best" and len(held_out) > 0
+        self.keeps_best = options.keep == "best" and len(validation) > 0
         self.progress = Progress()
         self._frozen: bool | None = None
-        self._pending: _Launched | None = None
-        self._told = False
-        self._told_step: int | None = None
+        self._pending: _PendingStep | None = None
+        self._stop_requested = False
+        self._stop_requested_at: int | None = None
 
     def stop(self) -> None:
         """Stop after the step that is being made; may be called from a signal handler."""
-        self._told = True
+        self._stop_requested = True
 
     def train(self, checkpoint_seconds: float) -> None:
         """Train to the last step. Raises `StoppedError` where it was told to stop before."""
@@ -130,16 +134,16 @@ class Trainer:
         saved = time.monotonic()
         part = self._distributed.shard(options.batch_size)
         index = (self._sampler.batch(step, options.batch_size)[part] for step in range(progress.step, self.steps))
-        feed = Feed(self._bank, index, workers=self._workers, pin=self._device.is_cuda)
-        self._watch.begin(progress.step, self.steps, options.batch_size)
+        feed = Prefetcher(self._dataset, index, workers=self._workers, pin=self._device.is_cuda)
+        self._log.begin(progress.step, self.steps, options.batch_size)
         for picked, pixels in feed:
             said = self._step(progress.step, picked, pixels)
-            self._settle((progress.step, picked, said))
+            self._collect_loss((progress.step, picked, said))
             progress.step += 1
             if progress.step % options.validate_every == 0 or progress.step == self.steps:
                 self._finish_step()
                 self._record()
-                if self._is_stale():
+                if self._is_out_of_patience():
                     if self._distributed.is_main:
                         log.info("no better validation in %d, stopping at step %d", options.patience, progress.step)
                     break
@@ -149,9 +153,9 @@ class Trainer:
             if time.monotonic() - saved > checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
-            self._watch.step(progress.step, progress.losses[-1] if progress.losses else None, feed.waited)
+            self._log.step(progress.step, progress.losses[-1] if progress.losses else None, feed.waited)
 
-    def kept_state(self) -> State:
+    def selected_state(self) -> State:
         """The weights to keep."""
         return self.progress.best_state if self.keeps_best else self.last_state()
 
@@ -163,24 +167,24 @@ class Trainer:
     def shown(self) -> tuple[Tensor, Tensor]:
         """Some patches of the first step as they are stored and as they are trained on, (n, 3, h, w) in [0, 1]."""
         index = self._sampler.batch(0, self._options.batch_size)
-        draws = Draws.of(len(index), self._options.seed, 0)
+        draws = AugmentationDraws.of(len(index), self._options.seed, 0)
         few = slice(0, _SHOWN_PATCHES)
-        pixels = torch.from_numpy(np.stack([self._bank.read(int(patch)) for patch in index[few]]))
+        pixels = torch.from_numpy(np.stack([self._dataset.read(int(patch)) for patch in index[few]]))
         cpu = torch.device("cpu")
-        stored = to_unit(centred(pixels, self._bank.border_px), cpu)
+        stored = to_unit(center_crops(pixels, self._dataset.border_px), cpu)
         return stored, self._augmented(to_unit(pixels, cpu), draws.part(few))
 
-    def _augmented(self, unit: Tensor, draws: Draws) -> Tensor:
-        return augment(jittered(unit, self._bank.border_px, draws), self._options.augmentation, draws)
+    def _augmented(self, unit: Tensor, draws: AugmentationDraws) -> Tensor:
+        return augment(random_crops(unit, self._dataset.border_px, draws), self._options.augmentation, draws)
 
     def _step(self, step: int, picked: Index, pixels: Tensor) -> Callable[[], Tensor]:
         """Launch a step; what is returned waits for it and says its mean loss and whether a process is to stop."""
         options, distributed, device = self._options, self._distributed, self._device.device
         part = distributed.shard(options.batch_size)
-        self._thaw(step)
-        draws = Draws.of(options.batch_size, options.seed, step).part(part)
-        keep = sent(dropout_mask(options.batch_size, options.seed, step)[part], device)
-        labels = sent(torch.from_numpy(self._bank.labels[picked]), device)
+        self._set_trainable(step)
+        draws = AugmentationDraws.of(options.batch_size, options.seed, step).part(part)
+        keep = to_device(dropout_mask(options.batch_size, options.seed, step)[part], device)
+        labels = to_device(torch.from_numpy(self._dataset.labels[picked]), device)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(options, step, self.steps)
         try:
@@ -200,18 +204,20 @@ class Trainer:
             ) from error
         if self._average:
             self._average.update()
-        return fetched(
-            distributed.all_reduce(torch.stack([loss.detach(), torch.full_like(loss, float(self._told))]).detach())
+        return copy_to_cpu(
+            distributed.all_reduce(
+                torch.stack([loss.detach(), torch.full_like(loss, float(self._stop_requested))]).detach()
+            )
         )
 
-    def _thaw(self, step: int) -> None:
+    def _set_trainable(self, step: int) -> None:
         """Let just the layers learn that are to at this step."""
         frozen = step < self._options.freeze_steps
         if frozen != self._frozen:
             self._frozen = frozen
             for name, parameter in self._network.named_parameters():
                 parameter.requires_grad_(not frozen or name.startswith(("fc.", "AuxLogits.fc.")))
-            loss: nn.Module = _Loss(self._network, self._options)
+            loss: nn.Module = _SummedLoss(self._network, self._options)
             if self._distributed.world_size > 1:
                 loss = DistributedDataParallel(loss, forward_sync_buffers=False)
             self._loss = loss
@@ -225,7 +231,7 @@ class Trainer:
                 remedy="Set gpu of the rule train, or --gpus, to 1",
             )
 
-    def _settle(self, launched: _Launched | None) -> None:
+    def _collect_loss(self, launched: _PendingStep | None) -> None:
         """Read the loss of the step before the one just launched, so that a GPU never waits for us."""
         before, self._pending = self._pending, launched
         if before is None:
@@ -234,23 +240,23 @@ class Trainer:
         loss, told = said().tolist()
         if not np.isfinite(loss):
             raise ModelError(
-                self._about_loss(loss, step, picked), remedy="Lower training.learning_rate, or look at them"
+                self._loss_error(loss, step, picked), remedy="Lower training.learning_rate, or look at them"
             )
         self.progress.losses.append(loss)
-        if told and self._told_step is None:
-            self._told_step = step
+        if told and self._stop_requested_at is None:
+            self._stop_requested_at = step
 
     def _finish_step(self) -> None:
-        self._settle(None)
+        self._collect_loss(None)
 
     def _should_stop(self) -> bool:
         if self._distributed.world_size == 1:
-            return self._told
+            return self._stop_requested
         # All know of a step's flags at the latest when they have launched the next one, and so stop together.
-        return self._told_step is not None and self.progress.step >= self._told_step + 2
+        return self._stop_requested_at is not None and self.progress.step >= self._stop_requested_at + 2
 
-    def _about_loss(self, loss: float, step: int, picked: Index) -> str:
-        patches = [self._bank.describe(int(patch)) for patch in picked]
+    def _loss_error(self, loss: float, step: int, picked: Index) -> str:
+        patches = [self._dataset.describe(int(patch)) for patch in picked]
         some = ", ".join(f"{p.get('slide')} ({p.get('x')}, {p.get('y')})" for p in patches[:4])
         return (
             f"the loss is {loss} at step {step}, with patches of {some} and {max(0, len(patches) - 4)} more; "
@@ -270,26 +276,26 @@ class Trainer:
         }
         progress.history.append(row)
         progress.losses = []
-        self._watch.record(row)
+        self._log.record(row)
         score = [-1.0 if area is None else area, -(loss or 0.0)]
-        if len(self._held_out) and score > progress.best_score:
+        if len(self._validation) and score > progress.best_score:
             progress.best_score, progress.best_step = score, progress.step
             if self.keeps_best:
                 progress.best_state = {name: tensor.clone() for name, tensor in self.last_state().items()}
 
-    def _is_stale(self) -> bool:
+    def _is_out_of_patience(self) -> bool:
         worse = sum(row["step"] > self.progress.best_step for row in self.progress.history)
-        return self._options.patience is not None and len(self._held_out) > 0 and worse >= self._options.patience
+        return self._options.patience is not None and len(self._validation) > 0 and worse >= self._options.patience
 
     def _validate(self) -> tuple[float | None, float | None]:
-        count = min(len(self._held_out), self._options.validation_patches)
+        count = min(len(self._validation), self._options.validation_patches)
         if not count:
             return None, None
-        chosen = np.linspace(0, len(self._held_out) - 1, count).round().astype(np.int64)
+        chosen = np.linspace(0, len(self._validation) - 1, count).round().astype(np.int64)
         parts = [self._shard_of(chosen, rank) for rank in range(self._distributed.world_size)]
         own = self._logits(parts[self._distributed.rank])
         logits = self._distributed.all_gather(own, [len(part) for part in parts]).cpu()
-        labels = self._held_out.labels[chosen]
+        labels = self._validation.labels[chosen]
         loss = F.cross_entropy(logits, torch.from_numpy(labels)).item()
         return loss, auc(Histogram.of(logits.softmax(1)[:, _TUMOR].numpy(), labels == _TUMOR))
 
@@ -303,8 +309,8 @@ class Trainer:
         batches: Iterator[Index] = (chosen[start : start + size] for start in range(0, len(chosen), size))
         found = [torch.zeros(0, len(CLASSES), device=device)]
         with torch.inference_mode(), self._device.autocast():
-            for _, pixels in Feed(self._held_out, batches, workers=self._workers, pin=self._device.is_cuda):
-                unit = to_unit(centred(pixels, self._held_out.border_px), device)
+            for _, pixels in Prefetcher(self._validation, batches, workers=self._workers, pin=self._device.is_cuda):
+                unit = to_unit(center_crops(pixels, self._validation.border_px), device)
                 found.append(network(to_input(unit)))
         return torch.cat(found)
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 _LOG_SECONDS = 30.0
 
 
-class Watch:
+class TrainingLog:
     """Silent where `shows` is false; `events` is a folder for TensorBoard."""
 
     def __init__(self, *, shows: bool = False, events: Path | None = None) -> None:

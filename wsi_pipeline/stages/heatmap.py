@@ -17,7 +17,7 @@ from wsi_pipeline.geometry import Grid
 from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.io.receipts import write_receipt
 from wsi_pipeline.metrics.steps import dequantize, quantize
-from wsi_pipeline.model.heatmap_filters import overlap_mean, smoothed
+from wsi_pipeline.model.heatmap_filters import gaussian_filtered, overlap_mean
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.stages.predict import Model, predict_slide
 
@@ -80,7 +80,7 @@ def finished(heat: NDArray[np.float32], grid: Grid, slide_mpp: float, options: H
     if options.overlap_mean:
         heat = overlap_mean(heat, grid)
     if options.smoothing_um:
-        heat = smoothed(heat, options.smoothing_um / (grid.stride_px * slide_mpp))
+        heat = gaussian_filtered(heat, options.smoothing_um / (grid.stride_px * slide_mpp))
     known = np.isfinite(heat)
     heat[known] = dequantize(quantize(heat[known]))
     return heat

@@ -24,9 +24,9 @@ from wsi_pipeline.io.digests import digest_bytes, digest_json
 from wsi_pipeline.io.receipts import Facts, write_receipt
 from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.model.device import pick_device
-from wsi_pipeline.model.inference import scan
-from wsi_pipeline.model.model_dir import ModelFacts, load_network, read_model_json, weights_digest
-from wsi_pipeline.model.prediction_cache import RawScores
+from wsi_pipeline.model.inference import run_inference
+from wsi_pipeline.model.model_dir import ModelMetadata, load_network, read_model_json, weights_digest
+from wsi_pipeline.model.prediction_cache import PredictionCache
 from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.patch_reader import PatchReader
@@ -77,7 +77,7 @@ class Model:
     def __init__(self, weights: Path, model_json: Path, options: PredictionOptions) -> None:
         """Raises `ModelError` where weights and `model.json` do not belong together."""
         self.weights, self.options = weights, options
-        self.facts: ModelFacts = read_model_json(model_json)
+        self.facts: ModelMetadata = read_model_json(model_json)
         if weights_digest(weights) != self.facts.weights_sha256:
             raise ModelError(
                 f"{weights}: not the weights that {model_json} describes", remedy="Take both from the same model folder"
@@ -113,7 +113,7 @@ class Positions:
     normalise: Callable[[Pixels], Pixels]
 
     @classmethod
-    def of(cls, slide: str, folder: Path, facts: ModelFacts, options: PredictionOptions) -> Self:
+    def of(cls, slide: str, folder: Path, facts: ModelMetadata, options: PredictionOptions) -> Self:
         """Of the slide whose pyramid and tissue lie in `folder`; `StoreError` where it is too coarse for the model."""
         pyramid = Pyramid(folder / "pyramid.ome.zarr")
         spec = pyramid.patch_spec(facts.size_px, facts.mpp, allow_upsampling=options.allow_upsampling)
@@ -148,7 +148,7 @@ class Predicted:
 
     positions: Positions
     walk: PatchReader
-    scores: RawScores
+    scores: PredictionCache
 
 
 def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads: int) -> Predicted:
@@ -165,9 +165,9 @@ def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads:
         }
     )
     path, count = output / f"{slide}.raw.npz", len(positions.rows)
-    scores = RawScores.open(path, inputs, count)
+    scores = PredictionCache.open(path, inputs, count)
     if not scores.facts or not _goes_with(scores.facts, model, is_whole=scores.done == count):
-        scores = RawScores(path, inputs, count)
+        scores = PredictionCache(path, inputs, count)
         scores.facts = precision(model, positions)
     if 0 < scores.done < count:
         log.info("%s: going on from patch %d of %d", slide, scores.done, count)
@@ -187,13 +187,13 @@ def _goes_with(facts: Facts, model: Model, *, is_whole: bool) -> bool:
     return has_its_numbers and bool(facts["device"] == model.device.kind)
 
 
-def predict(walk: PatchReader, model: Model, scores: RawScores, threads: int) -> None:
+def predict(walk: PatchReader, model: Model, scores: PredictionCache, threads: int) -> None:
     """Add the scores that are missing, and keep them now and then. Raises `ModelError` where one is not finite."""
     if scores.done == len(walk):
         return
     saved = time.monotonic()
     try:
-        for part in scan(walk, model.predictor, threads, scores.done):
+        for part in run_inference(walk, model.predictor, threads, scores.done):
             if not np.isfinite(part.probabilities[part.whole]).all():
                 raise ModelError(
                     f"{model.weights}: the network gives values that are not finite",

@@ -23,19 +23,19 @@ from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import digest_file, digest_json
 from wsi_pipeline.io.receipts import Facts, read_receipt
 from wsi_pipeline.model.checkpoints import Checkpoints
-from wsi_pipeline.model.dataset import PatchBank
+from wsi_pipeline.model.dataset import PatchDataset
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.distributed import init_distributed
 from wsi_pipeline.model.model_dir import (
-    ModelFacts,
+    ModelMetadata,
+    initial_network,
     load_network,
     read_model_json,
     save_weights,
-    starting_network,
     write_model_json,
 )
 from wsi_pipeline.model.trainer import HistoryRow, Trainer
-from wsi_pipeline.model.training_log import Watch, short
+from wsi_pipeline.model.training_log import TrainingLog, short
 from wsi_pipeline.plots.figures import patch_grid, save_figure, training_curves
 from wsi_pipeline.provenance.versions import git_commit, package_versions
 
@@ -108,11 +108,11 @@ def run(
     distributed = init_distributed()
     # What the job has, all of its processes share.
     memory_gib, workers = memory_gib / distributed.world_size, max(1, workers // distributed.world_size)
-    bank = PatchBank(training.stores, training.indices, memory_gib=memory_gib, workers=workers)
-    _check_classes(bank)
-    held_out = PatchBank(validation.stores, validation.indices, memory_gib=memory_gib, workers=workers)
+    dataset = PatchDataset(training.stores, training.indices, memory_gib=memory_gib, workers=workers)
+    _check_classes(dataset)
+    held_out = PatchDataset(validation.stores, validation.indices, memory_gib=memory_gib, workers=workers)
     start = options.start if go_on_from is None else str(go_on_from)
-    network = starting_network(start, len(CLASSES), options.seed, imagenet, auxiliary=options.auxiliary_weight > 0)
+    network = initial_network(start, len(CLASSES), options.seed, imagenet, auxiliary=options.auxiliary_weight > 0)
     described = {
         "options": options.model_dump(mode="json"),
         "device": device.kind,
@@ -121,20 +121,29 @@ def run(
     }
     inputs = digest_json({**described, "patches": facts})
     kept = Checkpoints(checkpoints)
-    watch = Watch(shows=distributed.is_main, events=events)
+    training_log = TrainingLog(shows=distributed.is_main, events=events)
     trainer = Trainer(
-        network, bank, held_out, options, device, kept, inputs, distributed=distributed, workers=workers, watch=watch
+        network,
+        dataset,
+        held_out,
+        options,
+        device,
+        kept,
+        inputs,
+        distributed=distributed,
+        workers=workers,
+        training_log=training_log,
     )
     if distributed.is_main:
-        _show(trainer, outputs.augmented, watch, synthetic)
+        _show(trainer, outputs.augmented, training_log, synthetic)
     try:
         with _stopped_by(trainer.stop):
             trainer.train(checkpoint_minutes * 60)
     finally:
-        watch.close()
+        training_log.close()
     if distributed.is_main:
         model = {
-            "training": {"slides": len(training.stores), **_class_counts(bank)},
+            "training": {"slides": len(training.stores), **_class_counts(dataset)},
             "validation": {"slides": len(validation.stores), **_class_counts(held_out)},
             "patches_sha256": [[one["stage"], one["slide"], one.get("store_sha256")] for one in facts],
             **described,
@@ -159,7 +168,7 @@ def read_patch_receipt(path: Path) -> Facts:
 def take(source: Path, outputs: Outputs, *, size_px: int, mpp: float) -> None:
     """Take trained weights as they are. `model.json` beside them says scale and size, else the arguments do."""
     described = source.with_name("model.json")
-    known = read_model_json(described) if described.is_file() else ModelFacts(size_px, mpp, CLASSES, "")
+    known = read_model_json(described) if described.is_file() else ModelMetadata(size_px, mpp, CLASSES, "")
     network = load_network(source, known)
     digest = save_weights(outputs.weights, network.state_dict())
     write_model_json(outputs.receipt, replace(known, weights_sha256=digest), taken=True)
@@ -185,19 +194,19 @@ def _stopped_by(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show(trainer: Trainer, path: Path, watch: Watch, synthetic: bool) -> None:
+def _show(trainer: Trainer, path: Path, training_log: TrainingLog, synthetic: bool) -> None:
     rows = [(row.permute(0, 2, 3, 1) * 255).round().byte().numpy() for row in trainer.shown()]
     save_figure(patch_grid(rows, ("as stored", "as trained on"), synthetic), path)
-    watch.picture(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
+    training_log.picture(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
 
 
 def _write(
-    trainer: Trainer, outputs: Outputs, facts: ModelFacts, model: dict[str, Any], options: TrainRun, synthetic: bool
+    trainer: Trainer, outputs: Outputs, facts: ModelMetadata, model: dict[str, Any], options: TrainRun, synthetic: bool
 ) -> None:
     progress = trainer.progress
     kept_step = progress.best_step if trainer.keeps_best else progress.step
     save_weights(outputs.last, trainer.last_state())
-    digest = save_weights(outputs.weights, trainer.kept_state())
+    digest = save_weights(outputs.weights, trainer.selected_state())
     write_text(outputs.history, history_csv(progress.history))
     save_figure(training_curves(progress.history, synthetic), outputs.curves)
     write_model_json(
@@ -214,7 +223,7 @@ def _write(
     )
 
 
-def _made_for(facts: Sequence[Facts]) -> ModelFacts:
+def _made_for(facts: Sequence[Facts]) -> ModelMetadata:
     """What the patches have in common."""
     first = facts[0]
     for other in facts[1:]:
@@ -225,7 +234,7 @@ def _made_for(facts: Sequence[Facts]) -> ModelFacts:
             )
     options = first["options"]
     normalisation = options.get("stain_normalisation", "none")
-    return ModelFacts(int(first["size_px"]), float(options["mpp"]), CLASSES, "", normalisation)
+    return ModelMetadata(int(first["size_px"]), float(options["mpp"]), CLASSES, "", normalisation)
 
 
 def _kind(facts: Facts) -> tuple[object, ...]:
@@ -233,17 +242,17 @@ def _kind(facts: Facts) -> tuple[object, ...]:
     return facts["size_px"], facts["border_px"], options["mpp"], options.get("stain_normalisation", "none")
 
 
-def _check_classes(bank: PatchBank) -> None:
+def _check_classes(dataset: PatchDataset) -> None:
     for label, name in enumerate(CLASSES):
-        if not (bank.labels == label).any():
+        if not (dataset.labels == label).any():
             raise PipelineError(
                 f"the training slides have no {name} patches",
                 remedy="Lower patches.min_tissue or patches.min_tumor, or check the masks and annotations",
             )
 
 
-def _class_counts(bank: PatchBank) -> dict[str, int]:
-    return {name: int((bank.labels == label).sum()) for label, name in enumerate(CLASSES)}
+def _class_counts(dataset: PatchDataset) -> dict[str, int]:
+    return {name: int((dataset.labels == label).sum()) for label, name in enumerate(CLASSES)}
 
 
 def history_csv(rows: Sequence[HistoryRow]) -> str:
