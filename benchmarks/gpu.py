@@ -170,7 +170,7 @@ def main() -> int:
         found["slide"] = whole_stage(Path(folder), predictor, arguments.workers, arguments.size, arguments.pixels)
         print_rates("a slide", found["slide"])
     some = torch.randint(0, 256, (64, arguments.size, arguments.size, 3), dtype=torch.uint8)
-    found["difference"] = predictor.difference(some)
+    found["difference"] = predictor.max_difference_from_float32(some)
     print(f"\nlargest difference of a probability from float32: {found['difference']:.2e}")
     if device.is_cuda:
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30

@@ -139,7 +139,7 @@ def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, w
         "pixels in memory": fed_steps(made(in_memory), batch, count, workers),
         "JPEG, read from disk": fed_steps(made(on_disk), batch, count, workers),
         f"pixels in memory, {other}".replace("torch.", ""): fed_steps(made(in_memory, other), batch, count, workers),
-        "plain eager float32 NCHW step, constant batch": plain_steps(options, device, in_memory.edge, count),
+        "plain eager float32 NCHW step, constant batch": plain_steps(options, device, in_memory.edge_px, count),
     }
 
 

@@ -80,7 +80,7 @@ def test_a_gpu_trains_stops_goes_on_and_predicts(
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == STOPPED_EXIT_CODE
-    assert "going on from step" in train(cohort, tmp_path / "stopped")
+    assert "resuming from step" in train(cohort, tmp_path / "stopped")
     # Not bit for bit: a GPU adds in no fixed order.
     np.testing.assert_allclose(training.losses(tmp_path / "stopped")[0], whole[0], rtol=0.05)
     assert training.losses(tmp_path / "stopped")[-1] < whole[0]

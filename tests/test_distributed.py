@@ -110,12 +110,12 @@ def test_both_stop_at_one_step_and_one_resumes(cohort: Path, tmp_path: Path) -> 
     stopped_at = int(said.split("stopped at step ")[1].split()[0])
     # A checkpoint of two processes serves one.
     process = training.start(cohort, tmp_path, **LONG)
-    while (line := process.stderr.readline()) and "going on" not in line:
+    while (line := process.stderr.readline()) and "resuming" not in line:
         pass
     process.kill()
     process.wait()
     process.stderr.close()
-    assert f"going on from step {stopped_at}" in line
+    assert f"resuming from step {stopped_at}" in line
 
 
 @pytest.mark.slow

@@ -142,11 +142,12 @@ def test_the_auxiliary_head_learns_and_is_not_kept(tmp_path: Path) -> None:
 
 @needs_bfloat16
 def test_bfloat16_trains_float32_weights_and_goes_on_to_the_bit(tmp_path: Path) -> None:
-    options = {"max_steps": 4, "validate_every": 4, "average_decay": 0.9}
+    options = {"max_steps": 4, "validate_every": 1, "average_decay": 0.9}
     exact = trainer(tmp_path / "exact", **options)
     exact.train(1e9)
     whole = trainer(tmp_path / "whole", precision="bfloat16", **options)
     whole.train(1e9)
+    # Of the first step: after it the weights of a random network diverge.
     losses = [one.progress.history[0]["train_loss"] for one in (exact, whole)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
@@ -227,4 +228,4 @@ def test_stains_change_by_what_is_asked() -> None:
     changed = jitter_stains(unit, np.array([[0.5, 0], [0, -0.25], [0, 0], [0, 0.5]]))
     found = -np.log(changed[:, :, 0, 0].numpy()) @ np.linalg.inv(stains)
     np.testing.assert_allclose(found, [[1.2, 0.4, 0], [0.8, 0.3 + 0.1, 0]], atol=1e-5)
-    assert AugmentationDraws.of(3, 1, 2).stains.shape == (4, 3)
+    assert AugmentationDraws.draw(3, 1, 2).stains.shape == (4, 3)

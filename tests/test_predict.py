@@ -94,7 +94,7 @@ def test_a_device_without_bfloat16_is_refused(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    with pytest.raises(ModelError, match=r"this CPU does not compute with bfloat16\. Set precision to auto or float32"):
+    with pytest.raises(ModelError, match=r"this CPU does not support bfloat16\. Set precision to auto or float32"):
         run(slide, model, tmp_path, precision="bfloat16")
     assert not list(tmp_path.iterdir())
 
@@ -130,7 +130,7 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(
     predicted.clear()
     np.testing.assert_array_equal(run(slide, model, tmp_path / "b", stride_um=40), whole)
     positions = int(np.isfinite(whole).sum())
-    assert f"going on from patch 40 of {positions}" in caplog.text
+    assert f"resuming from patch 40 of {positions}" in caplog.text
     # And a batch that warms up.
     assert sum(predicted) == positions - 40 + CPU_BATCH
     assert (tmp_path / "a" / "s1.json").read_bytes() == (tmp_path / "b" / "s1.json").read_bytes()
@@ -162,7 +162,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(slide: Path, model: P
         assert not (killed / "s1.json").exists()
         sizes.append(raw.stat().st_size)
     last = start(killed, 1)
-    assert "going on from patch" in last.communicate()[1]
+    assert "resuming from patch" in last.communicate()[1]
     whole = start(tmp_path / "whole", 2)
     whole.communicate()
     assert last.returncode == whole.returncode == 0
@@ -270,8 +270,8 @@ def test_a_batch_that_does_not_fit_is_halved(
 
     monkeypatch.setattr(InceptionV3, "forward", small(3))
     np.testing.assert_array_equal(run(slide, model, tmp_path / "b", threads=1, batch_size=13), whole)
-    assert "a batch of 13 patches does not fit the memory, going on with 6" in caplog.text
-    assert "a batch of 6 patches does not fit the memory, going on with 3" in caplog.text
+    assert "a batch of 13 patches does not fit the memory, continuing with 6" in caplog.text
+    assert "a batch of 6 patches does not fit the memory, continuing with 3" in caplog.text
     monkeypatch.setattr(InceptionV3, "forward", small(1))
     with pytest.raises(ModelError, match="a batch of 2 patches does not fit the memory of the device"):
         run(slide, model, tmp_path / "c", batch_size=4)

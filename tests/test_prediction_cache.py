@@ -1,4 +1,4 @@
-"""What the network said, kept."""
+"""The cache of predictions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, content: bytes, caplog: pyte
     path = tmp_path / "s.raw.npz"
     path.write_bytes(content)
     assert PredictionCache.open(path, "a" * 64, 10).done == 0
-    assert "s.raw.npz: not used, it is damaged" in caplog.text
+    assert "s.raw.npz: ignored, it is damaged" in caplog.text
 
 
 def test_a_file_with_wrong_bytes_is_not_used(tmp_path: Path) -> None:

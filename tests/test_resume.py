@@ -88,7 +88,7 @@ def test_stopped_and_killed_five_times_it_ends_with_the_same_weights(cohort: Pat
         process.communicate()
         assert not (tmp_path / "weights.safetensors").exists()
     said = finish(cohort, tmp_path, "--workers", "1")
-    assert "going on from step" in said
+    assert "resuming from step" in said
     assert_same(tmp_path, whole)
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     assert checkpoints.load("a", cpu)["step"] == 2
-    assert "checkpoint.pt: damaged" in caplog.text
+    assert "checkpoint.pt: ignored, it is damaged" in caplog.text
     (tmp_path / "checkpoint-before.pt").write_bytes(b"")
     assert checkpoints.load("a", cpu) is None
 
@@ -159,11 +159,11 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, caplog: pytest.Log
 def test_tensorboard_has_what_the_history_has(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
-    training_log = TrainingLog(shows=True, events=tmp_path)
+    training_log = TrainingLog(enabled=True, events=tmp_path)
     row = {"patches": 40, "learning_rate": 0.1, "train_loss": 0.7, "validation_loss": None, "validation_auc": None}
     training_log.record({"step": 5, **row})
     training_log.record({"step": 10, **row, "validation_auc": 0.9, "validation_loss": 0.5})
-    training_log.picture(np.zeros((8, 8, 3), np.uint8))
+    training_log.image(np.zeros((8, 8, 3), np.uint8))
     training_log.close()
     (path,) = tmp_path.iterdir()
     data, tags, position = path.read_bytes(), set[tuple[str, int]](), 0
@@ -175,5 +175,5 @@ def test_tensorboard_has_what_the_history_has(tmp_path: Path) -> None:
         position += 16 + length
     assert {("train_loss", 5), ("validation_auc", 10), ("learning_rate", 10), ("augmented_batch", 0)} <= tags
     assert ("validation_auc", 5) not in tags
-    TrainingLog(shows=False, events=tmp_path / "none").close()
+    TrainingLog(enabled=False, events=tmp_path / "none").close()
     assert not (tmp_path / "none").exists()

@@ -205,7 +205,7 @@ def test_a_training_over_its_time_goes_on_in_the_next_attempt(finished: Path, fo
     assert (stopped.rule, stopped.state) == ("train", "TIMEOUT")
     assert (good.rule, good.state) == ("train", "COMPLETED")
     # The log is that of the last attempt.
-    resumed = re.search(r"going on from step (\d+)", (folder / "results/logs/train/inception_v3.log").read_text())
+    resumed = re.search(r"resuming from step (\d+)", (folder / "results/logs/train/inception_v3.log").read_text())
     assert resumed
     assert 1 <= int(resumed[1]) < STEPS
     assert json.loads((folder / model).read_text())["steps"] == STEPS

@@ -120,12 +120,12 @@ def test_the_eight_orientations_are_all_different() -> None:
 def test_augmentation_repeats_and_can_be_off() -> None:
     unit = torch.rand(4, 3, 20, 20)
     options = AugmentationOptions()
-    draws = AugmentationDraws.of(4, 1, 5)
+    draws = AugmentationDraws.draw(4, 1, 5)
     changed = augment(unit.clone(), options, draws)
-    assert torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.of(4, 1, 5)))
-    assert not torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.of(4, 1, 6)))
+    assert torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.draw(4, 1, 5)))
+    assert not torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.draw(4, 1, 6)))
     # A part of the batch is changed as it is in the whole.
-    assert torch.equal(augment(unit[1:3].clone(), options, draws.part(slice(1, 3))), changed[1:3])
+    assert torch.equal(augment(unit[1:3].clone(), options, draws.subset(slice(1, 3))), changed[1:3])
     off = AugmentationOptions(orientations=False, brightness=0, contrast=0, saturation=0, hue=0)
     torch.testing.assert_close(augment(unit.clone(), off, draws), unit, atol=1e-5, rtol=0)
 
@@ -167,9 +167,9 @@ def test_weights_that_do_not_fit_name_the_first_difference(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
-        ({"classes": ["benign", "malignant"]}, "none of the classes benign, malignant is tumor. Name the class"),
-        ({"size_px": "large"}, r"not what training writes \(.*'large'\)\. Use the model\.json that training wrote"),
-        ({"classes": None}, "not what training writes"),
+        ({"classes": ["benign", "malignant"]}, "none of the classes benign, malignant is tumor. Rename the class"),
+        ({"size_px": "large"}, r"invalid value \(.*'large'\)\. Use the model\.json that training wrote"),
+        ({"classes": None}, "invalid value"),
         ({"architecture": "resnet50"}, "architecture resnet50, not inception_v3"),
     ],
 )
@@ -191,12 +191,12 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 
 
 def test_imagenet_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match=r"no file was given.*training\.weights_file"):
+    with pytest.raises(ModelError, match=r"no file is given.*training\.weights_file"):
         initial_network("imagenet", 2, 1, None)
     path = tmp_path / "inception_v3_google-0cc3c7bd.pth"
     state = InceptionV3(1000, auxiliary=True).state_dict()
     torch.save(state, path)
-    with pytest.raises(ModelError, match="begin with 0cc3c7bd"):
+    with pytest.raises(ModelError, match="begins with 0cc3c7bd"):
         read_imagenet(path)
     monkeypatch.setattr("wsi_pipeline.model.imagenet.IMAGENET_SHA256_PREFIX", "")
     network = initial_network("imagenet", 2, 1, path)
@@ -236,10 +236,10 @@ def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], 
 
 def test_patches_move_within_their_border_by_draws_of_their_own() -> None:
     unit = torch.rand(200, 3, 15, 15)
-    one = random_crops(unit, 3, AugmentationDraws.of(200, 1, 5))
+    one = random_crops(unit, 3, AugmentationDraws.draw(200, 1, 5))
     assert one.shape == (200, 3, 9, 9)
-    assert torch.equal(one, random_crops(unit, 3, AugmentationDraws.of(200, 1, 5)))
-    assert not torch.equal(one, random_crops(unit, 3, AugmentationDraws.of(200, 1, 6)))
+    assert torch.equal(one, random_crops(unit, 3, AugmentationDraws.draw(200, 1, 5)))
+    assert not torch.equal(one, random_crops(unit, 3, AugmentationDraws.draw(200, 1, 6)))
     places = {
         (y, x)
         for patch, moved in zip(unit, one, strict=True)
@@ -249,7 +249,7 @@ def test_patches_move_within_their_border_by_draws_of_their_own() -> None:
     }
     assert len(places) > 40
     assert {y for y, _ in places} == {x for _, x in places} == set(range(7))
-    assert random_crops(unit, 0, AugmentationDraws.of(200, 1, 5)) is unit
+    assert random_crops(unit, 0, AugmentationDraws.draw(200, 1, 5)) is unit
     pixels = torch.arange(2 * 15 * 15 * 3).reshape(2, 15, 15, 3)
     assert torch.equal(center_crops(pixels, 3), pixels[:, 3:12, 3:12])
 

@@ -259,7 +259,7 @@ def test_a_training_that_is_told_to_stop_goes_on_in_the_next_attempt(run: Path) 
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Trying to restart job" in result.stderr
     # The log is that of the second attempt.
-    resumed = re.search(r"going on from step (\d+)", log.read_text())
+    resumed = re.search(r"resuming from step (\d+)", log.read_text())
     assert resumed
     assert 2 <= int(resumed[1]) < 40
     assert json.loads((run / model).read_text())["steps"] == 40

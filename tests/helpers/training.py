@@ -23,7 +23,7 @@ from wsi_pipeline.pyramid import patch_store
 from wsi_pipeline.pyramid.codecs import ZstdCodec
 
 needs_bfloat16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not compute with bfloat16"
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not support bfloat16"
 )
 
 EDGE = 75

@@ -1,4 +1,4 @@
-"""Random changes of training patches, in batches on the network's device."""
+"""Augmentation of training patches, batch by batch on the network's device."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from wsi_pipeline.model.device import to_device
 from wsi_pipeline.seeds import generator
 
 _LUMA = (0.299, 0.587, 0.114)
-# RGB to YIQ, the colour space in which a turn of hue is a rotation (SMPTE 170M).
+# RGB to YIQ (SMPTE 170M), where a change of hue is a rotation.
 _YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
-# Optical density of haematoxylin, eosin and the rest (Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001).
+# Optical densities (RGB) of haematoxylin, eosin and a residual stain
+# (Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001).
 _STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 ORIENTATIONS = 8
 _SHIFT_SHARE = 0.2
@@ -29,10 +30,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class AugmentationDraws:
-    """What is drawn for the patches of a step, a function of (seed, step) alone; one column a patch.
+    """Random numbers for the n patches of a step, functions of (seed, step) alone.
 
-    `colors` are shift, contrast, saturation and hue, `stains` gains and shifts of the two stains, all from -1 to 1;
-    `corners` where the patch is cut out of its border, 0 to 1.
+    `orientation` (n,) int64, 0 to 7; `colors` (4, n) in [-1, 1]: brightness, contrast, saturation, hue; `stains` (4, n)
+    in [-1, 1]: gains of haematoxylin and eosin, then their shifts; `corners` (2, n) in [0, 1): position (y, x) of the
+    crop within the stored border.
     """
 
     orientation: NDArray[np.int64]
@@ -41,37 +43,37 @@ class AugmentationDraws:
     corners: Floats
 
     @classmethod
-    def of(cls, count: int, seed: int, step: int) -> Self:
+    def draw(cls, count: int, seed: int, step: int) -> Self:
         rng = generator(seed, "augment", step)
         orientation, colors = rng.integers(ORIENTATIONS, size=count), rng.uniform(-1, 1, (4, count))
         return cls(orientation, colors, rng.uniform(-1, 1, (4, count)), rng.random((2, count)))
 
-    def part(self, which: slice) -> AugmentationDraws:
-        """Those of some of the patches."""
+    def subset(self, which: slice) -> AugmentationDraws:
+        """Draws of a slice of the patches."""
         return AugmentationDraws(
             self.orientation[which], self.colors[:, which], self.stains[:, which], self.corners[:, which]
         )
 
 
 def to_unit(pixels: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
-    """(n, h, w, 3) uint8 to (n, 3, h, w) float32 in [0, 1], channels last in memory."""
+    """Pixels (n, h, w, 3) uint8 to (n, 3, h, w) float32 in [0, 1] on `device`, in channels-last memory format."""
     given = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
     on_device = given.to(device, non_blocking=True)
     return on_device.permute(0, 3, 1, 2).float().div_(255)
 
 
 def to_input(unit: Tensor) -> Tensor:
-    """Pixels in [0, 1] to the network's range [-1, 1]."""
+    """Pixels in [0, 1] to the network's input range [-1, 1]."""
     return unit.mul(2).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
 def center_crops(pixels: Tensor, border_px: int) -> Tensor:
-    """Patches (n, h, w, 3) without the border that is stored around them."""
+    """Patches (n, h, w, 3) without their stored border of `border_px` on each side."""
     return pixels[:, border_px : pixels.shape[1] - border_px, border_px : pixels.shape[2] - border_px]
 
 
 def random_crops(unit: Tensor, border_px: int, draws: AugmentationDraws) -> Tensor:
-    """Patches (n, 3, h, w) each cut out of its border at a random place."""
+    """Crop each patch (n, 3, h, w) by `2 * border_px` at its own random position."""
     if border_px == 0:
         return unit
     height, width = (edge - 2 * border_px for edge in unit.shape[2:])
@@ -81,7 +83,7 @@ def random_crops(unit: Tensor, border_px: int, draws: AugmentationDraws) -> Tens
 
 
 def augment(unit: Tensor, options: AugmentationOptions, draws: AugmentationDraws) -> Tensor:
-    """Change a batch (n, 3, h, w) in [0, 1]."""
+    """Augmented copy of a batch (n, 3, h, w), values in [0, 1]: orientation, stains, colours."""
     shift, contrast, saturation, hue = draws.colors
     if options.orientations:
         unit = orient_each(unit, draws.orientation)
@@ -96,7 +98,7 @@ def augment(unit: Tensor, options: AugmentationOptions, draws: AugmentationDraws
 
 
 def orient_each(images: Tensor, orientation: NDArray[np.int64]) -> Tensor:
-    """Each image in its own of the 8 orientations, see `turned`."""
+    """Turn each image (n, c, h, w) by its own orientation (n,), see `orient`."""
     out = torch.empty_like(images)
     for kind in np.unique(orientation):
         members = to_device(torch.from_numpy(np.flatnonzero(orientation == kind)), images.device)
@@ -105,15 +107,16 @@ def orient_each(images: Tensor, orientation: NDArray[np.int64]) -> Tensor:
 
 
 def orient(images: Tensor, kind: int) -> Tensor:
-    """Images (n, c, h, w) turned by `kind % 4` quarter turns and, from 4 on, mirrored."""
+    """Rotate images (n, c, h, w) by `kind % 4` quarter turns; mirror them too where `kind` is 4 to 7."""
     turns = torch.rot90(images, kind % 4, dims=(2, 3))
     return turns.flip(3) if kind >= 4 else turns
 
 
 def jitter_stains(unit: Tensor, changes: Floats) -> Tensor:
-    """Images with other amounts of haematoxylin and eosin, after Tellez et al. (IEEE Trans. Med. Imaging 37, 2018).
+    """Stain augmentation of images (n, 3, h, w) in [0, 1] after Tellez et al. (IEEE Trans. Med. Imaging 37, 2018).
 
-    `changes` (4, n): relative changes of the two stains, then what a fifth of is added to their densities.
+    `changes` (4, n): relative changes of the amounts of haematoxylin and of eosin, then additive changes, of which a
+    fifth is added to the amount.
     """
     stains = np.array(_STAINS)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
@@ -121,7 +124,7 @@ def jitter_stains(unit: Tensor, changes: Floats) -> Tensor:
     gains[:, :2] += changes[:2].T
     shifts = np.zeros_like(gains)
     shifts[:, :2] = _SHIFT_SHARE * changes[2:].T
-    # Densities are rows: density @ inverse(stains) are the amounts.
+    # Pixels are row vectors: amounts = density @ inverse(stains).
     turn = np.linalg.inv(stains) @ (gains[:, :, None] * stains)
     density = -torch.log(unit.clamp(min=_DARKEST))
     matrix = _like(turn.transpose(0, 2, 1), unit)
@@ -131,7 +134,7 @@ def jitter_stains(unit: Tensor, changes: Floats) -> Tensor:
 
 
 def _like(values: Floats, images: Tensor) -> Tensor:
-    """On the device of the images and in their type."""
+    """Values as a tensor of the images' dtype, on their device."""
     return to_device(torch.from_numpy(values).to(images.dtype), images.device)
 
 
@@ -140,7 +143,7 @@ def _column(values: Floats, images: Tensor) -> Tensor:
 
 
 def _color_matrices(saturation: Floats, hue: Floats) -> Floats:
-    """(n, 3, 3) matrices that scale saturation by 1 + `saturation` and turn hue by `hue` circles."""
+    """RGB matrices (n, 3, 3) that scale saturation by 1 + `saturation` and rotate hue by `hue` full turns."""
     to_yiq = np.array(_YIQ)
     cos, sin = np.cos(2 * math.pi * hue), np.sin(2 * math.pi * hue)
     turn = np.zeros((len(hue), 3, 3))

@@ -1,6 +1,6 @@
-"""Checkpoints of a training: the newest and the one before, each with its own digest.
+"""Checkpoints of a training: the newest and its predecessor.
 
-A file is torch's, followed by the SHA-256 of what stands before it. It holds tensors and plain values only.
+File format: the output of `torch.save`, which holds tensors and plain values only, followed by its SHA-256 (32 bytes).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class Checkpoints:
     """The two newest checkpoints in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._newest, self._before = folder / "checkpoint.pt", folder / "checkpoint-before.pt"
+        self._newest = folder / "checkpoint.pt"
+        self._previous = folder / "checkpoint-before.pt"
 
     def __str__(self) -> str:
         return str(self._newest)
 
     def save(self, content: Content) -> bool:
-        """Write a checkpoint; where there is no room the old ones stay, a warning is logged and it returns False."""
+        """Write a checkpoint. On a full disk keep the old ones, log a warning and return False."""
         buffer = io.BytesIO()
         torch.save(content, buffer)
         try:
@@ -43,29 +44,29 @@ class Checkpoints:
                     file.write(data)
                     file.write(hashlib.sha256(data).digest())
                 if self._newest.exists():
-                    self._newest.replace(self._before)
+                    self._newest.replace(self._previous)
         except StoreError as error:
             log.warning("no checkpoint at step %s: %s", content["step"], error)
             return False
         return True
 
     def load(self, inputs: str, device: torch.device) -> Content | None:
-        """The newest checkpoint of these inputs that is whole; None where there is none."""
-        for path in (self._newest, self._before):
+        """The newest intact checkpoint of a training on these `inputs` (a digest), or None."""
+        for path in (self._newest, self._previous):
             if not path.is_file():
                 continue
             data = path.read_bytes()
             body, digest = data[:-_DIGEST], data[-_DIGEST:]
             if hashlib.sha256(body).digest() != digest:
-                log.warning("%s: damaged, it is not used", path)
+                log.warning("%s: ignored, it is damaged", path)
                 continue
             content: Content = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
             if content["inputs"] == inputs:
                 return content
-            log.info("%s: of other inputs, it is not used", path)
+            log.info("%s: ignored, it was made from other inputs", path)
         return None
 
     def remove(self) -> None:
-        """Remove both."""
-        for path in (self._newest, self._before):
+        """Remove both files."""
+        for path in (self._newest, self._previous):
             path.unlink(missing_ok=True)

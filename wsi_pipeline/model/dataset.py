@@ -1,4 +1,4 @@
-"""The patches of many slides as one indexed collection, and batches of them on their way to the device."""
+"""Patches of several slides as one indexed dataset, a prefetcher of batches, and a balanced sampler."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ from wsi_pipeline.pyramid.shards import Shard
 from wsi_pipeline.seeds import generator
 
 GIB = 1 << 30
-# Patches that one worker reads at a time.
+# Patches read by one task of a thread.
 _READ_TOGETHER = 16
 
 Index = NDArray[np.int64]
 
 
 class PatchDataset:
-    """Patches of several slides; index `i` is the same patch in `labels[i]`, `slides[i]` and `read(i)`.
+    """Patches of several slides, indexed from 0.
 
-    They are kept in memory as pixels where these fit in `memory_gib`, else as they are stored where that fits,
-    else they are read from the stores as needed.
+    `labels` (n,) int64 holds the class of each patch, `slides` (n,) int64 the position of its slide in `stores`.
+    Stored patches measure `edge_px` on a side, `border_px` of them on each side being border.
+
+    If the decoded pixels fit `memory_gib`, they are kept in memory; otherwise the encoded streams, if those fit;
+    otherwise each patch is read from its store on access.
     """
 
     def __init__(
         self, stores: Sequence[Path], indices: Sequence[Path], *, memory_gib: float = 4.0, workers: int = 1
     ) -> None:
+        """Raises `StoreError` where a store and its index (Parquet) differ in the number of patches."""
         files: LruCache[Shard] = LruCache(MAX_OPEN_SHARDS)
         self._stores = [PatchStore(path, files) for path in stores]
         self._indices = indices
@@ -55,12 +59,12 @@ class PatchDataset:
         self._starts = np.cumsum([0, *counts])
         first = self._stores[0] if self._stores else None
         self.border_px = first.border_px if first else 0
-        self.edge = first.edge if first else 0
+        self.edge_px = first.edge if first else 0
         self._pixels: NDArray[np.uint8] | None = None
         self._streams: list[bytes] | None = None
         room = memory_gib * GIB
         if sum(store.nbytes for store in self._stores) <= room:
-            pixels = np.empty((len(self), self.edge, self.edge, 3), np.uint8)
+            pixels = np.empty((len(self), self.edge_px, self.edge_px, 3), np.uint8)
             self._fill(pixels, workers)
             self._pixels = pixels
         elif sum(store.stored_bytes for store in self._stores) <= room:
@@ -71,25 +75,25 @@ class PatchDataset:
         return len(self.labels)
 
     def read(self, patch: int) -> NDArray[np.uint8]:
-        """Pixels of a patch with its border, (edge, edge, 3) uint8."""
+        """Pixels of a patch with its border, (edge_px, edge_px, 3) uint8. Raises `StoreError` where it is damaged."""
         if self._pixels is not None:
             pixels: NDArray[np.uint8] = self._pixels[patch]
             return pixels
-        store, number = self._place(patch)
+        store, number = self._locate(patch)
         return store.decode(number, self._streams[patch] if self._streams is not None else store.stream(number))
 
     def describe(self, patch: int) -> dict[str, object]:
-        """Slide and position of a patch, where its index says them."""
+        """Columns slide, x, y (level-0 pixels) and label of a patch, as far as its index has them."""
         slide = int(self.slides[patch])
         row = pq.read_table(self._indices[slide]).slice(int(patch - self._starts[slide]), 1).to_pylist()[0]
         return {name: row[name] for name in ("slide", "x", "y", "label") if name in row}
 
-    def _place(self, patch: int) -> tuple[PatchStore, int]:
+    def _locate(self, patch: int) -> tuple[PatchStore, int]:
         slide = int(self.slides[patch])
         return self._stores[slide], int(patch - self._starts[slide])
 
     def _stream(self, patch: int) -> bytes:
-        store, number = self._place(patch)
+        store, number = self._locate(patch)
         return store.stream(number)
 
     def _fill(self, out: NDArray[np.uint8], workers: int) -> None:
@@ -102,16 +106,17 @@ class PatchDataset:
 
 
 class Prefetcher:
-    """Batches of a bank's patches, read by threads some batches ahead, in page-locked memory where `pin`.
+    """Iterates over batches of a dataset, which `workers` threads read up to `ahead` batches in advance.
 
-    Iterates over (index, pixels (n, edge, edge, 3) uint8); `waited` says how many seconds the consumer had to wait.
+    Yields (indices (n,), pixels (n, edge_px, edge_px, 3) uint8), in page-locked memory with `pin`. `wait_seconds` is
+    the total time that the consumer has waited for pixels.
     """
 
     def __init__(
         self, dataset: PatchDataset, indices: Iterable[Index], *, workers: int, ahead: int = 3, pin: bool = False
     ) -> None:
         self._dataset, self._indices, self._workers, self._ahead, self._pin = dataset, indices, workers, ahead, pin
-        self.waited = 0.0
+        self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[tuple[Index, Tensor]]:
         indices = iter(self._indices)
@@ -123,14 +128,14 @@ class Prefetcher:
                 started = time.perf_counter()
                 for part in parts:
                     part.result()
-                self.waited += time.perf_counter() - started
+                self.wait_seconds += time.perf_counter() - started
                 pending.extend(self._submit(pool, following) for following in islice(indices, 1))
                 yield index, pixels
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, index: Index) -> tuple[Index, Tensor, list[Future[None]]]:
-        edge = self._dataset.edge
+        edge = self._dataset.edge_px
         pixels = torch.empty((len(index), edge, edge, 3), dtype=torch.uint8, pin_memory=self._pin)
         out = pixels.numpy()
 
@@ -142,9 +147,9 @@ class Prefetcher:
 
 
 class BalancedSampler:
-    """Draws class, then slide, then patch, each uniformly (Liu et al., arXiv:1703.02442).
+    """Draws a class, a slide of that class, and a patch of that slide, each uniformly (Liu et al., arXiv:1703.02442).
 
-    The draw of a step is a function of (seed, step) alone.
+    A batch is a function of (seed, step) alone.
     """
 
     def __init__(self, dataset: PatchDataset, seed: int, classes: int) -> None:
@@ -156,7 +161,7 @@ class BalancedSampler:
             self._groups.append([of_class[slides == slide] for slide in np.unique(slides)])
 
     def batch(self, step: int, size: int) -> Index:
-        """Indices of the patches of one step."""
+        """Indices (size,) int64 of the patches of a step, drawn with replacement."""
         rng = generator(self._seed, "batch", step)
         draws = rng.random((size, 3))
         picked = np.empty(size, np.int64)

@@ -1,4 +1,4 @@
-"""Where the network runs, and in which numbers."""
+"""Device and precision of the network."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from wsi_pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-# CUDA's from Ampere on.
+# Compute capability of Ampere, the first with bfloat16.
 _COMPUTES_BFLOAT16 = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device and the type of the numbers that convolutions take there, float32 or bfloat16.
+    """A device and the dtype of convolutions on it, float32 or bfloat16.
 
-    Weights in training, statistics, the last layer and the loss are float32 with both.
+    Trained weights, batch-norm statistics, the last layer and the loss are float32 in either case.
     """
 
     device: torch.device
@@ -40,28 +40,29 @@ class Device:
 
     @property
     def precision(self) -> str:
-        """The type's name."""
+        """Name of the dtype."""
         return str(self.dtype).removeprefix("torch.")
 
     def autocast(self) -> AbstractContextManager[object]:
+        """Context in which a float32 network computes in `dtype`."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.kind, dtype=self.dtype)
 
     def free_gib(self) -> float | None:
-        """Free memory, GiB; None on a CPU."""
+        """Free GPU memory, GiB; None on a CPU."""
         return torch.cuda.mem_get_info(self.device)[0] / 2**30 if self.is_cuda else None
 
 
 def pick_device(cpu_threads: int, precision: Precision = "auto") -> Device:
-    """This process's CUDA device, else the CPU with exactly `cpu_threads` threads.
+    """This process's GPU, or the CPU with exactly `cpu_threads` threads.
 
-    The number of threads decides in which order a CPU adds numbers, and so the last bits of a result:
-    it is fixed by the config and not by how many cores a scheduler grants.
-    `precision` auto is bfloat16 on a GPU that computes with it, else float32. Raises `ModelError` where the device
-    has no bfloat16.
+    The number of threads determines the order of summation on a CPU and so the last bits of a result. It comes from
+    the config, not from the cores that a scheduler grants, so that results can be reproduced.
+    `precision` auto means bfloat16 on a GPU that supports it, else float32. Raises `ModelError` where bfloat16 is
+    requested on a device without it, or where this process has no GPU of its own.
     """
-    # float32 is to mean float32, also where a GPU would round to TF32.
+    # Disable TF32 so that float32 is full precision.
     torch.backends.cudnn.allow_tf32 = False
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
@@ -72,12 +73,14 @@ def pick_device(cpu_threads: int, precision: Precision = "auto") -> Device:
         preferred = torch.bfloat16 if has_bfloat16 else torch.float32
     else:
         torch.set_num_threads(cpu_threads)
-        place, name = torch.device("cpu"), "this CPU"
-        has_bfloat16, preferred = torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.float32
+        place = torch.device("cpu")
+        name = "this CPU"
+        has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        preferred = torch.float32
     if precision == "bfloat16" and not has_bfloat16:
-        raise ModelError(f"{name} does not compute with bfloat16", remedy="Set precision to auto or float32")
+        raise ModelError(f"{name} does not support bfloat16", remedy="Set precision to auto or float32")
     found = Device(place, preferred if precision == "auto" else getattr(torch, precision))
-    log.info("the network runs on %s, in %s", f"{name}, {place}" if found.is_cuda else name, found.precision)
+    log.info("running the network on %s, in %s", f"{name}, {place}" if found.is_cuda else name, found.precision)
     return found
 
 
@@ -97,23 +100,23 @@ def local_gpu() -> int:
 
 
 def to_device(tensor: Tensor, to: torch.device) -> Tensor:
-    """A tensor of the CPU on the device, without waiting for what the device still does."""
+    """Copy a CPU tensor to a device without waiting for the work queued there."""
     if to.type == "cuda":
         return tensor.pin_memory().to(to, non_blocking=True)
     return tensor.to(to)
 
 
 def copy_to_cpu(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy a tensor to the CPU; the call returned waits for that, and for nothing begun later."""
+    """Start copying a tensor to the CPU. The returned call waits for the copy, not for work queued later."""
     if not tensor.is_cuda:
         return lambda: tensor
-    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    here.copy_(tensor, non_blocking=True)
-    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
 
     def wait() -> Tensor:
-        there.synchronize()
-        return here
+        copied.synchronize()
+        return host
 
     return wait

@@ -1,4 +1,4 @@
-"""What may be done to the network's probabilities to make a heatmap of them."""
+"""Filters on heatmaps of probabilities: mean over overlapping patches, Gaussian smoothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Floats = NDArray[np.float64]
 
 
 def overlap_mean(heat: Heat, grid: Grid) -> Heat:
-    """Each position's mean over the patches that cover the square of one stride around its centre.
+    """Mean over all patches that overlap a position's cell, the square of one stride around its centre.
 
-    A patch counts by how much of that square it covers; positions without a value are left out and stay without.
+    `heat` (rows, columns) in [0, 1], NaN without a value. A patch is weighted by the area of the cell that it covers.
+    NaN positions do not contribute and stay NaN.
     """
     reach = int(np.ceil((grid.patch_px + grid.stride_px) / 2 / grid.stride_px)) - 1
     away = np.arange(-reach, reach + 1) * grid.stride_px
@@ -26,22 +27,22 @@ def overlap_mean(heat: Heat, grid: Grid) -> Heat:
     )
     weights = np.clip(covered, 0, None)
 
-    def spread(values: Floats) -> Floats:
+    def window_sum(values: Floats) -> Floats:
         across: Floats = correlate1d(values, weights, 1, mode="constant")
         return np.asarray(correlate1d(across, weights, 0, mode="constant"))
 
-    return _weighted(heat, spread)
+    return _normalized_filter(heat, window_sum)
 
 
 def gaussian_filtered(heat: Heat, sigma: float) -> Heat:
-    """A Gaussian filter, `sigma` in positions; those without a value are left out and stay without."""
-    return _weighted(heat, lambda values: np.asarray(gaussian_filter(values, sigma, mode="constant")))
+    """Gaussian filter with `sigma` in positions. NaN positions do not contribute and stay NaN."""
+    return _normalized_filter(heat, lambda values: np.asarray(gaussian_filter(values, sigma, mode="constant")))
 
 
-def _weighted(heat: Heat, spread: Callable[[Floats], Floats]) -> Heat:
-    """`spread` of the values over `spread` of where there are any."""
+def _normalized_filter(heat: Heat, linear_filter: Callable[[Floats], Floats]) -> Heat:
+    """Normalised convolution (Knutsson and Westin, CVPR 1993): filtered values over the filtered mask of known ones."""
     known = np.isfinite(heat)
-    values = spread(np.where(known, heat, 0).astype(np.float64))
+    values = linear_filter(np.where(known, heat, 0).astype(np.float64))
     out = np.full(heat.shape, np.nan, np.float32)
-    out[known] = (values[known] / spread(known.astype(np.float64))[known]).clip(0, 1)
+    out[known] = (values[known] / linear_filter(known.astype(np.float64))[known]).clip(0, 1)
     return out

@@ -20,19 +20,19 @@ OFFLINE = (
 
 
 def check_imagenet(path: Path) -> None:
-    """`ModelError` unless the file is the published one, whose name begins its SHA-256."""
+    """Raise `ModelError` unless the file is the published one, by the SHA-256 prefix in its name."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file", remedy=OFFLINE)
     found = digest_file(path)
     if not found.startswith(IMAGENET_SHA256_PREFIX):
         raise ModelError(
-            f"{path}: SHA-256 is {found[:16]}…, but the published weights begin with {IMAGENET_SHA256_PREFIX}",
+            f"{path}: SHA-256 is {found[:16]}…, but that of the published weights begins with {IMAGENET_SHA256_PREFIX}",
             remedy=OFFLINE,
         )
 
 
 def download_imagenet(output: Path, url: str | None = None) -> None:
-    """Download to `output`, atomically; `ModelError` without network or with another SHA-256."""
+    """Download to `output`, atomically. Raises `ModelError` without network or on another SHA-256."""
     source = url or IMAGENET_URL
     if not source.startswith(("https://", "http://127.0.0.1")):
         raise ModelError(f"{source}: not an https address", remedy=OFFLINE)

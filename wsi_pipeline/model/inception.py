@@ -1,7 +1,7 @@
 """Inception-v3 (Szegedy et al., CVPR 2016) with torchvision's parameter names.
 
-Torchvision's published ImageNet weights load into `InceptionV3(classes=1000, auxiliary=True)`. Input
-pixels are scaled to [-1, 1]; any size from 75 px works.
+Torchvision's published ImageNet weights load into `InceptionV3(classes=1000, auxiliary=True)`. Input pixels are scaled
+to [-1, 1]; the smallest input is 75 px.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Of the auxiliary head, whose 5 x 5 convolution follows a pooling by 3.
+# The auxiliary head applies a 5 x 5 convolution after pooling with stride 3: smaller inputs leave no pixel.
 MIN_AUXILIARY_PX = 299
 FEATURES = 2048
 _DROPOUT = 0.5
@@ -43,7 +43,7 @@ def _pooled(x: Tensor) -> Tensor:
 
 
 def _logits(layer: nn.Linear, x: Tensor) -> Tensor:
-    """In the numbers of the layer's weights, whatever those before it take: in bfloat16 scores would tie."""
+    """Linear layer in the precision of its weights, also under autocast: bfloat16 logits would give tied scores."""
     with torch.autocast(x.device.type, enabled=False):
         out: Tensor = layer(x.to(layer.weight.dtype))
         return out
@@ -171,9 +171,10 @@ class InceptionAux(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """(n, 3, h, w) float in [-1, 1] to (n, classes) logits.
+    """Images (n, 3, h, w) float in [-1, 1] to logits (n, classes).
 
-    In training the features before the last layer are multiplied with `keep` (n, 2048), see `dropout_mask`.
+    `keep` (n, 2048) is the dropout mask of training, by which the features before the last layer are multiplied: see
+    `dropout_mask`. `nn.Dropout` would draw from the global generator, so a resumed training would draw other masks.
     """
 
     def __init__(self, classes: int = 2, *, auxiliary: bool = False) -> None:
@@ -201,9 +202,9 @@ class InceptionV3(nn.Module):
         return self._classify(self._features_17(x), keep)
 
     def with_auxiliary(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits and the auxiliary head's logits."""
+        """Logits of the main and of the auxiliary head, (n, classes) each."""
         if self.AuxLogits is None:
-            raise ValueError("this network was made without its auxiliary head")
+            raise ValueError("this network has no auxiliary head")
         features = self._features_17(x)
         return self._classify(features, keep), self.AuxLogits(features)
 
@@ -224,7 +225,7 @@ class InceptionV3(nn.Module):
 
 
 def fold_batch_norms(network: InceptionV3) -> InceptionV3:
-    """The network for prediction: batch norms folded into the convolutions before them, channels last in memory."""
+    """Copy for inference: batch norms folded into their convolutions, channels-last memory format."""
     out = copy.deepcopy(network).eval()
     for module in list(out.modules()):
         if isinstance(module, BasicConv2d):
@@ -235,14 +236,14 @@ def fold_batch_norms(network: InceptionV3) -> InceptionV3:
 
 
 def dropout_mask(count: int, seed: int, step: int) -> Tensor:
-    """What the features of `count` patches are multiplied with in a step, (count, 2048), drawn from (seed, step)."""
+    """Inverted-dropout mask (count, 2048) float32 of a step, a function of (seed, step): 0, or 2 where kept."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     kept = torch.rand(count, FEATURES, generator=generator) >= _DROPOUT
     return kept / (1 - _DROPOUT)
 
 
 def initialize(network: InceptionV3, seed: int) -> None:
-    """Random weights: convolutions by He et al. (ICCV 2015), the last layer small."""
+    """Random weights: He et al. (ICCV 2015) for convolutions, a normal of small variance for linear layers."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -252,6 +253,6 @@ def initialize(network: InceptionV3, seed: int) -> None:
 
 
 def initialize_head(layer: nn.Linear, generator: torch.Generator) -> None:
-    """Random weights of a last layer."""
+    """Random weights of a last layer: normal with standard deviation 0.01, zero bias."""
     nn.init.normal_(layer.weight, std=0.01, generator=generator)
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""Predicting the patches of a walk: reading, copying and the network at the same time, in bounded memory."""
+"""Run a predictor on the patches of a slide: reading, copying and inference overlap, in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from wsi_pipeline.pyramid.patch_reader import PatchReader
 log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 30.0
-# Patches that one thread reads at a time for a GPU, and batches that are read ahead.
+# On a GPU: patches read by one task of a thread, and batches read in advance.
 _READ_TOGETHER = 16
 _READ_AHEAD = 3
 
@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class PredictedPatches:
-    """Probabilities of the patches from number `first` on, and which of them could be read."""
+    """Probabilities (n,) float32 of the patches from index `first` on; `whole` (n,) is False on damaged chunks."""
 
     first: int
     probabilities: NDArray[np.float32]
@@ -43,9 +43,9 @@ class PredictedPatches:
 
 
 def run_inference(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
-    """Predict the patches from number `first` on, in order, batch by batch.
+    """Predict the patches of a reader from index `first` on, in reading order, batch by batch.
 
-    A bar on a terminal, or a line every 30 s, says how it goes.
+    Progress is shown as a bar on a terminal, or logged every 30 s.
     """
     parts = (infer_on_gpu if predictor.device.is_cuda else infer_on_cpu)(walk, predictor, threads, first)
     with ProgressBar("predicting", len(walk), first) as shown:
@@ -55,9 +55,9 @@ def run_inference(walk: PatchReader, predictor: Predictor, threads: int, first: 
 
 
 def infer_on_cpu(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
-    """As `scan`, for a CPU: each thread reads a batch and runs the network on it, alone.
+    """`run_inference` on a CPU: each thread reads its own batch and runs the network on it with a single core.
 
-    So no core waits for another one, and no result depends on how many there are.
+    Threads that share a convolution would wait for each other, and their number would change the last bits.
     """
     throughput = Throughput(len(walk), first, threads)
 
@@ -65,7 +65,7 @@ def infer_on_cpu(walk: PatchReader, predictor: Predictor, threads: int, first: i
         began = time.perf_counter()
         pixels = torch.empty((min(predictor.batch_size, len(walk) - start), *walk.shape), dtype=torch.uint8)
         whole = walk.read(start, pixels.numpy())
-        throughput.waited(time.perf_counter() - began)
+        throughput.add_wait(time.perf_counter() - began)
         return PredictedPatches(start, predictor(pixels).numpy(), whole)
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -75,7 +75,7 @@ def infer_on_cpu(walk: PatchReader, predictor: Predictor, threads: int, first: i
 
 
 def infer_on_gpu(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
-    """As `scan`, for a GPU: threads fill batches in page-locked memory while the network works on those before."""
+    """`run_inference` on a GPU: threads fill batches in page-locked memory while the GPU runs earlier ones."""
     throughput, is_cuda = Throughput(len(walk), first, 1), predictor.device.is_cuda
     copies = torch.cuda.Stream(predictor.device.device) if is_cuda else None  # type: ignore[no-untyped-call]
     batches = range(first, len(walk), predictor.batch_size)
@@ -92,10 +92,10 @@ def infer_on_gpu(walk: PatchReader, predictor: Predictor, threads: int, first: i
             return pixels
         now = torch.cuda.current_stream(predictor.device.device)
         with torch.cuda.stream(copies):
-            there = pixels.to(predictor.device.device, non_blocking=True)
+            on_device = pixels.to(predictor.device.device, non_blocking=True)
         now.wait_stream(copies)
-        there.record_stream(now)
-        return there
+        on_device.record_stream(now)
+        return on_device
 
     launched: deque[tuple[int, Callable[[], Tensor], NDArray[np.bool_]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -107,10 +107,10 @@ def infer_on_gpu(walk: PatchReader, predictor: Predictor, threads: int, first: i
                     start, pixels, parts = pending.popleft()
                     began = time.perf_counter()
                     whole = np.concatenate([part.result() for part in parts])
-                    throughput.waited(time.perf_counter() - began)
+                    throughput.add_wait(time.perf_counter() - began)
                     pending.extend(submit(following) for following in islice(starts, 1))
                     launched.append((start, copy_to_cpu(predictor(moved(pixels))), whole))
-                # The batch before is asked for when the next one is on its way, so that a GPU never waits for us.
+                # Fetch a batch only after the next one is queued: fetching first would leave the GPU idle meanwhile.
                 if len(launched) > 1 or not pending:
                     start, found, whole = launched.popleft()
                     yield PredictedPatches(start, found().numpy(), whole)
@@ -122,7 +122,7 @@ def infer_on_gpu(walk: PatchReader, predictor: Predictor, threads: int, first: i
 def map_ordered(
     pool: ThreadPoolExecutor, function: Callable[[Item], Value], items: Iterable[Item], ahead: int
 ) -> Iterator[Value]:
-    """Results of `function` in the order of `items`, of which at most `ahead` are begun before they are asked for."""
+    """Results of `function` in the order of `items`, computed by the pool at most `ahead` items in advance."""
     iterator = iter(items)
     pending = deque(pool.submit(function, item) for item in islice(iterator, ahead))
     try:
@@ -135,7 +135,7 @@ def map_ordered(
 
 
 class Throughput:
-    """How fast a scan is: patches a second, the share of the time that `workers` wait for pixels, what is left."""
+    """Logs patches a second, the share of time that `workers` wait for pixels, and the time left."""
 
     def __init__(self, total: int, first: int, workers: int) -> None:
         self._total, self._first, self._workers = total, first, workers
@@ -143,13 +143,13 @@ class Throughput:
         self._waited = 0.0
         self._lock = threading.Lock()
 
-    def waited(self, seconds: float) -> None:
-        """A worker has waited for pixels."""
+    def add_wait(self, seconds: float) -> None:
+        """Add the seconds that a worker has waited for pixels."""
         with self._lock:
             self._waited += seconds
 
     def reached(self, number: int) -> None:
-        """All patches before this one are done."""
+        """All patches before index `number` are done."""
         now = time.perf_counter()
         if number < self._total and (now - self._logged < _LOG_SECONDS or on_terminal()):
             return
@@ -157,7 +157,7 @@ class Throughput:
         passed = now - self._began
         rate = (number - self._first) / passed
         log.info(
-            "%d of %d patches, %.1f/s, %.0f %% of the time for reading them, %.1f min left",
+            "%d of %d patches, %.1f/s, %.0f %% of the time spent reading, %.1f min left",
             number,
             self._total,
             rate,

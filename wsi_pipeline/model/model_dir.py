@@ -1,4 +1,4 @@
-"""The model folder: `weights.safetensors` and `model.json`, and other weights to start from."""
+"""The model folder (`weights.safetensors`, `model.json`), and initial weights for training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OWN = "Use the model.json that training wrote"
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What prediction needs to know about a model."""
+    """What prediction needs to know about a model: patch size, um per pixel, class names, digest of the weights."""
 
     size_px: int
     mpp: float
@@ -36,11 +36,12 @@ class ModelMetadata:
 
     @property
     def tumor(self) -> int:
+        """Index of the class tumor."""
         return self.classes.index("tumor")
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> str:
-    """Write a state dict as safetensors, atomically; returns its SHA-256."""
+    """Write a state dict as safetensors, atomically. Returns the file's SHA-256."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_output(path) as partial:
         save_file(plain, partial)
@@ -48,7 +49,7 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
 
 
 def write_model_json(path: Path, facts: ModelMetadata, **more: Any) -> None:
-    """Write `model.json`, the receipt of the stage train."""
+    """Write `model.json`, the receipt of the stage train; `more` are further keys."""
     content = {
         "stage": "train",
         "step_version": TrainRun.step_version,
@@ -65,7 +66,7 @@ def write_model_json(path: Path, facts: ModelMetadata, **more: Any) -> None:
 
 
 def read_model_json(path: Path) -> ModelMetadata:
-    """The facts in a `model.json`; `ModelError` where it describes no model of ours."""
+    """Read a `model.json`. Raises `ModelError` where it is not one of an Inception-v3 with a class tumor."""
     content = read_receipt(path, "train")
     try:
         if content["architecture"] != ARCHITECTURE:
@@ -78,26 +79,26 @@ def read_model_json(path: Path) -> ModelMetadata:
             stain_normalisation=content.get("stain_normalisation", "none"),
         )
     except KeyError as error:
-        raise ModelError(f"{path}: no {error.args[0]}", remedy=_OWN) from error
+        raise ModelError(f"{path}: key {error.args[0]} is missing", remedy=_OWN) from error
     except (TypeError, ValueError) as error:
-        raise ModelError(f"{path}: not what training writes ({error})", remedy=_OWN) from error
+        raise ModelError(f"{path}: invalid value ({error})", remedy=_OWN) from error
     if "tumor" not in facts.classes:
         raise ModelError(
             f"{path}: none of the classes {', '.join(map(str, facts.classes))} is tumor",
-            remedy="Name the class whose probability is wanted tumor there",
+            remedy="Rename the class to be predicted to tumor in it",
         )
     return facts
 
 
 def load_network(weights: Path, facts: ModelMetadata) -> InceptionV3:
-    """The network with trained weights, in evaluation mode."""
+    """The network with trained weights, in evaluation mode. Raises `ModelError`, see `load_state`."""
     network = InceptionV3(len(facts.classes))
     load_state(network, read_weights(weights), weights)
     return network.eval()
 
 
 def weights_digest(path: Path) -> str:
-    """SHA-256 of a file of weights, or a `ModelError`."""
+    """SHA-256 of a weights file. Raises `ModelError` where it cannot be read."""
     try:
         return digest_file(path)
     except OSError as error:
@@ -107,7 +108,7 @@ def weights_digest(path: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors; anything else, pickles too, is refused."""
+    """Read a state dict from safetensors. Raises `ModelError` on any other format: pickles can execute code."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -117,7 +118,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(network: InceptionV3, state: dict[str, Tensor], origin: Path) -> None:
-    """Load a state dict whose names and shapes have to be the network's; the auxiliary head may be left over."""
+    """Load a state dict with exactly the names and shapes of the network; a surplus auxiliary head is ignored.
+
+    Raises `ModelError` with the first difference; `origin` is the file to name.
+    """
     own = network.state_dict()
     given = {k: v for k, v in state.items() if k in own or not k.startswith("AuxLogits.")}
     for name in sorted(own.keys() | given.keys()):
@@ -134,9 +138,10 @@ def load_state(network: InceptionV3, state: dict[str, Tensor], origin: Path) -> 
 def initial_network(
     start: str, classes: int, seed: int, imagenet: Path | None, *, auxiliary: bool = False
 ) -> InceptionV3:
-    """A network to train: `random`, `imagenet` (torchvision's file `imagenet`) or another model's weights.
+    """The network at the start of training. `start` is random, imagenet, or the path of another model's weights.
 
-    Last layers for other classes, and an auxiliary head that is not among the weights, start at random.
+    `imagenet` is torchvision's weights file. Last layers of another number of classes, and an auxiliary head that the
+    weights lack, are initialised at random from `seed`. Raises `ModelError` where the weights do not fit.
     """
     network = InceptionV3(classes, auxiliary=auxiliary)
     initialize(network, seed)
@@ -144,7 +149,7 @@ def initial_network(
         return network
     if start == "imagenet":
         if imagenet is None:
-            raise ModelError("training starts from ImageNet weights, but no file was given", remedy=OFFLINE)
+            raise ModelError("training starts from ImageNet weights, but no file is given", remedy=OFFLINE)
         state, origin = read_imagenet(imagenet), imagenet
     else:
         origin = Path(start)
@@ -161,7 +166,7 @@ def initial_network(
 
 
 def read_imagenet(path: Path) -> dict[str, Tensor]:
-    """The state dict of torchvision's published file."""
+    """State dict of torchvision's published file. Raises `ModelError` on any other file."""
     check_imagenet(path)
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""How weights change: optimizer, learning rate by step, moving average."""
+"""Optimizer, learning-rate schedule and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsi_pipeline.config import TrainingOptions
 def make_optimizer(
     parameters: Iterable[nn.Parameter], options: TrainingOptions, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer; `fused` kernels where there are any for it."""
+    """The optimizer of `options`; `fused` selects fused CUDA kernels, which RMSProp does not have."""
     if options.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -45,7 +45,7 @@ def make_optimizer(
 
 
 def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
-    """The learning rate of a step, counted from 0, of `steps`."""
+    """Learning rate of step `step` (from 0) of a training of `steps` steps."""
     schedule, rate = options.schedule, options.learning_rate
     if step < schedule.warmup_steps:
         return rate * (step + 1) / schedule.warmup_steps
@@ -59,23 +59,28 @@ def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights and of its statistics (Polyak and Juditsky, 1992)."""
+    """Exponential moving average of a network's weights and batch-norm statistics.
+
+    After Polyak and Juditsky (SIAM J. Control Optim. 30, 1992), who take the plain mean.
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self._of, self._decay, self._steps = network, decay, 0
+        self._source = network
+        self._decay = decay
+        self._steps = 0
         self.network = copy.deepcopy(network).requires_grad_(False)
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The averaged weights by name."""
+        """State dict of the averaged network."""
         state: dict[str, Tensor] = self.network.state_dict()
         return state
 
     def update(self) -> None:
-        """Take in the weights after a step; the first steps count more, so that the start is soon forgotten."""
+        """Add the weights after a step. The decay rises from 1/11 on, so that the initial weights fade early."""
         self._steps += 1
         keep = min(self._decay, self._steps / (self._steps + 10))
-        new = self._of.state_dict()
+        new = self._source.state_dict()
         with torch.no_grad():
             for name, own in self.state.items():
                 if own.is_floating_point():
@@ -84,10 +89,10 @@ class WeightAverage:
                     own.copy_(new[name])
 
     def checkpoint(self) -> dict[str, Any]:
-        """What `restore` takes."""
+        """Content for `restore`."""
         return {"state": self.state, "steps": self._steps}
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore from the content of a checkpoint."""
         self.network.load_state_dict(content["state"])
         self._steps = content["steps"]

@@ -1,7 +1,7 @@
-"""What the network said of the patches of a slide, kept beside the heatmap.
+"""Cache of a slide's predictions, beside its heatmap.
 
-A job that was killed goes on from there; one that only averages or smooths in another way asks the network
-nothing. Values are in steps of 1/65535 and in the order of the walk.
+A killed job resumes from it, and a change of averaging or smoothing needs no inference. Probabilities are quantised in
+steps of 1/65535 and stored in the order in which the patches are read (`PatchReader.order`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from wsi_pipeline.metrics.steps import dequantize, quantize
 
 log = logging.getLogger(__name__)
 
-# What zipfile and NumPy raise on wrong bytes.
+# Exceptions of zipfile and NumPy on corrupt files.
 _DAMAGES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class PredictionCache:
-    """Scores of `count` patches, of which those before `done` are known; `whole` says which could be read."""
+    """Predictions of `count` patches: `steps` (count,) uint16 are known before index `done`.
+
+    `whole` (count,) bool is False for patches on damaged chunks. `facts` describes device and dtype.
+    """
 
     def __init__(self, path: Path, inputs: str, count: int) -> None:
         self._path, self._inputs = path, inputs
@@ -37,7 +40,7 @@ class PredictionCache:
 
     @classmethod
     def open(cls, path: Path, inputs: str, count: int) -> Self:
-        """Those that `path` has of the same `inputs`, a digest; none where they are other ones, or it is damaged."""
+        """Read the cache at `path`; empty where it is absent, damaged, or of another digest of `inputs`."""
         scores = cls(path, inputs, count)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
@@ -48,16 +51,16 @@ class PredictionCache:
         except FileNotFoundError:
             return scores
         except _DAMAGES as error:
-            log.warning("%s: not used, it is damaged (%s)", path, error)
+            log.warning("%s: ignored, it is damaged (%s)", path, error)
             return scores
-        # What could not be read may have been mended.
+        # Start again at the first unreadable patch: the pyramid may have been repaired.
         scores.done = len(whole) if whole.all() else int(np.argmin(whole))
         scores.steps[: scores.done] = steps[: scores.done]
         scores.facts = facts
         return scores
 
     def add(self, first: int, probabilities: NDArray[np.float32], whole: NDArray[np.bool_]) -> None:
-        """The scores from number `first` on, which is the first one not known."""
+        """Add probabilities (n,) of the patches from index `first` on, which must equal `done`."""
         part = slice(first, first + len(whole))
         self.steps[part][whole] = quantize(probabilities[whole])
         self.whole[part] = whole
@@ -65,11 +68,11 @@ class PredictionCache:
 
     @property
     def unread(self) -> int:
-        """How many patches could not be read."""
+        """Number of patches on damaged chunks."""
         return int((~self.whole).sum())
 
     def save(self) -> None:
-        """Write what is known, atomically."""
+        """Write the known predictions, atomically."""
         known = slice(0, self.done)
         with atomic_output(self._path) as partial, partial.open("wb") as file:
             np.savez_compressed(
@@ -81,5 +84,5 @@ class PredictionCache:
             )
 
     def probabilities(self) -> NDArray[np.float32]:
-        """In the order of the walk; not a number where a patch could not be read."""
+        """Probabilities (count,) float32 in reading order; NaN on damaged chunks."""
         return np.where(self.whole, dequantize(self.steps), np.nan).astype(np.float32)

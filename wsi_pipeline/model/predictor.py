@@ -1,4 +1,4 @@
-"""The network as it predicts: batch norms folded, in the fastest form for its device, fed with uint8 pixels."""
+"""Tumour probabilities of batches of uint8 patches, with the network in its fastest form for the device."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from wsi_pipeline.model.inception import BasicConv2d, InceptionV3, fold_batch_no
 
 log = logging.getLogger(__name__)
 
-# More is no faster on a CPU: what a batch of four needs just fits into its caches. A batch of one takes
-# other ways through oneDNN, whose last bits differ; from two on they do not depend on the batch.
+# Larger batches are no faster on a CPU: activations of four patches just fit its caches. For a single patch oneDNN
+# selects other kernels, which differ in the last bits; from two on results do not depend on the batch size.
 CPU_BATCH = 4
 _LEAST_BATCH = 2
 _GPU_BATCH = 512
@@ -24,9 +24,9 @@ _MEMORY_SHARE = 0.7
 
 
 class FusedConv2d(nn.Module):
-    """Convolution with bias, and ReLU, in one call of oneDNN, with weights in the layout that it likes best.
+    """Convolution, bias and ReLU in one oneDNN call, with weights in oneDNN's preferred memory layout.
 
-    The layout depends on the shape of the input, so it is made at the first batch of a shape and kept.
+    The layout depends on the shape of the input; weights are reordered at the first batch of each shape.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -51,7 +51,10 @@ class FusedConv2d(nn.Module):
 
 
 def optimized_for(network: InceptionV3, device: Device) -> InceptionV3:
-    """A copy of the network for prediction on `device`, which takes inputs of its type; else the same function."""
+    """Copy of the network for inference on `device`: folded, in the device's dtype but for the last layer (float32).
+
+    On a CPU with oneDNN its convolutions are fused.
+    """
     out = fold_batch_norms(network).to(device.dtype)
     out.fc.float()
     if not device.is_cuda and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -63,7 +66,7 @@ def optimized_for(network: InceptionV3, device: Device) -> InceptionV3:
 
 
 class Predictor:
-    """Tumour probabilities of batches of patches; on a CPU, safe between threads."""
+    """Computes tumour probabilities of batches of patches; thread-safe on a CPU."""
 
     def __init__(
         self,
@@ -75,39 +78,43 @@ class Predictor:
         batch_size: int | None = None,
         orientations: bool = False,
     ) -> None:
-        """`batch_size` None is what is fastest and fits; `orientations` averages over all 8 of a patch."""
+        """`tumor` is the index of its class; `batch_size` None means the fastest that fits the memory.
+
+        `orientations` averages over the 8 orientations of a patch (test-time augmentation).
+        """
         self.device, self._tumor, self._orientations = device, tumor, orientations
-        self._given, self._network = network, optimized_for(network, device)
+        self._source = network
+        self._network = optimized_for(network, device)
         self._size_px = size_px
-        self._most = _GPU_BATCH if device.is_cuda else CPU_BATCH
-        self.batch_size = max(_LEAST_BATCH, batch_size or self._fitting())
-        self._most = self.batch_size
-        # The first batch of a size takes long: it lays out weights, or looks for the fastest algorithms.
+        self._max_batch = _GPU_BATCH if device.is_cuda else CPU_BATCH
+        self.batch_size = max(_LEAST_BATCH, batch_size or self._default_batch())
+        self._max_batch = self.batch_size
+        # Warm-up: the first batch of a shape reorders weights (oneDNN) or benchmarks algorithms (cuDNN).
         self(torch.zeros((self.batch_size, size_px, size_px, 3), dtype=torch.uint8))
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(n, size, size, 3) uint8 to (n,) float32 on the device, n up to `batch_size`.
+        """Patches (n, size_px, size_px, 3) uint8 to probabilities (n,) float32 on the device.
 
-        Where memory is short, the batch is halved until it fits. Raises `ModelError` where not even two patches do.
+        Out of memory, the batch is halved until it fits. Raises `ModelError` where not even two patches do.
         """
         while True:
-            most = self._most
+            size = self._max_batch
             try:
-                parts = [self._probabilities(pixels[k : k + most]) for k in range(0, len(pixels), most)]
+                parts = [self._probabilities(pixels[k : k + size]) for k in range(0, len(pixels), size)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
             except torch.OutOfMemoryError as error:
-                self._halve(most, error)
+                self._halve(size, error)
 
     @torch.inference_mode()
-    def difference(self, pixels: Tensor) -> float:
-        """Largest difference of a probability from what float32 gives, over a batch."""
+    def max_difference_from_float32(self, pixels: Tensor) -> float:
+        """Largest absolute difference of the probabilities of `pixels` from those in float32."""
         exact = Predictor(
-            self._given,
+            self._source,
             self._size_px,
             self._tumor,
             Device(self.device.device),
-            batch_size=min(self._most, len(pixels)),
+            batch_size=min(self._max_batch, len(pixels)),
             orientations=self._orientations,
         )
         return float((self(pixels) - exact(pixels)).abs().max())
@@ -116,39 +123,38 @@ class Predictor:
         if most <= _LEAST_BATCH:
             raise ModelError(
                 f"a batch of {most} patches does not fit the memory of the device ({error})",
-                remedy="Free memory there, or predict on another device",
+                remedy="Free memory on it, or predict on another device",
             ) from error
-        self._most = min(self._most, max(_LEAST_BATCH, most // 2))
+        self._max_batch = min(self._max_batch, max(_LEAST_BATCH, most // 2))
         if self.device.is_cuda:
             torch.cuda.empty_cache()
-        log.warning("a batch of %d patches does not fit the memory, going on with %d", most, self._most)
+        log.warning("a batch of %d patches does not fit the memory, continuing with %d", most, self._max_batch)
 
     def _probabilities(self, pixels: Tensor) -> Tensor:
-        # All batches have the same size: a GPU looks for the fastest algorithms only once, and no result
-        # depends on how many patches there are.
-        missing = self._most - len(pixels)
+        # Pad the last batch: cuDNN benchmarks each shape anew, and other shapes may give other last bits.
+        missing = self._max_batch - len(pixels)
         unit = to_unit(pixels, self.device.device)
         if missing > 0:
             unit = torch.cat([unit, unit[-1:].expand(missing, -1, -1, -1)])
-        return self._mean(unit)[: len(pixels)]
+        return self._forward_orientations(unit)[: len(pixels)]
 
-    def _mean(self, unit: Tensor) -> Tensor:
+    def _forward_orientations(self, unit: Tensor) -> Tensor:
         if not self._orientations:
-            return self._of(unit)
-        total = self._of(unit)
+            return self._forward(unit)
+        total = self._forward(unit)
         for kind in range(1, ORIENTATIONS):
-            total = total + self._of(orient(unit, kind))
+            total = total + self._forward(orient(unit, kind))
         return total / ORIENTATIONS
 
-    def _of(self, unit: Tensor) -> Tensor:
+    def _forward(self, unit: Tensor) -> Tensor:
         logits: Tensor = self._network(to_input(unit).to(self.device.dtype))
         return logits.softmax(1)[:, self._tumor]
 
-    def _fitting(self) -> int:
+    def _default_batch(self) -> int:
         if not self.device.is_cuda:
             return CPU_BATCH
         few = 16
-        self._most = few
+        self._max_batch = few
         torch.cuda.reset_peak_memory_stats(self.device.device)
         before = torch.cuda.memory_allocated(self.device.device)
         self(torch.zeros((few, self._size_px, self._size_px, 3), dtype=torch.uint8))
@@ -158,6 +164,6 @@ class Predictor:
 
 
 def largest_batch(free: float, each: float, most: int) -> int:
-    """The largest power of two of patches, `each` bytes, that fits into most of the `free` bytes; 2 to `most`."""
+    """Largest power of two of patches of `each` bytes that fits 70 % of `free` bytes, from 2 to `most`."""
     fit: int = 2 ** math.floor(math.log2(max(2.0, _MEMORY_SHARE * free / each)))
     return max(_LEAST_BATCH, min(most, fit))

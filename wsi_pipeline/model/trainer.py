@@ -1,7 +1,7 @@
-"""The training loop: from the patches of a step to the weights after the last one.
+"""The training loop.
 
-Every draw is a function of (seed, step), so a training that was stopped goes on from its last checkpoint as if
-nothing had happened, with any number of workers.
+All random draws are functions of (seed, step) alone, so a training resumed from a checkpoint equals an uninterrupted
+one, with any number of reading threads.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ _SHOWN_PATCHES = 8
 
 HistoryRow = dict[str, Any]
 State = dict[str, Tensor]
-# A step, its patches, and the call that waits for what it says.
+# Number of a step, indices of its patches, and the call that waits for its result (see `Trainer._step`).
 _PendingStep = tuple[int, Index, Callable[[], Tensor]]
 
 
 class StoppedError(Exception):
-    """The training was told to stop; its checkpoint is written."""
+    """The training was stopped on request, after writing a checkpoint."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a checkpoint holds beside network and optimizer."""
+    """State of the loop, which a checkpoint holds beside network and optimizer.
+
+    `losses` are those since the last validation.
+    """
 
     step: int = 0
     history: list[HistoryRow] = field(default_factory=list)
@@ -59,7 +62,7 @@ class Progress:
 
 
 class _SummedLoss(nn.Module):
-    """The loss of some of a step's patches, as a sum; what several processes run in step."""
+    """Network and loss as one module, for DistributedDataParallel; the loss is summed over the patches given."""
 
     def __init__(self, network: InceptionV3, options: TrainRun) -> None:
         super().__init__()
@@ -68,17 +71,20 @@ class _SummedLoss(nn.Module):
     def forward(self, x: Tensor, keep: Tensor, labels: Tensor) -> Tensor:
         weight = self._options.auxiliary_weight
         if not weight:
-            return self._of(self.network(x, keep), labels)
+            return self._sum(self.network(x, keep), labels)
         logits, auxiliary = self.network.with_auxiliary(x, keep)
-        return self._of(logits, labels) + weight * self._of(auxiliary, labels)
+        return self._sum(logits, labels) + weight * self._sum(auxiliary, labels)
 
-    def _of(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         smoothing = self._options.label_smoothing
         return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
 
 class Trainer:
-    """The training loop; `progress` says where it is. `inputs` tells checkpoints of other inputs apart."""
+    """Trains a network. `inputs` is the digest of all that affects the result; checkpoints of other inputs are ignored.
+
+    Raises `ModelError` where the auxiliary head is to be trained on patches below 299 px.
+    """
 
     def __init__(
         self,
@@ -101,7 +107,7 @@ class Trainer:
         )
         self._dataset, self._validation, self._options, self._device = dataset, validation, options, device
         self._checkpoints, self._inputs = checkpoints, inputs
-        size = dataset.edge - 2 * dataset.border_px
+        size = dataset.edge_px - 2 * dataset.border_px
         if options.auxiliary_weight and size < MIN_AUXILIARY_PX:
             raise ModelError(
                 f"the auxiliary head needs patches of {MIN_AUXILIARY_PX} px, these have {size}",
@@ -124,11 +130,14 @@ class Trainer:
         self._stop_requested_at: int | None = None
 
     def stop(self) -> None:
-        """Stop after the step that is being made; may be called from a signal handler."""
+        """Stop after the current step. Safe to call from a signal handler."""
         self._stop_requested = True
 
     def train(self, checkpoint_seconds: float) -> None:
-        """Train to the last step. Raises `StoppedError` where it was told to stop before."""
+        """Train to the last step, from the last checkpoint if there is one; write one every `checkpoint_seconds`.
+
+        Raises `StoppedError` after `stop`, and `ModelError` where the loss is not finite or a batch exceeds the memory.
+        """
         self._resume()
         progress, options = self.progress, self._options
         saved = time.monotonic()
@@ -137,15 +146,17 @@ class Trainer:
         feed = Prefetcher(self._dataset, index, workers=self._workers, pin=self._device.is_cuda)
         self._log.begin(progress.step, self.steps, options.batch_size)
         for picked, pixels in feed:
-            said = self._step(progress.step, picked, pixels)
-            self._collect_loss((progress.step, picked, said))
+            result = self._step(progress.step, picked, pixels)
+            self._collect_loss((progress.step, picked, result))
             progress.step += 1
             if progress.step % options.validate_every == 0 or progress.step == self.steps:
                 self._finish_step()
                 self._record()
                 if self._is_out_of_patience():
                     if self._distributed.is_main:
-                        log.info("no better validation in %d, stopping at step %d", options.patience, progress.step)
+                        log.info(
+                            "no better validation in the last %d, stopping at step %d", options.patience, progress.step
+                        )
                     break
             if self._should_stop():
                 self._save()
@@ -153,36 +164,36 @@ class Trainer:
             if time.monotonic() - saved > checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
-            self._log.step(progress.step, progress.losses[-1] if progress.losses else None, feed.waited)
+            self._log.step(progress.step, progress.losses[-1] if progress.losses else None, feed.wait_seconds)
 
     def selected_state(self) -> State:
-        """The weights to keep."""
+        """The weights selected by `keep`: the best by validation, or the last."""
         return self.progress.best_state if self.keeps_best else self.last_state()
 
     def last_state(self) -> State:
-        """The weights after the last step, or their average, without the auxiliary head."""
+        """The weights after the last step, or their moving average, without the auxiliary head."""
         state = self._average.state if self._average else self._network.state_dict()
         return {name: tensor.detach().cpu() for name, tensor in state.items() if not name.startswith("AuxLogits.")}
 
-    def shown(self) -> tuple[Tensor, Tensor]:
-        """Some patches of the first step as they are stored and as they are trained on, (n, 3, h, w) in [0, 1]."""
+    def augmentation_examples(self) -> tuple[Tensor, Tensor]:
+        """Patches of the first step before and after augmentation, (n, 3, h, w) each, in [0, 1]."""
         index = self._sampler.batch(0, self._options.batch_size)
-        draws = AugmentationDraws.of(len(index), self._options.seed, 0)
+        draws = AugmentationDraws.draw(len(index), self._options.seed, 0)
         few = slice(0, _SHOWN_PATCHES)
         pixels = torch.from_numpy(np.stack([self._dataset.read(int(patch)) for patch in index[few]]))
         cpu = torch.device("cpu")
         stored = to_unit(center_crops(pixels, self._dataset.border_px), cpu)
-        return stored, self._augmented(to_unit(pixels, cpu), draws.part(few))
+        return stored, self._augmented(to_unit(pixels, cpu), draws.subset(few))
 
     def _augmented(self, unit: Tensor, draws: AugmentationDraws) -> Tensor:
         return augment(random_crops(unit, self._dataset.border_px, draws), self._options.augmentation, draws)
 
     def _step(self, step: int, picked: Index, pixels: Tensor) -> Callable[[], Tensor]:
-        """Launch a step; what is returned waits for it and says its mean loss and whether a process is to stop."""
+        """Launch a step. The returned call waits for its result: mean loss, and number of processes asked to stop."""
         options, distributed, device = self._options, self._distributed, self._device.device
         part = distributed.shard(options.batch_size)
         self._set_trainable(step)
-        draws = AugmentationDraws.of(options.batch_size, options.seed, step).part(part)
+        draws = AugmentationDraws.draw(options.batch_size, options.seed, step).subset(part)
         keep = to_device(dropout_mask(options.batch_size, options.seed, step)[part], device)
         labels = to_device(torch.from_numpy(self._dataset.labels[picked]), device)
         for group in self._optimizer.param_groups:
@@ -192,7 +203,7 @@ class Trainer:
             with self._device.autocast():
                 loss = self._loss(to_input(unit).to(self._network.fc.weight.dtype), keep, labels) / options.batch_size
             self._optimizer.zero_grad(set_to_none=True)
-            # Processes' gradients are averaged, those of the whole batch are their sum.
+            # DistributedDataParallel averages the gradients of the processes; the gradient of the batch is their sum.
             (loss * distributed.world_size).backward()
             if options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._network.parameters(), options.clip_norm)
@@ -211,7 +222,7 @@ class Trainer:
         )
 
     def _set_trainable(self, step: int) -> None:
-        """Let just the layers learn that are to at this step."""
+        """Freeze all layers but the last ones for the first `freeze_steps` steps, then unfreeze them."""
         frozen = step < self._options.freeze_steps
         if frozen != self._frozen:
             self._frozen = frozen
@@ -221,10 +232,10 @@ class Trainer:
             if self._distributed.world_size > 1:
                 loss = DistributedDataParallel(loss, forward_sync_buffers=False)
             self._loss = loss
-        # Layers that do not learn keep their statistics too.
+        # Evaluation mode: frozen layers keep their batch-norm statistics.
         self._network.train(not frozen)
         if self._network.training and self._distributed.world_size > 1 and not self._device.is_cuda:
-            # Statistics of each process's own patches would train another network than one process does.
+            # With batch statistics per process, the result would depend on the number of processes.
             count = self._distributed.world_size
             raise ModelError(
                 f"{count} processes cannot train on CPUs: batch norms are synchronised on GPUs only",
@@ -232,18 +243,18 @@ class Trainer:
             )
 
     def _collect_loss(self, launched: _PendingStep | None) -> None:
-        """Read the loss of the step before the one just launched, so that a GPU never waits for us."""
+        """Read the loss of the step before `launched`. Reading that of `launched` itself would leave the GPU idle."""
         before, self._pending = self._pending, launched
         if before is None:
             return
-        step, picked, said = before
-        loss, told = said().tolist()
+        step, picked, result = before
+        loss, stopping = result().tolist()
         if not np.isfinite(loss):
             raise ModelError(
-                self._loss_error(loss, step, picked), remedy="Lower training.learning_rate, or look at them"
+                self._loss_error(loss, step, picked), remedy="Lower training.learning_rate, or inspect the patches"
             )
         self.progress.losses.append(loss)
-        if told and self._stop_requested_at is None:
+        if stopping and self._stop_requested_at is None:
             self._stop_requested_at = step
 
     def _finish_step(self) -> None:
@@ -252,7 +263,7 @@ class Trainer:
     def _should_stop(self) -> bool:
         if self._distributed.world_size == 1:
             return self._stop_requested
-        # All know of a step's flags at the latest when they have launched the next one, and so stop together.
+        # A step's flags reach all processes once they have launched the next step, so all stop at the same one.
         return self._stop_requested_at is not None and self.progress.step >= self._stop_requested_at + 2
 
     def _loss_error(self, loss: float, step: int, picked: Index) -> str:
@@ -341,4 +352,4 @@ class Trainer:
             self._average.restore(content["average"])
         self.progress = Progress(**content["progress"])
         if self._distributed.is_main:
-            log.info("going on from step %d", self.progress.step)
+            log.info("resuming from step %d", self.progress.step)

@@ -1,4 +1,4 @@
-"""What a training says while it runs: a bar on a terminal, a line every 30 s, TensorBoard's files."""
+"""Progress of a training: a bar on a terminal, otherwise a log line every 30 s; event files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LOG_SECONDS = 30.0
 
 
 class TrainingLog:
-    """Silent where `shows` is false; `events` is a folder for TensorBoard."""
+    """Logs a training; does nothing unless `enabled`. `events` is a folder for TensorBoard."""
 
-    def __init__(self, *, shows: bool = False, events: Path | None = None) -> None:
-        self._shows = shows
+    def __init__(self, *, enabled: bool = False, events: Path | None = None) -> None:
+        self._enabled = enabled
         self._bar: ProgressBar | None = None
         self._writer: Any = None
-        if events is not None and shows:
-            # Slow to import, and needed where events are asked for.
+        if events is not None and enabled:
+            # Slow to import, and rarely needed.
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(events))
@@ -32,14 +32,14 @@ class TrainingLog:
         self._began = self._logged = time.monotonic()
 
     def begin(self, step: int, steps: int, batch: int) -> None:
-        """The loop starts at `step`."""
+        """The loop starts at step `step` of `steps`, with `batch` patches a step."""
         self._first, self._steps, self._batch = step, steps, batch
         self._began = self._logged = time.monotonic()
-        if self._shows:
+        if self._enabled:
             self._bar = ProgressBar("training", steps, step)
 
     def step(self, step: int, loss: float | None, waited: float) -> None:
-        """A step is done; `waited` seconds were spent waiting for patches since the loop began."""
+        """`step` steps are done; the loop has waited `waited` seconds for patches since its start."""
         now = time.monotonic()
         shown = f"loss {short(loss)}"
         if self._bar is not None:
@@ -49,7 +49,7 @@ class TrainingLog:
         self._logged = now
         rate = (step - self._first) / (now - self._began)
         images, idle, left = rate * self._batch, waited / (now - self._began), (self._steps - step) / rate
-        if self._shows and not on_terminal():
+        if self._enabled and not on_terminal():
             log.info(
                 "step %d of %d, %.1f images/s, %.0f %% of the time waiting for patches, %.0f min left, %s",
                 step,
@@ -62,8 +62,8 @@ class TrainingLog:
         self._scalars(step, {"images_per_second": images, "share_waiting": idle})
 
     def record(self, row: dict[str, Any]) -> None:
-        """A validation is done."""
-        if self._shows:
+        """Log a row of the history, after a validation."""
+        if self._enabled:
             log.info(
                 "step %d: training loss %.4f, validation loss %s, AUC %s",
                 row["step"],
@@ -73,13 +73,13 @@ class TrainingLog:
             )
         self._scalars(row["step"], {name: value for name, value in row.items() if name != "step"})
 
-    def picture(self, pixels: np.ndarray) -> None:
-        """The augmented batch, (h, w, 3) uint8."""
+    def image(self, pixels: np.ndarray) -> None:
+        """Log the picture of augmented patches, (h, w, 3) uint8."""
         if self._writer is not None:
             self._writer.add_image("augmented_batch", pixels, 0, dataformats="HWC")
 
     def close(self) -> None:
-        """Close bar and files."""
+        """Close the bar and the event files."""
         if self._bar is not None:
             self._bar.close()
         if self._writer is not None:
@@ -94,5 +94,5 @@ class TrainingLog:
 
 
 def short(value: float | None) -> str:
-    """Four digits, or none."""
+    """Four decimals, or the word none."""
     return "none" if value is None else f"{value:.4f}"

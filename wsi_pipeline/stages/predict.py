@@ -170,7 +170,7 @@ def predict_slide(slide: str, folder: Path, model: Model, output: Path, threads:
         scores = PredictionCache(path, inputs, count)
         scores.facts = precision(model, positions)
     if 0 < scores.done < count:
-        log.info("%s: going on from patch %d of %d", slide, scores.done, count)
+        log.info("%s: resuming from patch %d of %d", slide, scores.done, count)
     walk = positions.walk(scores.done)
     predict(walk, model, scores, threads)
     if not scores.whole.all():
@@ -217,5 +217,5 @@ def precision(model: Model, positions: Positions) -> Facts:
     walk = positions.walk(some=np.unique(np.linspace(0, count - 1, min(count, _COMPARED)).astype(np.int64)))
     pixels = torch.empty((len(walk), *walk.shape), dtype=torch.uint8)
     whole = torch.from_numpy(walk.read(0, pixels.numpy()))
-    found = model.predictor.difference(pixels[whole]) if whole.any() else None
+    found = model.predictor.max_difference_from_float32(pixels[whole]) if whole.any() else None
     return {**facts, "patches_compared": int(whole.sum()), "largest_difference": found}

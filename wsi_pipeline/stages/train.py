@@ -121,7 +121,7 @@ def run(
     }
     inputs = digest_json({**described, "patches": facts})
     kept = Checkpoints(checkpoints)
-    training_log = TrainingLog(shows=distributed.is_main, events=events)
+    training_log = TrainingLog(enabled=distributed.is_main, events=events)
     trainer = Trainer(
         network,
         dataset,
@@ -195,9 +195,9 @@ def _stopped_by(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _show(trainer: Trainer, path: Path, training_log: TrainingLog, synthetic: bool) -> None:
-    rows = [(row.permute(0, 2, 3, 1) * 255).round().byte().numpy() for row in trainer.shown()]
+    rows = [(row.permute(0, 2, 3, 1) * 255).round().byte().numpy() for row in trainer.augmentation_examples()]
     save_figure(patch_grid(rows, ("as stored", "as trained on"), synthetic), path)
-    training_log.picture(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
+    training_log.image(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
 
 
 def _write(
