@@ -69,7 +69,7 @@ def main() -> None:
         evaluate.run(sheet, inputs, evaluate.Outputs(root / "evaluation"), EvaluateRun())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
-        report.run(root, None, root / "report.html", ReportRun(), sheet)
+        report.run(sheet, None, report.Inputs(root), report.Outputs(root / "report.html"), ReportRun())
         took = time.perf_counter() - began
         page = (root / "report.html").read_text()
     shown = re.findall(r'"pictureSize":\[(\d+),(\d+)\]', page)

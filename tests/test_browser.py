@@ -347,7 +347,7 @@ def test_names_are_text(browser: Browser, results: Path, tmp_path: Path) -> None
     metrics = json.loads((slides.parent / "metrics.json").read_text())
     metrics["provenance"]["tables_sha256"]["slides.csv"] = digest_file(slides)
     (slides.parent / "metrics.json").write_text(json.dumps(metrics))
-    report.run(copy, MODEL, tmp_path / "report.html", ReportRun(title=evil), Sheet())
+    report.run(Sheet(), MODEL, report.Inputs(copy), report.Outputs(tmp_path / "report.html"), ReportRun(title=evil))
     with opened(browser, (tmp_path / "report.html").as_uri(), "report-names") as page:
         assert page.inner_text("h1") == evil
         assert page.evaluate("document.body.dataset.hit") is None

@@ -50,7 +50,8 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def page(results: Path, out: Path, **options: Any) -> str:
-    report.run(results, None, out / "report.html", ReportRun(synthetic=True, thumbnail_px=256, **options), Sheet())
+    given = ReportRun(synthetic=True, thumbnail_px=256, **options)
+    report.run(Sheet(), None, report.Inputs(results), report.Outputs(out / "report.html"), given)
     return (out / "report.html").read_text()
 
 
@@ -70,6 +71,15 @@ def test_the_page_needs_no_network_and_escapes_names(results: Path, tmp_path: Pa
     html = page(results, tmp_path)
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?http", html)
     assert "<script>alert(1)" not in html
+
+
+def test_names_that_look_like_bokehs_ids_are_kept(results: Path, tmp_path: Path) -> None:
+    name = "0d5c3f52-9c0a-4c6b-8f3e-1f0d3c5b7a99"
+    pages = [page(results, tmp_path / folder, title=name) for folder in ("a", "b")]
+    assert f"<title>{name}</title>" in pages[0]
+    assert (tmp_path / "a" / "report" / "a.html").read_text().count(f"<title>{name}: a</title>") == 1
+    ids = [re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", one.replace(name, "")) for one in pages]
+    assert ids[0] == ids[1]
 
 
 def test_missing_slides_are_shown(results: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The contents of the report page: checks over the cohort, and the data of each slide.
+"""The contents of the report: its page, curves and tables, checks over the cohort, and the data of each slide.
 
-The stage `report` and `view` import it; it imports `evaluation`, `plots`, `masks`, `pyramid` and `io`.
+The stage `report` and `view` import it; it imports `provenance`, `plots`, `evaluation`, `cohort`, `masks`, `pyramid`,
+`receipts` and `io`.
 """
