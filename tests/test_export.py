@@ -19,7 +19,7 @@ def test_values_and_place_come_back(tmp_path: Path) -> None:
     write_image(tmp_path / "h.ome.zarr", Image(heat, 60.0, 37.5), name="p", slide_mpp=0.5, fill=float("nan"))
     write_heatmap_receipt(tmp_path / "h.json", "s1", Grid(columns=7, rows=5, stride_px=120, patch_px=150))
     for name in ("one.tif", "two.tif"):
-        export.run(tmp_path / "h.ome.zarr", tmp_path / "h.json", tmp_path / name)
+        export.run(export.Inputs(tmp_path / "h.ome.zarr", tmp_path / "h.json"), export.Outputs(tmp_path / name))
     with tifffile.TiffFile(tmp_path / "one.tif") as tiff:
         values, page = tiff.asarray(), tiff.pages[0]
         assert tiff.is_ome

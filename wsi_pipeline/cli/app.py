@@ -21,8 +21,6 @@ from wsi_pipeline.io.atomic import is_out_of_space
 from wsi_pipeline.stages.arguments import (
     AllowUpsampling,
     Exclude,
-    HeatmapArg,
-    HeatmapReceiptArg,
     ModelArg,
     Options,
     Receipt,
@@ -187,18 +185,6 @@ def _prediction(model: type[Prediction], options: str, allow_upsampling: bool) -
 
     parsed = parse_options(model, options)
     return parsed.model_copy(update={"allow_upsampling": True}) if allow_upsampling else parsed
-
-
-@app.command()
-def export(
-    heatmap: HeatmapArg,
-    heatmap_receipt: HeatmapReceiptArg,
-    tiff: Annotated[Path, typer.Option(help="TIFF to write.")],
-) -> None:
-    """Write a heatmap as a 16-bit OME-TIFF."""
-    from wsi_pipeline.stages import export as stage
-
-    stage.run(heatmap, heatmap_receipt, tiff)
 
 
 for name in STAGES:

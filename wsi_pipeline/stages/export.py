@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-import uuid
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
-import tifffile
+import typer
 
-from wsi_pipeline.io.atomic import atomic_output
-from wsi_pipeline.pyramid.ome_zarr import read_image
-from wsi_pipeline.receipts.base import read_receipt
-from wsi_pipeline.receipts.models import HeatmapReceipt
-
-# Zero is where there is no value.
-HIGHEST = 65535
-_UM_PER_CM = 1e4
+from wsi_pipeline.stages.arguments import HeatmapArg, HeatmapReceiptArg
 
 
-def run(heatmap: Path, heatmap_receipt: Path, tiff: Path) -> None:
-    """Write the heatmap: 0 where it has no value, else 1 + 65534 times the probability, rounded."""
-    facts = read_receipt(heatmap_receipt, HeatmapReceipt)
-    image = read_image(heatmap, facts.slide_mpp)
-    known = np.isfinite(image.data)
-    values = np.zeros(image.data.shape, np.uint16)
-    values[known] = np.rint(1 + image.data[known].astype(np.float64) * (HIGHEST - 1))
-    position = image.first_centre_um - facts.slide_mpp / 2
-    metadata = {
-        "axes": "YX",
-        "Name": f"tumour probability of {facts.slide}",
-        "Description": "0: no value; else the probability is (value - 1) / 65534",
-        "PhysicalSizeX": image.mpp,
-        "PhysicalSizeXUnit": "µm",
-        "PhysicalSizeY": image.mpp,
-        "PhysicalSizeYUnit": "µm",
-        "Plane": {"PositionX": [position], "PositionXUnit": ["µm"], "PositionY": [position], "PositionYUnit": ["µm"]},
-        # Else it is drawn from the clock.
-        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, facts.heatmap_sha256)}",
-    }
-    with atomic_output(tiff) as partial:
-        tifffile.imwrite(
-            partial,
-            values,
-            ome=True,
-            metadata=metadata,
-            photometric="minisblack",
-            compression="zlib",
-            resolution=(_UM_PER_CM / image.mpp,) * 2,
-            resolutionunit="CENTIMETER",
-        )
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    heatmap: Path
+    heatmap_receipt: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    tiff: Path
+
+
+def command(
+    heatmap: HeatmapArg,
+    heatmap_receipt: HeatmapReceiptArg,
+    tiff: Annotated[Path, typer.Option(help="TIFF to write.")],
+) -> None:
+    """Write a heatmap as a 16-bit OME-TIFF."""
+    run(Inputs(heatmap, heatmap_receipt), Outputs(tiff))
+
+
+def run(inputs: Inputs, outputs: Outputs) -> None:
+    """Write the heatmap: 0 for positions without a value, else 1 + 65534 times the probability, rounded."""
+    from wsi_pipeline.pyramid.heatmap_tiff import write_heatmap_tiff
+    from wsi_pipeline.pyramid.ome_zarr import read_image
+    from wsi_pipeline.receipts.base import read_receipt
+    from wsi_pipeline.receipts.models import HeatmapReceipt
+
+    facts = read_receipt(inputs.heatmap_receipt, HeatmapReceipt)
+    image = read_image(inputs.heatmap, facts.slide_mpp)
+    write_heatmap_tiff(outputs.tiff, image, slide=facts.slide, slide_mpp=facts.slide_mpp, digest=facts.heatmap_sha256)
