@@ -1,4 +1,5 @@
 """The viewer: a web server on the loopback interface that shows results at full resolution in a browser.
 
-The command line imports it; it imports `report`, `plots`, `masks`, `pyramid` and `io`.
+Imported by the command line; imports `report`, `evaluation`, `provenance`, `plots`, `pyramid`, `slides`, `io` and
+`config`.
 """

@@ -1,4 +1,4 @@
-"""What a results folder has of each slide, finished or half-way through a run."""
+"""Reads a results folder for the viewer: models, slides and their state, also while a run is in progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ Row = Mapping[str, str]
 
 @dataclass(slots=True)
 class Results:
-    """A results folder; every question looks again, so a run may go on meanwhile."""
+    """A results folder. Every call reads the disk again, so that the progress of a run shows.
+
+    Raises `StoreError` if the folder holds no results of a run.
+    """
 
     folder: Path
     _names: set[str] = field(default_factory=set)
@@ -36,27 +39,33 @@ class Results:
             raise StoreError(f"{self.folder}: no results of a run", remedy="Name a folder that Snakemake filled")
 
     def models(self) -> list[str]:
-        """Models with heatmaps, the one to show first in front: it was evaluated last, or has the latest name."""
-        found = sorted(path.name for path in (self.folder / "heatmaps").glob("*") if path.is_dir())
-        judged = {name: (self.folder / "evaluation" / name / "metrics.json") for name in found}
-        times = {name: path.stat().st_mtime if path.is_file() else 0.0 for name, path in judged.items()}
-        return sorted(found, key=lambda name: (times[name], name), reverse=True)
+        """Names of the models with heatmaps, the most recently evaluated first, then in descending order."""
+        names = sorted(path.name for path in (self.folder / "heatmaps").glob("*") if path.is_dir())
+        metrics = {name: (self.folder / "evaluation" / name / "metrics.json") for name in names}
+        times = {name: path.stat().st_mtime if path.is_file() else 0.0 for name, path in metrics.items()}
+        return sorted(names, key=lambda name: (times[name], name), reverse=True)
 
     def sheet(self) -> dict[str, Row]:
-        """The rows of the last run's sheet by slide, as they stand there, and slides that are only in the folder."""
+        """Rows of the last run's slide sheet by slide, unvalidated, and empty rows for other slides of the folder.
+
+        Excluded slides and names that are no slide ids are left out.
+        """
         run = last_run(self.folder)
         lines = [line for line in run["sheet"]["text"].splitlines() if not line.startswith("#")] if run else []
         rows = [row for row in csv.DictReader(io.StringIO("\n".join(lines)), delimiter="\t") if row.get("slide")]
-        left_out = run["config"]["cohort"]["exclude"] if run else []
+        excluded = run["config"]["cohort"]["exclude"] if run else []
         found: dict[str, Row] = {str(row["slide"]): {k: v or "" for k, v in row.items() if k} for row in rows}
         for path in sorted((self.folder / "slides").glob("*")):
             if path.is_dir():
                 found.setdefault(path.name, {})
-        # Names become parts of paths, and the folder may be someone else's.
-        return {name: row for name, row in found.items() if _NAME.fullmatch(name) and name not in left_out}
+        # Names become parts of paths, and a results folder may come from somebody else.
+        return {name: row for name, row in found.items() if _NAME.fullmatch(name) and name not in excluded}
 
     def overview(self, model: str | None) -> dict[str, Any]:
-        """What the page's list needs, with what each slide lacks."""
+        """JSON of the start page: cohort, models, headline figures, and each slide with its missing stages.
+
+        An unknown or absent `model` is replaced by the first of `models`.
+        """
         models = self.models()
         model = model if model in models else (models[0] if models else None)
         rows = self.sheet()
@@ -67,15 +76,15 @@ class Results:
         slides = []
         for name, row in rows.items():
             done = Layout(self.folder, model).of(name).done()
-            # Other splits have no heatmaps but for what is chosen on them.
-            wanted = STAGES if row.get("split") == "test" else SLIDE_STAGES
+            # Heatmaps of other splits exist only if a threshold, temperature or forest is fitted on them.
+            expected = STAGES if row.get("split") == "test" else SLIDE_STAGES
             slides.append(
                 {
                     "name": name,
                     "split": row.get("split", ""),
                     "label": row.get("label", ""),
-                    "expected": wanted,
-                    "missing": [stage for stage in wanted if not done[stage]],
+                    "expected": expected,
+                    "missing": [stage for stage in expected if not done[stage]],
                 }
             )
         return {
@@ -91,19 +100,19 @@ class Results:
         }
 
     def metrics(self, model: str | None) -> Figures | None:
-        """The figures of a model, None where there are none yet."""
+        """The content of a model's metrics.json, or None before the evaluation. Raises `StoreError` if damaged."""
         path = Layout(self.folder, model).evaluation / "metrics.json"
         return read_metrics(path) if model is not None and path.is_file() else None
 
     def threshold(self, model: str | None) -> float:
-        """The operating point of a model, 0.5 before it is known."""
+        """The threshold of a model's operating point, 0.5 before the stage calibrate."""
         path = Layout(self.folder, model).calibration
         return read_receipt(path, CalibrateReceipt).operating_point.threshold if path.is_file() else 0.5
 
-    def places(self, slide: str, model: str | None) -> SlideLayout:
-        """Where the files of a slide are; `ResultNotFoundError` for names that are not those of slides and models here.
+    def slide_layout(self, slide: str, model: str | None) -> SlideLayout:
+        """Paths of a slide's files. Raises `ResultNotFoundError` for unknown slides and models.
 
-        Only such names become parts of paths.
+        Every name from a URL passes through here before it becomes part of a path.
         """
         if slide not in self._names:
             self._names = set(self.sheet())
@@ -112,17 +121,17 @@ class Results:
         return Layout(self.folder, model).of(slide)
 
 
-def load_heatmap(places: SlideLayout) -> HeatGrid | None:
-    """The scores of a slide, None where it has no heatmap."""
-    done = places.done()
+def load_heatmap(layout: SlideLayout) -> HeatGrid | None:
+    """Scores and truth of a slide, or None without a heatmap. Raises `StoreError` for damaged files."""
+    done = layout.done()
     if not done["heatmap"]:
         return None
-    confusion = places.model_file("confusion", ".ome.zarr") if done["confusion"] else None
-    return heat_grid(places.model_file("heatmap", ".ome.zarr"), places.receipt("heatmap"), confusion)
+    confusion = layout.model_file("confusion", ".ome.zarr") if done["confusion"] else None
+    return heat_grid(layout.model_file("heatmap", ".ome.zarr"), layout.receipt("heatmap"), confusion)
 
 
-def load_detections(places: SlideLayout) -> list[list[float]]:
-    """Detections of a slide, none where there are none yet."""
-    if not places.done()["detect"]:
+def load_detections(layout: SlideLayout) -> list[list[float]]:
+    """Detections (confidence, x, y) of a slide, empty before the stage detect. Raises `StoreError` for damaged ones."""
+    if not layout.done()["detect"]:
         return []
-    return read_detections(places.model_file("detect", ".csv"), places.receipt("detect"))
+    return read_detections(layout.model_file("detect", ".csv"), layout.receipt("detect"))

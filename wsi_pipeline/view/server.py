@@ -1,7 +1,7 @@
-"""A web server on the loopback interface that shows one results folder.
+"""A web server on the loopback interface for one results folder.
 
-Nothing in a URL becomes part of a path but names of slides and models that the folder has. Requests that name another
-host are refused, so that no page from elsewhere can read through a name that it points here (DNS rebinding).
+Only names of existing slides and models from a URL become parts of paths. Requests with another host name are refused,
+against DNS rebinding: a foreign web page could otherwise point a name of its own at this server and read results.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _STATIC = {
     "view.css": ("view.css", "text/css; charset=utf-8"),
 }
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
-# The address of a tile names the version of what it shows.
-_FOR_EVER = "private, max-age=31536000, immutable"
-# Stages whose outputs are shown as tiles.
+# Tiles never change: their URL contains the version of the store.
+_CACHE_FOREVER = "private, max-age=31536000, immutable"
+# Stages whose outputs are served as tiles.
 _TILED = ("convert", "tissue", "truth")
 _TILE = r"/([^/]+)/(\d{1,2})/(\d{1,6})/(\d{1,6})"
 
@@ -51,9 +51,9 @@ T = TypeVar("T")
 
 
 class _Handler(RequestHandler):
-    """What all answers share: who may ask, headers, and where the work is done."""
+    """Base class: checks the host name, sets headers, runs blocking work in a thread pool."""
 
-    # Tornado sets these up in `initialize`, not in the constructor.
+    # Set in `initialize`, as Tornado does not call the constructor with them.
     results: Results
     tiles: TileReader
     pool: ThreadPoolExecutor
@@ -64,7 +64,7 @@ class _Handler(RequestHandler):
     def prepare(self) -> None:
         host = self.request.host.lower()
         if host.rpartition(":")[0] not in _HOST_NAMES and host not in _HOST_NAMES:
-            raise HTTPError(403, reason="Not a name of this machine")
+            raise HTTPError(403, reason="Host name not allowed")
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Security-Policy", _POLICY)
@@ -75,8 +75,8 @@ class _Handler(RequestHandler):
     def compute_etag(self) -> None:
         return None
 
-    async def working(self, work: Callable[[], T]) -> T:
-        """`work` in a thread; what a folder lacks is 404, what is damaged 500 with the reason."""
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
+        """Result of `work`. Missing results are answered with 404, damaged ones with 500 and the reason as JSON."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, work)
         except ResultNotFoundError as error:
@@ -85,10 +85,10 @@ class _Handler(RequestHandler):
             log.warning("%s", error)
             self.set_status(500)
             self.finish({"error": str(error)})
-            raise _AnsweredError from error
+            raise _ResponseSentError from error
 
     def send(self, content: Any) -> None:
-        """Answer with JSON."""
+        """Send `content` as JSON."""
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(content, allow_nan=False))
 
@@ -96,47 +96,47 @@ class _Handler(RequestHandler):
         self.finish(f"{status_code} {self._reason}\n")
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if not isinstance(value, _AnsweredError):
+        if not isinstance(value, _ResponseSentError):
             super().log_exception(typ, value, tb)
 
 
-class _Missing(_Handler):
+class _NotFound(_Handler):
     def prepare(self) -> None:
         super().prepare()
         raise HTTPError(404)
 
 
-class _AnsweredError(Exception):
-    """The answer is already given."""
+class _ResponseSentError(Exception):
+    """Ends a request whose error response has been sent."""
 
 
 class _Static(_Handler):
     def get(self, name: str) -> None:
-        file, kind = _STATIC[name]
-        self.set_header("Content-Type", kind)
+        file, media_type = _STATIC[name]
+        self.set_header("Content-Type", media_type)
         self.finish(files("wsi_pipeline.view").joinpath("static", file).read_bytes())
 
 
 class _Overview(_Handler):
     async def get(self) -> None:
         model = self.get_query_argument("model", None)
-        overview = await self.working(lambda: self.results.overview(model))
+        overview = await self.run_in_thread(lambda: self.results.overview(model))
         self.send({**overview, "palettes": heatmap_palettes()})
 
 
 class _Slide(_Handler):
     async def get(self, slide: str) -> None:
         model = self.get_query_argument("model", None)
-        self.send(await self.working(lambda: self._described(self.results.places(slide, model))))
+        self.send(await self.run_in_thread(lambda: self._description(self.results.slide_layout(slide, model))))
 
-    def _described(self, places: SlideLayout) -> dict[str, Any]:
-        done = places.done()
+    def _description(self, layout: SlideLayout) -> dict[str, Any]:
+        done = layout.done()
         if not done["convert"]:
-            return {"name": places.slide, "done": done, "levels": []}
-        pyramid = self.tiles.pyramid(places.pyramid(), places.version("convert"))
+            return {"name": layout.slide, "done": done, "levels": []}
+        pyramid = self.tiles.pyramid(layout.pyramid(), layout.version("convert"))
         return {
-            "name": places.slide,
-            "versions": {stage: places.version(stage) for stage in _TILED if done[stage]},
+            "name": layout.slide,
+            "versions": {stage: layout.version(stage) for stage in _TILED if done[stage]},
             "done": done,
             "mpp": pyramid.mpp,
             "width": pyramid.size.width,
@@ -151,8 +151,8 @@ class _Slide(_Handler):
                 }
                 for level, mpp in zip(pyramid.levels, pyramid.mpps, strict=True)
             ],
-            "heat": heat_geometry(places.receipt("heatmap")) if done["heatmap"] else None,
-            "detections": load_detections(places),
+            "heat": heat_geometry(layout.receipt("heatmap")) if done["heatmap"] else None,
+            "detections": load_detections(layout),
         }
 
 
@@ -161,42 +161,42 @@ class _Heat(_Handler):
         model = self.get_query_argument("model", None)
 
         def packed() -> bytes:
-            grid = load_heatmap(self.results.places(slide, model))
+            grid = load_heatmap(self.results.slide_layout(slide, model))
             if grid is None:
                 raise ResultNotFoundError(slide)
             return grid.packed()
 
         self.set_header("Content-Type", "application/octet-stream")
-        self.finish(await self.working(packed))
+        self.finish(await self.run_in_thread(packed))
 
 
 class _Tile(_Handler):
     async def get(self, slide: str, level: str, column: str, row: str) -> None:
-        where = int(level), int(column), int(row)
-        found = await self.working(lambda: self.found(self.results.places(slide, None), *where))
-        self.set_header("Cache-Control", _FOR_EVER)
+        position = int(level), int(column), int(row)
+        found = await self.run_in_thread(lambda: self.tile(self.results.slide_layout(slide, None), *position))
+        self.set_header("Cache-Control", _CACHE_FOREVER)
         if found is None:
             self.set_status(204)
             self.finish()
             return
-        kind, content = found
-        self.set_header("Content-Type", kind)
+        media_type, content = found
+        self.set_header("Content-Type", media_type)
         self.finish(content)
 
-    def found(self, places: SlideLayout, level: int, column: int, row: int) -> tuple[str, bytes] | None:
-        """Media type and bytes; None where there is nothing to show."""
-        return self.tiles.tile(self.pyramid(places), level, column, row)
+    def tile(self, layout: SlideLayout, level: int, column: int, row: int) -> tuple[str, bytes] | None:
+        """Media type and bytes of a tile; None for an empty one, which is answered with 204."""
+        return self.tiles.tile(self.pyramid(layout), level, column, row)
 
-    def pyramid(self, places: SlideLayout) -> Pyramid:
-        return self.tiles.pyramid(places.pyramid(), places.version("convert"))
+    def pyramid(self, layout: SlideLayout) -> Pyramid:
+        return self.tiles.pyramid(layout.pyramid(), layout.version("convert"))
 
 
 class _TissueTile(_Tile):
     stage = "tissue"
 
-    def found(self, places: SlideLayout, level: int, column: int, row: int) -> tuple[str, bytes] | None:
-        store, version = places.slide_file(f"{self.stage}.ome.zarr"), places.version(self.stage)
-        content = self.tiles.mask_tile(self.pyramid(places), store, version, level, column, row)
+    def tile(self, layout: SlideLayout, level: int, column: int, row: int) -> tuple[str, bytes] | None:
+        store, version = layout.slide_file(f"{self.stage}.ome.zarr"), layout.version(self.stage)
+        content = self.tiles.mask_tile(self.pyramid(layout), store, version, level, column, row)
         return None if content is None else ("image/png", content)
 
 
@@ -205,7 +205,7 @@ class _TruthTile(_TissueTile):
 
 
 def make_application(results: Results, pool: ThreadPoolExecutor) -> Application:
-    """The pages and what they ask for."""
+    """The routes of the viewer: its static page, and the JSON, heatmaps and tiles that the page fetches."""
     shared = {"results": results, "tiles": TileReader(), "pool": pool}
     return Application(
         [
@@ -217,14 +217,17 @@ def make_application(results: Results, pool: ThreadPoolExecutor) -> Application:
             (rf"/tissue{_TILE}", _TissueTile, shared),
             (rf"/truth{_TILE}", _TruthTile, shared),
         ],
-        default_handler_class=_Missing,
+        default_handler_class=_NotFound,
         default_handler_args=shared,
         log_function=lambda _: None,
     )
 
 
 def serve(folder: Path, port: int, threads: int = 4) -> None:
-    """Show a results folder until Ctrl-C; `port` 0 is any that is free. Raises `StoreError`, `ConfigError`."""
+    """Serve a results folder until Ctrl-C; `port` 0 picks a free one.
+
+    Raises `StoreError` if the folder holds no results and `ConfigError` if the port is in use.
+    """
     results = Results(folder)
     try:
         sockets = bind_sockets(port, HOST)
@@ -233,7 +236,7 @@ def serve(folder: Path, port: int, threads: int = 4) -> None:
             raise
         raise ConfigError(f"port {port} is in use", remedy="Name another one with --port, or 0 for any") from error
 
-    async def until_stopped() -> None:
+    async def serve_forever() -> None:
         with ThreadPoolExecutor(threads) as pool:
             server = HTTPServer(make_application(results, pool))
             server.add_sockets(sockets)
@@ -242,4 +245,4 @@ def serve(folder: Path, port: int, threads: int = 4) -> None:
             await asyncio.Event().wait()
 
     with suppress(KeyboardInterrupt):
-        asyncio.run(until_stopped())
+        asyncio.run(serve_forever())

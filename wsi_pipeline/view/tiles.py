@@ -1,4 +1,4 @@
-"""Tiles of a slide and of its masks, as a browser takes them."""
+"""Tiles of a slide and outlines of its masks, in formats that browsers display."""
 
 from __future__ import annotations
 
@@ -22,46 +22,45 @@ _OPEN_SLIDES = 256
 
 
 class TileReader:
-    """Tiles of any number of slides, from bounded memory and a bounded number of open files; safe between threads."""
+    """Reads tiles of any number of slides with bounded memory and a bounded number of open files. Thread-safe."""
 
     def __init__(self) -> None:
-        # Streams are sent as they are: no decoded chunk is kept.
+        # No cache of decoded chunks: JPEG streams are sent as stored.
         self._shared = level_caches(0)
         self._slides: LruCache[Pyramid] = LruCache(_OPEN_SLIDES)
         self._overlays: LruCache[Image] = LruCache(_MASK_BYTES, lambda mask: int(mask.data.nbytes))
         self._reading = threading.Lock()
 
     def pyramid(self, store: Path, version: str) -> Pyramid:
-        """A slide's pyramid; `version` tells one from another that replaced it."""
+        """A slide's pyramid, from a cache. `version` changes when the store is replaced."""
         return self._slides.get((store, version), lambda: Pyramid(store, shared=self._shared))
 
     def tile(self, pyramid: Pyramid, level: int, column: int, row: int) -> tuple[str, bytes] | None:
         """Media type and bytes of a chunk; None for background. Raises `ResultNotFoundError` outside the level."""
-        found = _box(pyramid, level, column, row)
-        here = pyramid.levels[level]
-        stream = here.stream(column, row)
+        box = _box(pyramid, level, column, row)
+        codec, stream = pyramid.levels[level].codec, pyramid.levels[level].stream(column, row)
         if stream is None:
             return None
-        if isinstance(here.codec, JpegCodec):
-            return "image/jpeg", to_jpeg_file(here.codec, stream)
-        pixels = here.codec.decode(stream)[: found.height, : found.width]
+        if isinstance(codec, JpegCodec):
+            return "image/jpeg", to_jpeg_file(codec, stream)
+        pixels = codec.decode(stream)[: box.height, : box.width]
         return "image/png", bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=1))
 
     def mask_tile(self, pyramid: Pyramid, store: Path, version: str, level: int, column: int, row: int) -> bytes | None:
-        """Outlines of the mask `tissue.ome.zarr` or `truth.ome.zarr` at a chunk, as PNG; None where there is nothing.
+        """PNG of the outlines of `tissue.ome.zarr` or `truth.ome.zarr` at a chunk; None without any.
 
-        `ResultNotFoundError` where there is no such chunk.
+        Raises `ResultNotFoundError` outside the level.
         """
         box = _box(pyramid, level, column, row)
         prepare = truth_overlay if store.name == "truth.ome.zarr" else tissue_overlay
-        # One at a time, as all tiles of a slide are asked for at once.
+        # Browsers request all tiles of a slide at once: without the lock each request would read the whole mask.
         with self._reading:
             overlay = self._overlays.get((store, version), lambda: prepare(read_image(store, pyramid.mpp)))
         return outline_png(overlay, box, pyramid.mpps[level])
 
 
 def _box(pyramid: Pyramid, level: int, column: int, row: int) -> Box:
-    """The chunk's pixels inside the slide; `ResultNotFoundError` where there are none."""
+    """The chunk's box in pixels of its level, clipped to the slide. Raises `ResultNotFoundError` outside the level."""
     if level >= len(pyramid.levels):
         raise ResultNotFoundError(level)
     grid = pyramid.levels[level].grid
