@@ -283,7 +283,7 @@ def test_keys_go_to_slides_and_errors(browser: Browser, results: Path) -> None:
             settle(page)
             assert page.evaluate(
                 "kind => { const { heat } = viewer.slide, { x, y } = viewer.view;"
-                " return heat.kind(heat.cellAt(x, y), wsi.cutAt(heat.threshold)) === kind; }",
+                " return heat.kind(heat.cellAt(x, y), wsi.thresholdStep(heat.threshold)) === kind; }",
                 kind,
             )
             assert re.match(r"(false positive|missed tumour) 1 of \d+", page.inner_text("#jumped"))

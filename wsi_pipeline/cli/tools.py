@@ -1,4 +1,4 @@
-"""Commands beside the stages: planning, judging predictions, what a cohort needs, generated files."""
+"""Commands that are not stages: planning, viewer, provenance, external predictions, cohorts, generated files."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from wsi_pipeline.stages.arguments import State
 
 app = typer.Typer()
 
-# Inception-v3 at 299 px on two cores (docs/benchmarks.md).
+# Measured with Inception-v3 at 299 px on two CPU cores (docs/benchmarks.md).
 CPU_PATCHES_PER_SECOND = 16.0
 
 Json = Annotated[Path | None, typer.Option("--json", help="JSON file to write.")]
-Resamples = Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")]
-Seed = Annotated[int, typer.Option(help="Seed of the resamples.")]
+Resamples = Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random draws.")]
 
 
 @app.command()
 def plan(
     sheet: Annotated[Path, typer.Argument(help="The slide sheet.", readable=False)],
-    config: Annotated[Path | None, typer.Option(help="Config file (YAML); left out keys are defaults.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Config file (YAML); missing keys take their defaults.")] = None,
     rate: Annotated[
-        float, typer.Option(min=0.001, help="Patches a second that your GPU or CPU predicts, for the times.")
+        float, typer.Option(min=0.001, help="Patches per second of your GPU or CPU, to estimate times.")
     ] = CPU_PATCHES_PER_SECOND,
     output: Json = None,
     threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 4,
 ) -> None:
-    """Say what a cohort will cost and what looks wrong with it, before anything runs; exit 2 on errors."""
+    """Estimate disk space and time for a cohort and check its slides before a run; exit code 2 if there are errors."""
     from wsi_pipeline.cohort.estimate import estimate_cohort, format_estimate
     from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config.loading import load_config, read_yaml
@@ -53,7 +53,7 @@ def summary(
     metrics: Annotated[Path, typer.Argument(help="metrics.json of an evaluation.")],
     report: Annotated[Path, typer.Argument(help="Its report.html.")],
 ) -> None:
-    """Print the main figures of an evaluation, where its report is, and how to see its slides."""
+    """Print the main figures of an evaluation, the path of its report, and the command to view its slides."""
     from wsi_pipeline.evaluation.summary import summary_text
 
     print(summary_text(metrics, report))
@@ -62,8 +62,8 @@ def summary(
 
 @app.command()
 def view(
-    results: Annotated[Path, typer.Argument(help="A results folder that Snakemake filled, or is filling.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine, 0 for any that is free.")] = 8000,
+    results: Annotated[Path, typer.Argument(help="Results folder of a finished or running workflow.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 picks a free one.")] = 8000,
 ) -> None:
     """Show slides at full resolution with truth, heatmaps and errors, in a browser on this machine."""
     from wsi_pipeline.view.server import serve
@@ -73,29 +73,31 @@ def view(
 
 @app.command()
 def provenance(
-    results: Annotated[Path, typer.Argument(help="A results folder that Snakemake filled.")],
+    results: Annotated[Path, typer.Argument(help="Results folder of the workflow.")],
     state: State = Path(".snakemake"),
     licence: Annotated[
         str,
-        typer.Option("--license", help="Of the results: a URI, such as https://creativecommons.org/licenses/by/4.0/"),
+        typer.Option(
+            "--license", help="License of the results, such as https://creativecommons.org/licenses/by/4.0/"
+        ),
     ] = "All rights reserved",
-    author: Annotated[str | None, typer.Option(help="Who publishes the results.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Files that are read at once.")] = 4,
+    author: Annotated[str | None, typer.Option(help="Author of the results.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Number of files read at once.")] = 4,
 ) -> None:
     """Describe results as a Workflow Run RO-Crate: inputs, config, versions, commands and outputs, with checksums."""
     from wsi_pipeline.provenance.ro_crate import write_crate
 
     path = write_crate(results, state, threads, licence, author)
-    logging.info("%s: zip the folder, or hand it in as it is", path)
+    logging.info("%s: written; publish the whole folder, for example as a zip file", path)
 
 
 @app.command()
 def verify(
-    results: Annotated[Path, typer.Argument(help="A results folder with ro-crate-metadata.json.")],
-    sources: Annotated[bool, typer.Option(help="Look at the slides and annotations as well.")] = True,
-    threads: Annotated[int, typer.Option(min=1, help="Files that are read at once.")] = 4,
+    results: Annotated[Path, typer.Argument(help="Results folder with ro-crate-metadata.json.")],
+    sources: Annotated[bool, typer.Option(help="Check the slides and annotations too.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Number of files read at once.")] = 4,
 ) -> None:
-    """Hash everything that `provenance` described again and say what changed; exit 1 where anything did."""
+    """Compare all files with the checksums that `provenance` recorded; exit code 1 if there are differences."""
     from wsi_pipeline.provenance.ro_crate import check_crate
 
     differences = check_crate(results, threads, sources)
@@ -106,16 +108,16 @@ def verify(
 
 @app.command()
 def froc(
-    detections: Annotated[Path, typer.Argument(help="Folder with a CSV confidence,x,y for each slide.")],
-    masks: Annotated[Path, typer.Argument(help="Folder with a TIFF or PNG for each slide with tumour.")],
+    detections: Annotated[Path, typer.Argument(help="Folder with a CSV file (confidence,x,y) per slide.")],
+    masks: Annotated[Path, typer.Argument(help="Folder with a TIFF or PNG mask per slide with tumour.")],
     mpp: Annotated[float, typer.Option(min=0.01, help="Scale of level 0, um per pixel.")] = 0.243,
-    level: Annotated[int, typer.Option(min=0, max=16, help="Level of the masks; each is half the one before.")] = 5,
+    level: Annotated[int, typer.Option(min=0, max=16, help="Pyramid level of the masks, downsampled by 2^level.")] = 5,
     exclude: Annotated[list[str] | None, typer.Option(help="Slides to leave out.")] = None,
     output: Json = None,
     resamples: Resamples = 2000,
     seed: Seed = 1,
 ) -> None:
-    """Judge anyone's detections by Camelyon16's FROC."""
+    """Evaluate detections of any system by the FROC of Camelyon16."""
     from wsi_pipeline.config import IntervalOptions, LesionLevelOptions
     from wsi_pipeline.evaluation.external import froc_text, judge_detections
 
@@ -129,28 +131,28 @@ def froc(
         interval=IntervalOptions(resamples=resamples),
         seed=seed,
     )
-    _tell(froc_text(figures), figures, output)
+    _print_and_write(froc_text(figures), figures, output)
 
 
 @app.command()
 def roc(
-    scores: Annotated[Path, typer.Argument(help="CSV with the columns slide, score, label.")],
-    against: Annotated[Path | None, typer.Option(help="Another CSV of the same slides to compare with.")] = None,
+    scores: Annotated[Path, typer.Argument(help="CSV file with the columns slide, score, label.")],
+    against: Annotated[Path | None, typer.Option(help="CSV file of a second model on the same slides.")] = None,
     output: Json = None,
     resamples: Resamples = 2000,
-    permutations: Annotated[int, typer.Option(min=100, help="Permutations of the comparison.")] = 10_000,
+    permutations: Annotated[int, typer.Option(min=100, help="Number of permutations of the comparison.")] = 10_000,
     seed: Seed = 1,
 ) -> None:
-    """Judge anyone's slide scores by their ROC AUC, and compare two models."""
+    """Evaluate slide scores of any system by ROC AUC, and compare two models."""
     from wsi_pipeline.config import IntervalOptions
     from wsi_pipeline.evaluation.external import judge_scores, roc_text
 
     interval = IntervalOptions(resamples=resamples)
     figures = judge_scores(scores, against, interval=interval, seed=seed, permutations=permutations)
-    _tell(roc_text(figures), figures, output)
+    _print_and_write(roc_text(figures), figures, output)
 
 
-def _tell(text: str, figures: dict[str, Any], output: Path | None) -> None:
+def _print_and_write(text: str, figures: dict[str, Any], output: Path | None) -> None:
     from wsi_pipeline.io.atomic import write_text
     from wsi_pipeline.io.digests import canonical_json
 
@@ -161,8 +163,8 @@ def _tell(text: str, figures: dict[str, Any], output: Path | None) -> None:
 
 @app.command("imagenet-weights")
 def imagenet_weights(
-    output: Annotated[Path, typer.Argument(help="Where to put inception_v3_google-0cc3c7bd.pth.")],
-    url: Annotated[str | None, typer.Option(help="Another place to get it from.")] = None,
+    output: Annotated[Path, typer.Argument(help="File to write, inception_v3_google-0cc3c7bd.pth.")],
+    url: Annotated[str | None, typer.Option(help="Download from this URL instead.")] = None,
 ) -> None:
     """Download torchvision's ImageNet weights and check their SHA-256."""
     from wsi_pipeline.model.imagenet import download_imagenet
@@ -172,7 +174,7 @@ def imagenet_weights(
 
 @app.command("demo-cohort")
 def demo_cohort(folder: Annotated[Path, typer.Argument(help="Folder to write into.")]) -> None:
-    """Draw a small cohort of synthetic slides."""
+    """Write the demo cohort: 12 small synthetic slides, their annotations and the slide sheet."""
     from wsi_pipeline.cohort.synthetic import write_cohort
 
     sheet = write_cohort(folder)
@@ -182,14 +184,14 @@ def demo_cohort(folder: Annotated[Path, typer.Argument(help="Folder to write int
 @app.command("camelyon16-sheet")
 def camelyon16_sheet(
     reference: Annotated[
-        Path, typer.Argument(help="The data set's table of labels (image, type, center).", readable=False)
+        Path, typer.Argument(help="Table of labels of the data set (image, type, center).", readable=False)
     ],
     output: Annotated[Path, typer.Argument(help="Slide sheet to write.")],
     folder: Annotated[
         str, typer.Option(help="Folder or s3:// prefix with images/ and annotations/.")
     ] = "s3://camelyon-dataset/CAMELYON16",
     validation_share: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the training slides that validate.")
+        float, typer.Option(min=0, max=0.9, help="Share of the training slides used for validation.")
     ] = 0.2,
 ) -> None:
     """Write the slide sheet of Camelyon16, for config/camelyon16.yaml."""
@@ -201,10 +203,10 @@ def camelyon16_sheet(
 
 @app.command("config")
 def config_files(
-    defaults: Annotated[Path, typer.Option(help="YAML file of all keys to write.")],
+    defaults: Annotated[Path, typer.Option(help="YAML file to write, with all keys and their defaults.")],
     schema: Annotated[Path, typer.Option(help="JSON schema to write.")],
 ) -> None:
-    """Write the files that are generated from the config's models."""
+    """Write the files that are generated from the config models."""
     from wsi_pipeline.config.generated import write_config_files
 
     write_config_files(defaults, schema)

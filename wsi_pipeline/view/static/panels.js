@@ -1,16 +1,16 @@
-// Two linked panels of one slide: pan, zoom, layers, and a heatmap whose errors follow a threshold.
-// Used by `wsi-pipeline view`, which fetches tiles, and by report.html, which holds its pictures itself.
+// Two linked panels of one slide with pan, zoom, layers, a heatmap, and its errors at an adjustable threshold.
+// Used by `wsi-pipeline view`, which fetches tiles from the server, and by report.html, which embeds thumbnails.
 //
 // A slide is an object with
-//   mpp, width, height      um per pixel and size of level 0, pixels; all positions below are such pixels
+//   mpp, width, height      um per pixel and size of level 0; all positions are in level-0 pixels
 //   levels                  finest first: {width, height, tileWidth, tileHeight, scale}, scale in level-0 pixels per pixel
-//   picture(layer, level, column, row)   a promise of an image or of null; layers slide, tissue and truth
-//   heat                    null or a HeatMap
+//   picture(layer, level, column, row)   promise of an image, or of null for an empty tile; layers slide, tissue, truth
+//   heat                    a Heatmap, or null
 //   detections              [[confidence, x, y], ...]
 "use strict";
 
 const wsi = (() => {
-  // Labels; 0 is normal, 2 predicted but not judged.
+  // Labels of positions: 0 normal, 1 tumour, 2 predicted but not scored, 255 not predicted.
   const TUMOR = 1, UNKNOWN = 255;
   const STEPS = 65535;
   const LAYERS = [
@@ -18,20 +18,21 @@ const wsi = (() => {
   ];
   const LABELS = ["normal", "tumour", "not judged"];
   const NAMES = { tn: "true negative", fp: "false positive", fn: "false negative", tp: "true positive" };
-  // As in the figures: FP cyan, FN yellow, TP red.
+  // Same colours as CONFUSION_COLORS in wsi_pipeline/plots/colors.py.
   const COLORS = { fp: [0, 255, 255], fn: [255, 255, 0], tp: [255, 0, 0] };
-  const DECODED_PX = 96e6;
-  const MOST_FETCHES = 8;
+  const MAX_CACHED_PX = 96e6;
+  const MAX_FETCHES = 8;
 
-  // The lowest step that a threshold calls tumour: scores are float32, as in the stored heatmaps.
-  function cutAt(threshold) {
+  // The lowest step classified as tumour at a threshold. Steps are compared as float32, the type of stored heatmaps:
+  // in double precision a score equal to the threshold could fall on the other side.
+  function thresholdStep(threshold) {
     let step = Math.max(0, Math.floor(threshold * STEPS) - 2);
     while (step <= STEPS && Math.fround(step / STEPS) < threshold) step += 1;
     return step;
   }
 
-  // Scores on a grid over the slide, `steps` of 1/65535 and `labels` (0 normal, 1 tumour, 2 not judged, 255 none).
-  class HeatMap {
+  // Scores on a grid over the slide: `steps` of 1/65535 (uint16) and `labels` (uint8, see above), both row by row.
+  class Heatmap {
     constructor({ columns, rows, stride, patch }, steps, labels) {
       Object.assign(this, { columns, rows, stride, patch, steps, labels });
       this.first = (patch - stride) / 2;
@@ -53,7 +54,7 @@ const wsi = (() => {
     }
 
     counts() {
-      const cut = cutAt(this.threshold), found = { tn: 0, fp: 0, fn: 0, tp: 0 };
+      const cut = thresholdStep(this.threshold), found = { tn: 0, fp: 0, fn: 0, tp: 0 };
       for (let cell = 0; cell < this.labels.length; cell += 1) {
         const kind = this.kind(cell, cut);
         if (kind) found[kind] += 1;
@@ -61,7 +62,7 @@ const wsi = (() => {
       return found;
     }
 
-    // Cell at a position of the slide, -1 where nothing is predicted.
+    // Index of the cell at a position on the slide, -1 where nothing is predicted.
     cellAt(x, y) {
       const column = Math.floor((x - this.first) / this.stride), row = Math.floor((y - this.first) / this.stride);
       if (column < 0 || row < 0 || column >= this.columns || row >= this.rows) return -1;
@@ -69,14 +70,14 @@ const wsi = (() => {
       return this.labels[cell] === UNKNOWN ? -1 : cell;
     }
 
-    // One pixel a cell, "heatmap" in the colours of the probabilities k / 255, or "errors".
+    // Canvas with one pixel per cell: layer "heatmap", coloured by `palette` (probabilities k / 255), or "errors".
     canvas(layer, palette) {
       if (this.canvases[layer]) return this.canvases[layer];
       const canvas = document.createElement("canvas");
       canvas.width = this.columns;
       canvas.height = this.rows;
       const context = canvas.getContext("2d"), image = context.createImageData(this.columns, this.rows);
-      const cut = cutAt(this.threshold);
+      const cut = thresholdStep(this.threshold);
       for (let cell = 0; cell < this.labels.length; cell += 1) {
         if (this.labels[cell] === UNKNOWN) continue;
         let color = null, alpha = 255;
@@ -93,9 +94,10 @@ const wsi = (() => {
       return canvas;
     }
 
-    // Connected areas of one kind of error, the largest first: {cells, x, y, size}, a position inside and the extent.
-    areas(kind) {
-      const cut = cutAt(this.threshold), seen = new Uint8Array(this.labels.length), found = [];
+    // 8-connected components of "fp" or "fn" cells, largest first: {cells, x, y, size}: number of cells, a position
+    // inside, and the longer edge of the bounding box.
+    components(kind) {
+      const cut = thresholdStep(this.threshold), seen = new Uint8Array(this.labels.length), found = [];
       for (let start = 0; start < seen.length; start += 1) {
         if (seen[start] || this.kind(start, cut) !== kind) continue;
         const cells = [start];
@@ -108,20 +110,20 @@ const wsi = (() => {
               if (!seen[next] && this.kind(next, cut) === kind) { seen[next] = 1; cells.push(next); }
             }
         }
-        found.push(this.area(cells));
+        found.push(this.component(cells));
       }
       return found.sort((a, b) => b.cells - a.cells);
     }
 
-    area(cells) {
+    component(cells) {
       const columns = cells.map((cell) => cell % this.columns);
       const rows = cells.map((cell) => Math.floor(cell / this.columns));
       const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
       const [column, row] = [mean(columns), mean(rows)];
-      // An area need not contain its centre.
-      const away = (k) => (columns[k] - column) ** 2 + (rows[k] - row) ** 2;
+      // The cell nearest to the centroid: the centroid itself may lie outside the component.
+      const distance = (k) => (columns[k] - column) ** 2 + (rows[k] - row) ** 2;
       let nearest = 0;
-      for (let k = 1; k < cells.length; k += 1) if (away(k) < away(nearest)) nearest = k;
+      for (let k = 1; k < cells.length; k += 1) if (distance(k) < distance(nearest)) nearest = k;
       const span = (values) => values.reduce((a, b) => Math.max(a, b)) - values.reduce((a, b) => Math.min(a, b)) + 1;
       return {
         cells: cells.length,
@@ -132,54 +134,54 @@ const wsi = (() => {
     }
   }
 
-  // Pictures of a slide: a few are asked for at a time, those in view first, and the oldest are forgotten.
-  class Pictures {
-    constructor(slide, changed, failed) {
-      Object.assign(this, { slide, changed, failed, kept: new Map(), wanted: [], fetches: 0, pixels: 0 });
+  // Least recently used cache of a slide's tiles. Fetches at most MAX_FETCHES at a time.
+  class TileCache {
+    constructor(slide, onLoad, onError) {
+      Object.assign(this, { slide, onLoad, onError, cache: new Map(), queue: [], fetches: 0, pixels: 0 });
     }
 
     get(layer, level, column, row) {
-      const key = `${layer}/${level}/${column}/${row}`, known = this.kept.get(key);
+      const key = `${layer}/${level}/${column}/${row}`, known = this.cache.get(key);
       if (known) {
-        this.kept.delete(key);
-        this.kept.set(key, known);
+        this.cache.delete(key);
+        this.cache.set(key, known);
         return known.image;
       }
-      this.wanted.push([key, layer, level, column, row]);
+      this.queue.push([key, layer, level, column, row]);
       return null;
     }
 
     peek(layer, level, column, row) {
-      return this.kept.get(`${layer}/${level}/${column}/${row}`)?.image ?? null;
+      return this.cache.get(`${layer}/${level}/${column}/${row}`)?.image ?? null;
     }
 
-    // For another slide; what is still on its way is left to the garbage collector.
-    forget() {
-      for (const { image } of this.kept.values()) image?.close?.();
-      this.kept.clear();
+    // Free the images when another slide opens. The garbage collector frees those that are still being fetched.
+    clear() {
+      for (const { image } of this.cache.values()) image?.close?.();
+      this.cache.clear();
     }
 
-    get waiting() { return this.fetches + this.wanted.length; }
+    get waiting() { return this.fetches + this.queue.length; }
 
     fetch() {
-      while (this.fetches < MOST_FETCHES && this.wanted.length) {
-        const [key, ...where] = this.wanted.shift();
-        if (this.kept.has(key)) continue;
+      while (this.fetches < MAX_FETCHES && this.queue.length) {
+        const [key, ...where] = this.queue.shift();
+        if (this.cache.has(key)) continue;
         const entry = { image: null, pixels: 0 };
-        this.kept.set(key, entry);
+        this.cache.set(key, entry);
         this.fetches += 1;
-        this.slide.picture(...where).catch((error) => { this.failed(error); return null; }).then((image) => {
+        this.slide.picture(...where).catch((error) => { this.onError(error); return null; }).then((image) => {
           this.fetches -= 1;
           entry.image = image;
           entry.pixels = image ? image.width * image.height : 0;
           this.pixels += entry.pixels;
-          for (const [old, { image: shown, pixels }] of this.kept) {
-            if (this.pixels <= DECODED_PX || old === key) break;
-            this.kept.delete(old);
+          for (const [old, { image: shown, pixels }] of this.cache) {
+            if (this.pixels <= MAX_CACHED_PX || old === key) break;
+            this.cache.delete(old);
             this.pixels -= pixels;
             shown?.close?.();
           }
-          this.changed();
+          this.onLoad();
         });
       }
     }
@@ -209,38 +211,38 @@ const wsi = (() => {
     show(layer, shown) {
       if (shown) this.layers.add(layer); else this.layers.delete(layer);
       this.boxes[layer].checked = shown;
-      this.viewer.changed();
+      this.viewer.scheduleDraw();
     }
 
     listen() {
-      const { canvas, viewer } = this, fingers = new Map();
+      const { canvas, viewer } = this, pointers = new Map();
       canvas.addEventListener("wheel", (event) => {
         event.preventDefault();
         viewer.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)), this.at(event));
       }, { passive: false });
       canvas.addEventListener("pointerdown", (event) => {
         canvas.setPointerCapture(event.pointerId);
-        fingers.set(event.pointerId, event);
+        pointers.set(event.pointerId, event);
       });
       canvas.addEventListener("pointermove", (event) => {
-        const before = fingers.get(event.pointerId);
-        if (before && fingers.size === 1)
+        const before = pointers.get(event.pointerId);
+        if (before && pointers.size === 1)
           viewer.moveBy(before.clientX - event.clientX, before.clientY - event.clientY);
         else if (before) {
-          const [other] = [...fingers.values()].filter((one) => one.pointerId !== event.pointerId);
+          const [other] = [...pointers.values()].filter((one) => one.pointerId !== event.pointerId);
           const apart = (one) => Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY);
           if (apart(before) > 0) viewer.zoom(apart(event) / apart(before), this.at(other));
         }
-        if (before) fingers.set(event.pointerId, event);
-        viewer.point(this.position(event));
+        if (before) pointers.set(event.pointerId, event);
+        viewer.reportPointer(this.position(event));
       });
       for (const name of ["pointerup", "pointercancel"])
-        canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
-      canvas.addEventListener("pointerleave", () => viewer.point(null));
+        canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
+      canvas.addEventListener("pointerleave", () => viewer.reportPointer(null));
       canvas.addEventListener("dblclick", (event) => viewer.zoom(event.shiftKey ? 0.5 : 2, this.at(event)));
     }
 
-    // Pointer relative to the middle of the panel, CSS pixels.
+    // Position of the pointer relative to the centre of the panel, CSS pixels.
     at(event) {
       const box = this.canvas.getBoundingClientRect();
       return [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
@@ -263,13 +265,13 @@ const wsi = (() => {
       context.fillRect(0, 0, canvas.width, canvas.height);
       if (!slide) return;
       const scale = view.scale * ratio;
-      // Device pixels of a position on the slide; rounded, so that neighbours touch.
+      // Device pixels of a position on the slide. Rounded, else neighbouring tiles would show seams.
       const toX = (x) => Math.round((x - view.x) * scale + canvas.width / 2);
       const toY = (y) => Math.round((y - view.y) * scale + canvas.height / 2);
       context.fillStyle = "#ffffff";
       context.fillRect(toX(0), toY(0), toX(slide.width) - toX(0), toY(slide.height) - toY(0));
       context.imageSmoothingEnabled = scale < 3;
-      const target = this.levelFor(scale);
+      const target = this.chooseLevel(scale);
       this.drawTiles(context, "slide", target, toX, toY);
       this.drawHeat(context, toX, toY);
       for (const layer of ["tissue", "truth"])
@@ -278,27 +280,27 @@ const wsi = (() => {
       this.drawScaleBar(context, ratio);
     }
 
-    // The coarsest level with at least a pixel for each of the screen's.
-    levelFor(scale) {
+    // The coarsest level with about one pixel or more per device pixel.
+    chooseLevel(scale) {
       const { levels } = this.viewer.slide;
       let found = 0;
       for (let k = 0; k < levels.length; k += 1) if (levels[k].scale * scale <= 1.2) found = k;
       return found;
     }
 
-    // Coarser tiles that are there show until the right ones come; the coarsest level is always asked for.
+    // Draw cached coarser tiles until those of the target level arrive. The coarsest level is always fetched.
     drawTiles(context, layer, target, toX, toY) {
-      const { pictures, slide } = this.viewer, { levels } = slide, coarsest = levels.length - 1;
-      // Lines have another width in each level, so only those of the right one are shown.
+      const { tiles, slide } = this.viewer, { levels } = slide, coarsest = levels.length - 1;
+      // Outlines are drawn at the target level only: scaled from a coarser one, their lines would be too thick.
       for (let k = layer === "slide" ? coarsest : target; k >= target; k -= 1) {
-        const asked = k === target || k === coarsest;
+        const fetched = k === target || k === coarsest;
         const level = levels[k], acrossPx = level.tileWidth * level.scale, downPx = level.tileHeight * level.scale;
         const [left, top, right, bottom] = this.visible();
         const lastColumn = Math.min(Math.ceil(level.width / level.tileWidth) - 1, Math.floor(right / acrossPx));
         const lastRow = Math.min(Math.ceil(level.height / level.tileHeight) - 1, Math.floor(bottom / downPx));
         for (let row = Math.max(0, Math.floor(top / downPx)); row <= lastRow; row += 1)
           for (let column = Math.max(0, Math.floor(left / acrossPx)); column <= lastColumn; column += 1) {
-            const image = asked ? pictures.get(layer, k, column, row) : pictures.peek(layer, k, column, row);
+            const image = fetched ? tiles.get(layer, k, column, row) : tiles.peek(layer, k, column, row);
             if (!image) continue;
             const width = Math.min(level.tileWidth, level.width - column * level.tileWidth);
             const height = Math.min(level.tileHeight, level.height - row * level.tileHeight);
@@ -342,7 +344,7 @@ const wsi = (() => {
 
     drawScaleBar(context, ratio) {
       const { view, slide } = this.viewer, perPx = slide.mpp / view.scale;
-      const length = roundLength(perPx * 160), width = (length / perPx) * ratio;
+      const length = scaleBarLength(perPx * 160), width = (length / perPx) * ratio;
       const x = 12 * ratio, y = this.canvas.height - 14 * ratio;
       const text = length >= 1000 ? `${length / 1000} mm` : `${length} µm`;
       context.font = `${12 * ratio}px sans-serif`;
@@ -354,117 +356,118 @@ const wsi = (() => {
     }
   }
 
-  // The longest of 1, 2 and 5 times a power of ten that is not longer, um.
-  function roundLength(most) {
+  // The longest 1, 2 or 5 times a power of ten that is at most `most`, um.
+  function scaleBarLength(most) {
     const power = 10 ** Math.floor(Math.log10(most));
     return [5, 2, 1].find((step) => step * power <= most) * power;
   }
 
   class Viewer {
-    // `pointed` is called with what is under the pointer, or null; `moved` after each change of the view; `failed` with
-    // the error of a picture that cannot be had.
-    constructor(root, { pointed = () => {}, moved = () => {}, failed = () => {}, left = ["truth"], right = ["heatmap"] } = {}) {
-      Object.assign(this, { pointed, moved, failed, slide: null, view: { x: 0, y: 0, scale: 1 }, opacity: 0.6, scheduled: false });
+    // `onPointer` is called with position, probability and truth under the pointer, or null; `onMove` after each change
+    // of the view; `onError` with the error of a failed tile.
+    constructor(root, { onPointer = () => {}, onMove = () => {}, onError = () => {}, left = ["truth"], right = ["heatmap"] } = {}) {
+      Object.assign(this, { onPointer, onMove, onError, slide: null, view: { x: 0, y: 0, scale: 1 }, opacity: 0.6, drawScheduled: false });
       this.panels = [new Panel(this, root, left), new Panel(this, root, right)];
-      new ResizeObserver(() => this.changed()).observe(root);
+      new ResizeObserver(() => this.scheduleDraw()).observe(root);
     }
 
     open(slide) {
       this.slide = slide;
-      this.pictures?.forget();
-      this.pictures = new Pictures(slide, () => this.changed(), this.failed);
+      this.tiles?.clear();
+      this.tiles = new TileCache(slide, () => this.scheduleDraw(), this.onError);
       this.current = { fp: null, fn: null };
       this.fit();
     }
 
     close() {
       this.slide = null;
-      this.changed();
+      this.scheduleDraw();
     }
 
-    // Whether all that is in view is shown.
-    get settled() { return !this.scheduled && (!this.slide || this.pictures.waiting === 0); }
+    // Whether everything in view is drawn, with no tile outstanding.
+    get settled() { return !this.drawScheduled && (!this.slide || this.tiles.waiting === 0); }
 
-    changed() {
-      if (this.scheduled) return;
-      this.scheduled = true;
+    scheduleDraw() {
+      if (this.drawScheduled) return;
+      this.drawScheduled = true;
       requestAnimationFrame(() => {
-        this.scheduled = false;
-        if (this.pictures) this.pictures.wanted = [];
+        this.drawScheduled = false;
+        if (this.tiles) this.tiles.queue = [];
         for (const panel of this.panels) panel.draw();
-        if (this.slide) this.pictures.fetch();
+        if (this.slide) this.tiles.fetch();
       });
     }
 
-    fitting() {
+    fitScale() {
       const { clientWidth, clientHeight } = this.panels[0].canvas;
       return 0.95 * Math.min(clientWidth / this.slide.width, clientHeight / this.slide.height);
     }
 
     fit() {
-      this.look({ x: this.slide.width / 2, y: this.slide.height / 2, scale: this.fitting() });
+      this.setView({ x: this.slide.width / 2, y: this.slide.height / 2, scale: this.fitScale() });
     }
 
-    look({ x, y, scale }) {
-      const least = Math.min(this.fitting(), 1) / 4;
-      const inside = (value, most) => Math.min(Math.max(value, 0), most);
+    setView({ x, y, scale }) {
+      const least = Math.min(this.fitScale(), 1) / 4;
+      const clamp = (value, most) => Math.min(Math.max(value, 0), most);
       this.view = {
-        x: inside(x, this.slide.width), y: inside(y, this.slide.height), scale: Math.min(Math.max(scale, least), 16),
+        x: clamp(x, this.slide.width), y: clamp(y, this.slide.height), scale: Math.min(Math.max(scale, least), 16),
       };
-      this.moved(this.view);
-      this.changed();
+      this.onMove(this.view);
+      this.scheduleDraw();
     }
 
     moveBy(x, y) {
       if (!this.slide) return;
       const { view } = this;
-      this.look({ ...view, x: view.x + x / view.scale, y: view.y + y / view.scale });
+      this.setView({ ...view, x: view.x + x / view.scale, y: view.y + y / view.scale });
     }
 
     zoom(factor, [x, y] = [0, 0]) {
       if (!this.slide) return;
-      const { view } = this, scale = Math.min(Math.max(view.scale * factor, Math.min(this.fitting(), 1) / 4), 16);
-      // What is under the pointer stays there.
+      const { view } = this, scale = Math.min(Math.max(view.scale * factor, Math.min(this.fitScale(), 1) / 4), 16);
+      // Keep the position under the pointer fixed.
       const by = 1 / view.scale - 1 / scale;
-      this.look({ x: view.x + x * by, y: view.y + y * by, scale });
+      this.setView({ x: view.x + x * by, y: view.y + y * by, scale });
     }
 
     setThreshold(threshold) {
       this.slide?.heat?.setThreshold(threshold);
       this.current = { fp: null, fn: null };
-      this.changed();
+      this.scheduleDraw();
     }
 
     setPalette(palette) {
       this.palette = palette;
       delete this.slide?.heat?.canvases.heatmap;
-      this.changed();
+      this.scheduleDraw();
     }
 
     setOpacity(opacity) {
       this.opacity = opacity;
-      this.changed();
+      this.scheduleDraw();
     }
 
-    // Go to the next area of false positives ("fp") or false negatives ("fn"), the largest first; null without any.
+    // Center the next connected component of false positives ("fp") or false negatives ("fn"), largest first. Null
+    // without any.
     jump(kind, by = 1) {
-      const areas = this.slide?.heat?.areas(kind) ?? [];
-      if (!areas.length) return null;
-      const from = this.current[kind] ?? (by > 0 ? -1 : 0), number = (from + by + areas.length) % areas.length;
-      const area = areas[number];
+      const components = this.slide?.heat?.components(kind) ?? [];
+      if (!components.length) return null;
+      const from = this.current[kind] ?? (by > 0 ? -1 : 0), number = (from + by + components.length) % components.length;
+      const component = components[number];
       this.current[kind] = number;
       const { clientWidth, clientHeight } = this.panels[0].canvas;
-      this.look({ ...area, scale: Math.min(clientWidth, clientHeight) / (3 * area.size) });
-      return { number: number + 1, of: areas.length, cells: area.cells };
+      this.setView({ ...component, scale: Math.min(clientWidth, clientHeight) / (3 * component.size) });
+      return { number: number + 1, of: components.length, cells: component.cells };
     }
 
-    point(position) {
+    reportPointer(position) {
       const { slide } = this;
-      if (!slide || !position) return this.pointed(null);
+      if (!slide || !position) return this.onPointer(null);
       const [x, y] = position;
-      if (x < 0 || y < 0 || x >= slide.width || y >= slide.height) return this.pointed(null);
+      if (x < 0 || y < 0 || x >= slide.width || y >= slide.height) return this.onPointer(null);
       const cell = slide.heat ? slide.heat.cellAt(x, y) : -1;
-      return this.pointed({
+      return this.onPointer({
         x: Math.floor(x), y: Math.floor(y), mm: [(x * slide.mpp) / 1000, (y * slide.mpp) / 1000],
         probability: cell < 0 ? null : slide.heat.steps[cell] / STEPS,
         truth: cell < 0 ? null : LABELS[slide.heat.labels[cell]],
@@ -472,10 +475,10 @@ const wsi = (() => {
     }
   }
 
-  // Threshold, opacity and colour map below the panels. `changed` is called after each change of the threshold.
+  // Controls of threshold, opacity and colour map. `onThreshold` is called after each change of the threshold.
   class Controls {
-    constructor(root, viewer, changed) {
-      Object.assign(this, { viewer, changed, operatingPoint: 0.5 });
+    constructor(root, viewer, onThreshold) {
+      Object.assign(this, { viewer, onThreshold, operatingPoint: 0.5 });
       const labelled = (text) => element("label", "", root, text);
       const range = (label, step) => Object.assign(element("input", "", label), { type: "range", min: 0, max: 1, step });
       const threshold = labelled("Threshold");
@@ -501,7 +504,7 @@ const wsi = (() => {
       this.maps.addEventListener("change", () => this.color());
     }
 
-    // The operating point of a model, and colour maps by name: for each the colours of the probabilities k / 255.
+    // Set the operating point of a model and the colour maps, by name: for each the colours of probabilities k / 255.
     show(operatingPoint, palettes) {
       this.operatingPoint = operatingPoint;
       this.palettes = palettes;
@@ -527,15 +530,15 @@ const wsi = (() => {
     }
 
     set(threshold) {
-      // What is being typed stays as it is.
+      // Leave the text alone while it is being typed.
       if (document.activeElement !== this.number) this.number.value = threshold;
       this.slider.value = threshold;
       this.viewer.setThreshold(threshold);
-      this.changed(threshold);
+      this.onThreshold(threshold);
     }
   }
 
-  function pointedText(at) {
+  function pointerText(at) {
     if (!at) return "";
     const where = `x ${at.x}, y ${at.y} px (${at.mm[0].toFixed(3)}, ${at.mm[1].toFixed(3)} mm)`;
     return at.probability === null ? where : `${where} · tumour probability ${at.probability.toFixed(4)} · truth ${at.truth}`;
@@ -549,7 +552,7 @@ const wsi = (() => {
     return made;
   }
 
-  // A confusion matrix as a table, whose cells are then set by `fill`.
+  // A confusion matrix as an HTML table; `fill` sets its cells.
   class Matrix {
     constructor(root, title) {
       this.table = element("table", "wsi-matrix", root);
@@ -582,5 +585,5 @@ const wsi = (() => {
     }
   }
 
-  return { HeatMap, Viewer, Matrix, Controls, cutAt, element, pointedText };
+  return { Heatmap, Viewer, Matrix, Controls, thresholdStep, element, pointerText };
 })();

@@ -7,30 +7,30 @@
   const [shared, ...slides] = [...document.querySelectorAll("script.data")].map((one) => JSON.parse(one.textContent));
   if (!slides.length) return;
   const byName = new Map(slides.map((slide) => [slide.name, slide]));
-  const state = { slide: null, turn: 0 };
-  const cohort = shared.counts && new wsi.Matrix($("cohort-matrix"), "Patches of all test slides");
-  const own = new wsi.Matrix($("slide-matrix"), "Patches of this slide");
+  const state = { slide: null, request: 0 };
+  const cohortMatrix = shared.counts && new wsi.Matrix($("cohort-matrix"), "Patches of all test slides");
+  const slideMatrix = new wsi.Matrix($("slide-matrix"), "Patches of this slide");
   const viewer = new wsi.Viewer($("panels"), {
     right: ["errors"],
-    pointed: (at) => { $("pointed").textContent = wsi.pointedText(at); },
+    onPointer: (at) => { $("pointed").textContent = wsi.pointerText(at); },
   });
-  const counts = shared.counts && await cumulative(shared.counts);
+  const counts = shared.counts && await cumulativeCounts(shared.counts);
   const controls = new wsi.Controls($("controls"), viewer, (threshold) => {
-    cohort?.fill(countsAt(threshold));
-    own.fill(viewer.slide?.heat ? viewer.slide.heat.counts() : null);
+    cohortMatrix?.fill(countsAt(threshold));
+    slideMatrix.fill(viewer.slide?.heat ? viewer.slide.heat.counts() : null);
   });
-  // For tests and for the curious.
+  // For tests and the browser's console.
   window.viewer = viewer;
 
-  async function inflated(text) {
+  async function inflate(text) {
     const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Response(stream).arrayBuffer();
   }
 
-  // For each distinct score, in ascending order, how many normal and tumour patches have a lower one.
-  async function cumulative({ scores, data }) {
-    const content = await inflated(data), part = (k) => new Uint32Array(content, 4 * k * scores, scores);
+  // Cumulative histogram: for each distinct score, ascending, the number of normal and tumour patches with a lower one.
+  async function cumulativeCounts({ scores, data }) {
+    const content = await inflate(data), part = (k) => new Uint32Array(content, 4 * k * scores, scores);
     const sums = [part(1), part(2)].map((values) => {
       const found = new Float64Array(scores + 1);
       values.forEach((value, k) => { found[k + 1] = found[k] + value; });
@@ -40,7 +40,7 @@
   }
 
   function countsAt(threshold) {
-    const cut = wsi.cutAt(threshold), { steps, normal, tumor } = counts, end = steps.length;
+    const cut = wsi.thresholdStep(threshold), { steps, normal, tumor } = counts, end = steps.length;
     let low = 0, high = end;
     while (low < high) {
       const middle = (low + high) >> 1;
@@ -58,9 +58,9 @@
   }
 
   async function open(name) {
-    const turn = ++state.turn, slide = byName.get(name), { heat } = slide;
-    const content = await inflated(heat.data), cells = heat.columns * heat.rows;
-    if (turn !== state.turn) return;
+    const request = ++state.request, slide = byName.get(name), { heat } = slide;
+    const content = await inflate(heat.data), cells = heat.columns * heat.rows;
+    if (request !== state.request) return;
     state.slide = slide;
     if ($("slide")) $("slide").value = name;
     for (const row of table?.tBodies[0].rows ?? []) row.setAttribute("aria-current", String(row.dataset.slide === name));
@@ -69,9 +69,9 @@
       ...slide,
       levels: [{ width, height, tileWidth: width, tileHeight: height, scale: slide.width / width }],
       picture: (layer) => image(slide[layer]),
-      heat: new wsi.HeatMap(heat, new Uint16Array(content, 0, cells), new Uint8Array(content, 2 * cells, cells)),
+      heat: new wsi.Heatmap(heat, new Uint16Array(content, 0, cells), new Uint8Array(content, 2 * cells, cells)),
     });
-    own.title(heat.every === 1 ? "Patches of this slide" : `Patches of this slide, one of ${heat.every ** 2}`);
+    slideMatrix.title(heat.every === 1 ? "Patches of this slide" : `Patches of this slide, one of ${heat.every ** 2}`);
     controls.set(controls.threshold);
   }
 
@@ -87,7 +87,7 @@
         const rows = [...slidesTable.tBodies[0].rows], known = rows.filter((row) => text(row) !== "");
         const compare = known.every((row) => !Number.isNaN(Number(text(row))))
           ? (a, b) => Number(text(a)) - Number(text(b)) : (a, b) => text(a).localeCompare(text(b));
-        // What is not known stays at the end.
+        // Rows without a value stay at the end.
         const sorted = known.sort((a, b) => (up ? 1 : -1) * compare(a, b));
         slidesTable.tBodies[0].append(...sorted, ...rows.filter((row) => text(row) === ""));
       });
@@ -109,6 +109,6 @@
   }
   $("slide")?.addEventListener("change", () => open($("slide").value));
   controls.show(shared.threshold, shared.palettes);
-  // A slide with tumour has most to show.
+  // Start with a slide with tumour: it shows the most layers.
   await open((slides.find((slide) => slide.label === "tumor") ?? slides[0]).name);
 })();

@@ -2,17 +2,17 @@
 
 (() => {
   const $ = (id) => document.getElementById(id);
-  const state = { results: null, slide: null, opened: 0, remembering: 0 };
+  const state = { results: null, slide: null, requests: 0, saveTimer: 0 };
   const matrix = new wsi.Matrix($("matrix"), "Patches of this slide");
   const viewer = new wsi.Viewer($("panels"), {
-    pointed: (at) => { $("pointed").textContent = wsi.pointedText(at); },
-    moved: (view) => remember(view),
-    failed: (error) => { $("missing").textContent = error.message; },
+    onPointer: (at) => { $("pointed").textContent = wsi.pointerText(at); },
+    onMove: (view) => saveView(view),
+    onError: (error) => { $("missing").textContent = error.message; },
   });
   const controls = new wsi.Controls($("controls"), viewer, () => {
     matrix.fill(viewer.slide?.heat ? viewer.slide.heat.counts() : null);
   });
-  // For tests and for the curious.
+  // For tests and the browser's console.
   window.viewer = viewer;
 
   async function json(path) {
@@ -37,10 +37,10 @@
       results.cohort && `Cohort ${results.cohort}`, `${results.slides.length} slides`,
       ...results.headline.slice(0, 3).map(([name, value]) => `${name} ${value}`),
     ].filter(Boolean).join(" · ");
-    const lacking = results.slides.filter((slide) => slide.missing.length).length;
+    const unfinished = results.slides.filter((slide) => slide.missing.length).length;
     $("warning").textContent = [
       results.synthetic ? "Synthetic slides, drawn by a program: not tissue." : "",
-      lacking ? `${lacking} slides are not finished.` : "",
+      unfinished ? `${unfinished} slides are not finished.` : "",
     ].join(" ");
     $("model").replaceChildren(...results.models.map((name) => new Option(name, name, false, name === results.model)));
     $("model").parentElement.hidden = results.models.length < 2;
@@ -64,7 +64,7 @@
   }
 
   async function open(name, view) {
-    const turn = ++state.opened;
+    const request = ++state.requests;
     state.slide = name;
     for (const button of $("slides").querySelectorAll("button"))
       button.setAttribute("aria-current", String(button.dataset.slide === name));
@@ -73,18 +73,18 @@
     try {
       const path = encodeURIComponent(name), found = await json(`slides/${path}${ofModel()}`);
       const heat = found.heat && await fetchHeat(path, found.heat);
-      // Another slide may have been chosen meanwhile.
-      if (turn !== state.opened) return;
-      // What training slides are never predicted for is not missing.
+      // Discard the answer if another slide has been chosen in the meantime.
+      if (request !== state.requests) return;
+      // Stages that do not run for this split are not missing.
       const expected = state.results.slides.find((slide) => slide.name === name)?.expected ?? [];
       const missing = expected.filter((stage) => !found.done[stage]);
       $("missing").textContent = missing.length ? `${name} has no ${missing.join(", ")} yet.` : "";
       if (!found.levels.length) { viewer.close(); matrix.fill(null); return; }
       viewer.open({ ...found, heat, picture: (...where) => picture(path, found.versions, ...where) });
-      if (view) viewer.look(view);
+      if (view) viewer.setView(view);
       controls.set(controls.threshold);
     } catch (error) {
-      if (turn !== state.opened) return;
+      if (request !== state.requests) return;
       viewer.close();
       matrix.fill(null);
       $("missing").textContent = error.message;
@@ -93,7 +93,7 @@
 
   async function fetchHeat(path, grid) {
     const content = await (await fetched(`heat/${path}${ofModel()}`)).arrayBuffer(), cells = grid.columns * grid.rows;
-    return new wsi.HeatMap(
+    return new wsi.Heatmap(
       grid, new Uint16Array(content, 0, cells), new Uint8Array(content, 2 * cells, cells));
   }
 
@@ -104,24 +104,24 @@
     return answer.status === 204 ? null : createImageBitmap(await answer.blob());
   }
 
-  // The address says what is shown, for a colleague or the next day. Browsers bear a few changes a second.
-  function remember({ x, y, scale }) {
-    clearTimeout(state.remembering);
-    state.remembering = setTimeout(() => {
+  // Keep slide and view in the URL, for bookmarks and links. Delayed: browsers limit the rate of history changes.
+  function saveView({ x, y, scale }) {
+    clearTimeout(state.saveTimer);
+    state.saveTimer = setTimeout(() => {
       if (state.slide === null) return;
       const where = [x.toFixed(0), y.toFixed(0), scale.toPrecision(4)].join("/");
       history.replaceState(null, "", `#${encodeURIComponent(state.slide)}/${where}`);
     }, 300);
   }
 
-  function remembered() {
+  function savedView() {
     const [name, ...numbers] = location.hash.slice(1).split("/");
     const [x, y, scale] = numbers.map(Number);
     const view = [x, y, scale].every(Number.isFinite) && scale > 0 ? { x, y, scale } : undefined;
     try { return { name: decodeURIComponent(name), view }; } catch { return { name: "", view: undefined }; }
   }
 
-  function step(by) {
+  function stepSlide(by) {
     const names = [...$("slides").querySelectorAll("button")].map((button) => button.dataset.slide);
     if (!names.length) return;
     const at = names.indexOf(state.slide);
@@ -140,7 +140,7 @@
     panel.show(layer, !panel.layers.has(layer));
   };
   const KEYS = {
-    n: () => step(1), p: () => step(-1),
+    n: () => stepSlide(1), p: () => stepSlide(-1),
     f: () => jump("fp", 1), F: () => jump("fp", -1), m: () => jump("fn", 1), M: () => jump("fn", -1),
     0: () => viewer.slide && viewer.fit(), "+": () => viewer.zoom(1.5), "=": () => viewer.zoom(1.5), "-": () => viewer.zoom(1 / 1.5),
     ArrowLeft: () => viewer.moveBy(-80, 0), ArrowRight: () => viewer.moveBy(80, 0),
@@ -157,14 +157,14 @@
   $("search").addEventListener("input", list);
   $("model").addEventListener("change", async () => { await load($("model").value); if (state.slide) open(state.slide, viewer.view); });
   window.addEventListener("hashchange", () => {
-    const { name, view } = remembered();
-    if (name === state.slide) { if (view) viewer.look(view); } else if (name) open(name, view);
+    const { name, view } = savedView();
+    if (name === state.slide) { if (view) viewer.setView(view); } else if (name) open(name, view);
   });
 
   load().then(() => {
-    const { name, view } = remembered(), { slides } = state.results;
+    const { name, view } = savedView(), { slides } = state.results;
     if (name) return open(name, view);
-    // A finished slide with tumour has most to show.
+    // Start with a finished test slide with tumour: it shows the most layers.
     const rank = (slide) => 2 * slide.missing.length - Number(slide.label === "tumor") + 4 * Number(slide.split !== "test");
     const [first] = [...slides].sort((a, b) => rank(a) - rank(b));
     return first && open(first.name);
