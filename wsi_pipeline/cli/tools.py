@@ -30,7 +30,7 @@ def plan(
         float, typer.Option(min=0.001, help="Patches per second of your GPU or CPU, to estimate times.")
     ] = CPU_PATCHES_PER_SECOND,
     output: Json = None,
-    threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="Number of worker threads.")] = 4,
 ) -> None:
     """Estimate disk space and time for a cohort and check its slides before a run; exit code 2 if there are errors."""
     from wsi_pipeline.cohort.estimate import estimate_cohort, format_estimate
@@ -77,9 +77,7 @@ def provenance(
     state: State = Path(".snakemake"),
     licence: Annotated[
         str,
-        typer.Option(
-            "--license", help="License of the results, such as https://creativecommons.org/licenses/by/4.0/"
-        ),
+        typer.Option("--license", help="License of the results, such as https://creativecommons.org/licenses/by/4.0/"),
     ] = "All rights reserved",
     author: Annotated[str | None, typer.Option(help="Author of the results.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Number of files read at once.")] = 4,
