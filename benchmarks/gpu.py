@@ -41,11 +41,11 @@ from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.inception import BasicConv2d
 from wsi_pipeline.model.inference import run_inference
 from wsi_pipeline.model.model_dir import initial_network
+from wsi_pipeline.model.patch_set import PatchSet
 from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert
-from wsi_pipeline.stages.train import PatchSet
 
 
 class CudnnConv2d(nn.Module):

@@ -24,22 +24,21 @@ from torch.nn import functional as F
 
 from wsi_pipeline.config import TrainRun
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.dataset import PatchDataset, Prefetcher
 from wsi_pipeline.model.device import Device, pick_device
 from wsi_pipeline.model.model_dir import initial_network
+from wsi_pipeline.model.patch_set import PatchSet
 from wsi_pipeline.model.predictor import Predictor
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.pyramid.codecs import image_codec
 from wsi_pipeline.pyramid.patch_store import write_patches
-from wsi_pipeline.stages.train import PatchSet
 
 Way = Callable[[], None]
 
 
 def write_store(folder: Path, count: int, size: int) -> PatchSet:
-    """Patches of one slide, half of them tumour."""
+    """Patches of one slide, half of them tumour, without a receipt."""
     rng = np.random.default_rng(1)
     coarse = rng.integers(90, 230, (count, -(-size // 8), -(-size // 8), 3), np.uint8)
 
@@ -52,9 +51,7 @@ def write_store(folder: Path, count: int, size: int) -> PatchSet:
     write_patches(folder / "patches.zarr", count, size, 0, codec, read, 1)
     labels = (np.arange(count) % 2).astype(np.int8)
     pq.write_table(pa.table({"label": labels}), folder / "patches.parquet")
-    facts = {"stage": "patches", "slide": "s", "size_px": size, "border_px": 0, "options": {"mpp": 0.25}}
-    (folder / "patches.json").write_text(canonical_json(facts))
-    return PatchSet.of([folder / "patches.json"])
+    return PatchSet([folder / "patches.json"])
 
 
 def synchronize(device: Device) -> None:

@@ -17,8 +17,8 @@ from wsi_pipeline.model.dataset import PatchDataset
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.distributed import init_distributed
 from wsi_pipeline.model.model_dir import initial_network
+from wsi_pipeline.model.patch_set import PatchSet
 from wsi_pipeline.model.trainer import Trainer
-from wsi_pipeline.stages.train import PatchSet
 
 
 def main(cohort: Path, steps: int) -> None:
@@ -27,7 +27,7 @@ def main(cohort: Path, steps: int) -> None:
     options = OPTIONS.model_copy(update={**gentle, "max_steps": steps, "validate_every": steps})
     device = pick_device(1)
     distributed = init_distributed()
-    sets = PatchSet.of([cohort / "slides" / name / "patches.json" for name in ("n", "t")])
+    sets = PatchSet([cohort / "slides" / name / "patches.json" for name in ("n", "t")])
     dataset, nothing = PatchDataset(sets.stores, sets.indices), PatchDataset([], [])
     network = initial_network("random", 2, 1, None).double().eval()
     network.train = lambda *_: network  # type: ignore[method-assign]

@@ -100,7 +100,7 @@ def bloated(source: Path) -> str:
     with source.open("ab") as file:
         file.truncate(source.stat().st_size + 2_000_000)
     drop_tile(source, 0, 9, 1_900_000, offset)
-    return "are too many for it"
+    return "are too many for the tile"
 
 
 DAMAGES = [zeroed, headless, endless, beyond, bloated]

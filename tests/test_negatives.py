@@ -22,7 +22,7 @@ from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import negatives, tissue, train, truth
-from wsi_pipeline.stages.train import Outputs, PatchSet
+from wsi_pipeline.stages.train import Inputs, Outputs
 
 STRIDE_UM = 37.5
 
@@ -118,15 +118,12 @@ def test_training_goes_on_with_them(predicted: Path, tissue_slide: Path, tmp_pat
     hard = tmp_path / "negatives"
     hard.mkdir()
     run(predicted, tissue_slide, hard, per_slide=6)
-    sets = [training.write_patches(tmp_path / "t", [0, 1] * 4)]
+    drawn = training.write_patches(tmp_path / "t", [0, 1] * 4)
     options = training.OPTIONS.model_copy(update={"max_steps": 1, "validate_every": 1})
-    train.run(PatchSet.of(sets), PatchSet.of([]), Outputs.of(tmp_path / "m"), tmp_path / "c", options)
+    train.run(Inputs((drawn,)), Outputs.of(tmp_path / "m"), options, checkpoints=tmp_path / "c")
     base = tmp_path / "m" / "weights.safetensors"
-    for receipt in sets:
-        facts = json.loads(receipt.read_text())
-        assert facts["options"]["mpp"] == 0.5
-    both = PatchSet.of([*sets, hard / "s1.json"])
-    train.run(both, PatchSet.of([]), Outputs.of(tmp_path / "m1"), tmp_path / "c1", options, go_on_from=base)
+    both = Inputs((drawn, hard / "s1.json"), go_on_from=base)
+    train.run(both, Outputs.of(tmp_path / "m1"), options, checkpoints=tmp_path / "c1")
     described = training.described(tmp_path / "m1")
     assert described["training"] == {"slides": 2, "normal": 10, "tumor": 4}
     assert described["went_on_from"] == training.described(tmp_path / "m")["weights_sha256"]

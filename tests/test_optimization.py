@@ -22,8 +22,8 @@ from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.inception import InceptionV3, dropout_mask
 from wsi_pipeline.model.model_dir import initial_network
 from wsi_pipeline.model.optimization import WeightAverage, learning_rate, make_optimizer
+from wsi_pipeline.model.patch_set import PatchSet
 from wsi_pipeline.model.trainer import StoppedError, Trainer
-from wsi_pipeline.stages.train import PatchSet
 
 
 def test_a_recipe_fills_what_the_config_leaves_open() -> None:
@@ -94,7 +94,7 @@ def test_the_average_is_the_moving_average() -> None:
 def trainer(tmp_path: Path, labels: list[int] | None = None, **options: object) -> Trainer:
     receipt = write_patches(tmp_path / "s", labels or [0, 1] * 6)
     validation = write_patches(tmp_path / "v", [0, 1] * 2, seed=9)
-    banks = [PatchDataset(s.stores, s.indices) for s in (PatchSet.of([receipt]), PatchSet.of([validation]))]
+    banks = [PatchDataset(s.stores, s.indices) for s in (PatchSet([receipt]), PatchSet([validation]))]
     chosen = OPTIONS.model_copy(update={"max_steps": 2, "validate_every": 1, **options})
     network = initial_network("random", 2, 1, None, auxiliary=bool(options.get("auxiliary_weight")))
     return Trainer(network, *banks, chosen, pick_device(1, chosen.precision), Checkpoints(tmp_path), "")
@@ -128,7 +128,7 @@ def test_the_auxiliary_head_learns_and_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="needs patches of 299 px, these have 75"):
         trainer(tmp_path / "small", auxiliary_weight=0.4)
     receipt = write_patches(tmp_path / "s", [0, 1], size_px=299)
-    sets = PatchSet.of([receipt])
+    sets = PatchSet([receipt])
     options = OPTIONS.model_copy(update={"max_steps": 1, "batch_size": 2, "auxiliary_weight": 0.4})
     network = initial_network("random", 2, 1, None, auxiliary=True)
     before = network.AuxLogits.fc.weight.detach().clone()

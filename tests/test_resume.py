@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from helpers import training
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.distributed import STOPPED_EXIT_CODE
+from wsi_pipeline.model.stop_signals import stop_on_signals
 from wsi_pipeline.model.training_log import TrainingLog
-from wsi_pipeline.stages.train import _stopped_by
 
 STEPS = 12
 OPTIONS = {"max_steps": STEPS, "validate_every": 5, "average_decay": 0.9}
@@ -112,7 +112,7 @@ def test_told_to_stop_it_writes_a_checkpoint(cohort: Path, tmp_path: Path, numbe
 
 def test_only_a_second_ctrl_c_ends_at_once() -> None:
     told = []
-    with _stopped_by(lambda: told.append(1)):
+    with stop_on_signals(lambda: told.append(1)):
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGUSR1)

@@ -27,10 +27,11 @@ from wsi_pipeline.model.model_dir import (
     read_weights,
     write_model_json,
 )
+from wsi_pipeline.model.patch_set import PatchSet
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.stages import train
-from wsi_pipeline.stages.train import Outputs, PatchSet
+from wsi_pipeline.stages.train import Inputs, Outputs
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[PatchSet, PatchSet]:
         write_patches(root / "t", [1] * 5 + [0] * 3, seed=2),
         write_patches(root / "empty", [], seed=3),
     ]
-    return PatchSet.of(training), PatchSet.of([write_patches(root / "v", [0, 1] * 5, seed=4)])
+    return PatchSet(training), PatchSet([write_patches(root / "v", [0, 1] * 5, seed=4)])
 
 
 def run(sets: tuple[PatchSet, PatchSet], out: Path, options: TrainRun = OPTIONS, **more: object) -> Path:
-    train.run(*sets, Outputs.of(out), out / "checkpoints", options, **more)
+    inputs = Inputs(*(tuple(patches.receipts) for patches in sets))
+    train.run(inputs, Outputs.of(out), options, checkpoints=out / "checkpoints", **more)
     return out / "weights.safetensors"
 
 
@@ -89,7 +91,7 @@ def test_patches_are_the_same_from_memory_as_streams_and_from_disk(
 
 
 def test_a_damaged_patch_ends_the_feed_with_its_name(tmp_path: Path) -> None:
-    made = PatchSet.of([write_patches(tmp_path / "s", [0, 1] * 4)])
+    made = PatchSet([write_patches(tmp_path / "s", [0, 1] * 4)])
     (shard,) = (path for path in (tmp_path / "s" / "patches.zarr" / "c").rglob("*") if path.is_file())
     content = bytearray(shard.read_bytes())
     content[:200] = bytes(200)
@@ -131,22 +133,22 @@ def test_augmentation_repeats_and_can_be_off() -> None:
 
 
 def test_one_class_alone_is_an_error(tmp_path: Path) -> None:
-    only_normal = PatchSet.of([write_patches(tmp_path / "n", [0, 0])])
+    only_normal = PatchSet([write_patches(tmp_path / "n", [0, 0])])
     with pytest.raises(PipelineError, match=r"no tumor patches.*patches\.min_tissue"):
-        run((only_normal, PatchSet.of([])), tmp_path)
+        run((only_normal, PatchSet([])), tmp_path)
 
 
 def test_patches_of_different_sizes_are_an_error(tmp_path: Path) -> None:
-    mixed = PatchSet.of([write_patches(tmp_path / "a", [0, 1]), write_patches(tmp_path / "b", [0], size_px=80)])
+    mixed = PatchSet([write_patches(tmp_path / "a", [0, 1]), write_patches(tmp_path / "b", [0], size_px=80)])
     with pytest.raises(PipelineError, match="patches of b and a differ"):
-        run((mixed, PatchSet.of([])), tmp_path)
+        run((mixed, PatchSet([])), tmp_path)
 
 
 def test_trained_weights_are_taken_as_they_are(tmp_path: Path) -> None:
     source = tmp_path / "theirs.safetensors"
     state = InceptionV3(2).state_dict()
     save_file(state, source)
-    train.take(source, Outputs.of(tmp_path), size_px=96, mpp=1.0)
+    train.take_weights(source, Outputs.of(tmp_path), size_px=96, mpp=1.0)
     taken = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(taken[name], tensor) for name, tensor in state.items())
     facts = read_model_json(tmp_path / "model.json")
@@ -158,10 +160,10 @@ def test_weights_that_do_not_fit_name_the_first_difference(tmp_path: Path) -> No
     del state["Mixed_5b.branch1x1.conv.weight"]
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"Mixed_5b\.branch1x1\.conv\.weight is not in the weights"):
-        train.take(tmp_path / "w.safetensors", Outputs.of(tmp_path / "o"), size_px=96, mpp=1.0)
+        train.take_weights(tmp_path / "w.safetensors", Outputs.of(tmp_path / "o"), size_px=96, mpp=1.0)
     save_file(InceptionV3(3).state_dict(), tmp_path / "w3.safetensors")
     with pytest.raises(ModelError, match=r"fc\.bias is \(3,\), but the network has \(2,\)"):
-        train.take(tmp_path / "w3.safetensors", Outputs.of(tmp_path / "o"), size_px=96, mpp=1.0)
+        train.take_weights(tmp_path / "w3.safetensors", Outputs.of(tmp_path / "o"), size_px=96, mpp=1.0)
 
 
 @pytest.mark.parametrize(
@@ -261,10 +263,10 @@ def test_patches_with_a_border_train_at_their_own_size(tmp_path: Path) -> None:
         receipt.write_text(canonical_json(facts))
         metadata = receipt.with_name("patches.zarr") / "zarr.json"
         metadata.write_text(metadata.read_text().replace('"border_px": 0', '"border_px": 8'))
-    sets = PatchSet.of(receipts[:1]), PatchSet.of(receipts[1:])
+    sets = PatchSet(receipts[:1]), PatchSet(receipts[1:])
     run(sets, tmp_path)
     model = read_model_json(tmp_path / "model.json")
     assert model.size_px == 75
     other = write_patches(tmp_path / "c", [0, 1], size_px=75)
     with pytest.raises(PipelineError, match="differ in size, border, scale or stain"):
-        run((PatchSet.of([receipts[0], other]), sets[1]), tmp_path)
+        run((PatchSet([receipts[0], other]), sets[1]), tmp_path)

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from wsi_pipeline.config import TrainRun
+from wsi_pipeline.config import PatchesRun, TrainRun
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.io.digests import canonical_json
+from wsi_pipeline.io.digests import digest_bytes, digest_file
 from wsi_pipeline.pyramid import patch_store
 from wsi_pipeline.pyramid.codecs import ZstdCodec
+from wsi_pipeline.receipts.base import write_receipt
+from wsi_pipeline.receipts.slides import ClassCounts, PatchesReceipt
 
 needs_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not support bfloat16"
@@ -48,8 +50,21 @@ def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed:
     rows = {"slide": [folder.name] * len(labels), "x": np.arange(len(labels)) * 100, "y": np.zeros(len(labels), int)}
     pq.write_table(pa.table({**rows, "label": np.array(labels, np.int8)}), folder / "patches.parquet")
     receipt = folder / "patches.json"
-    facts = {"stage": "patches", "slide": folder.name, "size_px": size_px, "border_px": 0, "options": {"mpp": 0.5}}
-    receipt.write_text(canonical_json({**facts, "seed": seed}))
+    counts = ClassCounts(normal=labels.count(0), tumor=labels.count(1))
+    facts = PatchesReceipt(
+        slide=folder.name,
+        size_px=size_px,
+        border_px=0,
+        mpp=0.5,
+        grid=(len(labels), 1),
+        candidates=counts,
+        drawn=counts,
+        stains=None,
+        store_sha256=digest_bytes(pixels.tobytes()),
+        index_sha256=digest_file(folder / "patches.parquet"),
+        options=PatchesRun(mpp=0.5, size_px=size_px),
+    )
+    write_receipt(receipt, facts)
     return receipt
 
 

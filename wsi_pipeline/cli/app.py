@@ -16,18 +16,15 @@ import typer
 
 from wsi_pipeline.cli import tools
 from wsi_pipeline.config import STAGES, HeatmapRun, PredictRun
-from wsi_pipeline.errors import ConfigError, PipelineError
+from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.io.atomic import is_out_of_space
 from wsi_pipeline.stages.arguments import (
     AllowUpsampling,
-    Exclude,
     ModelArg,
     Options,
     Receipt,
-    Rows,
     Slide,
     SlidesFolder,
-    Synthetic,
     Threads,
     Weights,
 )
@@ -68,79 +65,6 @@ def main() -> None:
             raise
         print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Free space", file=sys.stderr)
         sys.exit(2)
-
-
-@app.command()
-def train(
-    output: Annotated[Path, typer.Option(help="Model folder to write into.")],
-    sheet: Annotated[Path | None, typer.Option(help="The slide sheet.")] = None,
-    slides: Annotated[Path | None, typer.Option(help="Folder of the slides, with their patches.")] = None,
-    exclude: Exclude = None,
-    rows: Rows = None,
-    negatives: Annotated[
-        list[Path] | None, typer.Option(help="Folders that the stage negatives wrote into, of earlier rounds.")
-    ] = None,
-    go_on_from: Annotated[Path | None, typer.Option(help="Weights of the round before.")] = None,
-    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("checkpoints"),
-    imagenet: Annotated[Path | None, typer.Option(help="inception_v3_google-0cc3c7bd.pth.")] = None,
-    take: Annotated[Path | None, typer.Option(help="Take these trained weights instead of training.")] = None,
-    size_px: Annotated[int, typer.Option(help="Patch size of taken weights without model.json.")] = 299,
-    mpp: Annotated[float, typer.Option(help="Scale of taken weights without model.json.")] = 0.25,
-    memory_gib: Annotated[
-        float, typer.Option(help="Patches kept in memory by all processes, GiB; more are read as needed.")
-    ] = 4.0,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode patches, of all processes.")] = 2,
-    gpus: Annotated[int, typer.Option(min=0, help="Processes that train together, a GPU each; 0 is 1.")] = 1,
-    checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10.0,
-    events: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's files.")] = None,
-    synthetic: Synthetic = False,
-    options: Options = "{}",
-) -> None:
-    """Train Inception-v3, or take trained weights."""
-    from wsi_pipeline.cohort.sheet import load_sheet
-    from wsi_pipeline.config import TrainRun
-    from wsi_pipeline.config.loading import parse_options
-    from wsi_pipeline.model.distributed import STOPPED_EXIT_CODE, is_worker_process, launch_processes
-
-    parsed = parse_options(TrainRun, options)
-    if gpus > 1 and not is_worker_process():
-        code = launch_processes(gpus, sys.argv[1:])
-        if code:
-            raise typer.Exit(code)
-        return
-    from wsi_pipeline.model.trainer import StoppedError
-    from wsi_pipeline.stages import train as stage
-
-    outputs = stage.Outputs.of(output)
-    if take is not None:
-        stage.take(take, outputs, size_px=size_px, mpp=mpp)
-        return
-    if sheet is None or slides is None:
-        raise ConfigError("training needs --sheet and --slides")
-    loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
-    loaded.check_digest(rows, "train", "validation")
-    hard = [folder / f"{slide}.json" for folder in negatives or () for slide in loaded.of_split("train")]
-    training, validation = (
-        [slides / slide / "patches.json" for slide in loaded.of_split(split)] for split in ("train", "validation")
-    )
-    try:
-        stage.run(
-            stage.PatchSet.of([*training, *hard]),
-            stage.PatchSet.of(validation),
-            outputs,
-            checkpoints,
-            parsed,
-            imagenet=imagenet,
-            go_on_from=go_on_from,
-            memory_gib=memory_gib,
-            workers=workers,
-            checkpoint_minutes=checkpoint_minutes,
-            events=events,
-            synthetic=synthetic,
-        )
-    except StoppedError as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(STOPPED_EXIT_CODE) from stopped
 
 
 @app.command()

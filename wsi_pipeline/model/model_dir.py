@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,13 +13,16 @@ from torch import Tensor
 
 from wsi_pipeline.config import TrainRun
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.io.atomic import atomic_output, write_text
-from wsi_pipeline.io.digests import canonical_json, digest_file
-from wsi_pipeline.io.receipts import read_receipt
+from wsi_pipeline.io.atomic import atomic_output
+from wsi_pipeline.io.digests import digest_file
 from wsi_pipeline.model.imagenet import OFFLINE, check_imagenet
 from wsi_pipeline.model.inception import InceptionV3, initialize, initialize_head
+from wsi_pipeline.receipts.base import read_any_version, write_receipt
+from wsi_pipeline.receipts.models import ModelReceipt
 
 ARCHITECTURE = "inception_v3"
+# Of the values of a pixel, 0 to 255.
+NORMALISATION = "pixel / 127.5 - 1"
 _OWN = "Use the model.json that training wrote"
 
 
@@ -48,26 +50,29 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
     return digest_file(path)
 
 
-def write_model_json(path: Path, facts: ModelMetadata, **more: Any) -> None:
-    """Write `model.json`, the receipt of the stage train; `more` are further keys."""
-    content = {
-        "stage": "train",
-        "step_version": TrainRun.step_version,
-        "architecture": ARCHITECTURE,
-        "size_px": facts.size_px,
-        "mpp": facts.mpp,
-        "classes": list(facts.classes),
-        "normalisation": "pixel / 127.5 - 1",
-        "stain_normalisation": facts.stain_normalisation,
-        "weights_sha256": facts.weights_sha256,
-        **more,
-    }
-    write_text(path, canonical_json(content))
+def write_model_json(path: Path, metadata: ModelMetadata) -> None:
+    """Write the `model.json` of weights that were taken from elsewhere."""
+    write_receipt(
+        path,
+        ModelReceipt(
+            architecture=ARCHITECTURE,
+            size_px=metadata.size_px,
+            mpp=metadata.mpp,
+            classes=metadata.classes,
+            normalisation=NORMALISATION,
+            stain_normalisation=metadata.stain_normalisation,
+            weights_sha256=metadata.weights_sha256,
+            taken=True,
+        ),
+    )
 
 
 def read_model_json(path: Path) -> ModelMetadata:
-    """Read a `model.json`. Raises `ModelError` where it is not one of an Inception-v3 with a class tumor."""
-    content = read_receipt(path, "train")
+    """The facts in a `model.json`, which may come from elsewhere and from any version of the stage train.
+
+    Raises `StoreError` where it is no receipt of that stage, `ModelError` where a key is missing or unusable.
+    """
+    content = read_any_version(path, TrainRun.stage)
     try:
         if content["architecture"] != ARCHITECTURE:
             raise ModelError(f"{path}: architecture {content['architecture']}, not {ARCHITECTURE}")

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +27,13 @@ from wsi_pipeline.model.device import Device, copy_to_cpu, to_device
 from wsi_pipeline.model.distributed import DistributedContext
 from wsi_pipeline.model.inception import MIN_AUXILIARY_PX, InceptionV3, dropout_mask
 from wsi_pipeline.model.optimization import WeightAverage, learning_rate, make_optimizer
-from wsi_pipeline.model.training_log import TrainingLog
+from wsi_pipeline.model.training_log import HistoryRow, TrainingLog
 
 log = logging.getLogger(__name__)
 
 _TUMOR = CLASSES.index("tumor")
 _SHOWN_PATCHES = 8
 
-HistoryRow = dict[str, Any]
 State = dict[str, Tensor]
 # Number of a step, indices of its patches, and the call that waits for its result (see `Trainer._step`).
 _PendingStep = tuple[int, Index, Callable[[], Tensor]]
@@ -277,7 +275,7 @@ class Trainer:
     def _record(self) -> None:
         progress = self.progress
         loss, area = self._validate()
-        row = {
+        row: HistoryRow = {
             "step": progress.step,
             "patches": progress.step * self._options.batch_size,
             "learning_rate": learning_rate(self._options, progress.step - 1, self.steps),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -14,6 +17,20 @@ from wsi_pipeline.progress_bar import ProgressBar, on_terminal
 log = logging.getLogger(__name__)
 
 _LOG_SECONDS = 30.0
+
+
+class HistoryRow(TypedDict):
+    """A validation: the step it follows, patches trained on so far, and mean losses; None without validation patches.
+
+    `validation_auc` is None too where the validation patches are all of one class.
+    """
+
+    step: int
+    patches: int
+    learning_rate: float
+    train_loss: float
+    validation_loss: float | None
+    validation_auc: float | None
 
 
 class TrainingLog:
@@ -61,7 +78,7 @@ class TrainingLog:
             )
         self._scalars(step, {"images_per_second": images, "share_waiting": idle})
 
-    def record(self, row: dict[str, Any]) -> None:
+    def record(self, row: HistoryRow) -> None:
         """Log a row of the history, after a validation."""
         if self._enabled:
             log.info(
@@ -71,7 +88,8 @@ class TrainingLog:
                 short(row["validation_loss"]),
                 short(row["validation_auc"]),
             )
-        self._scalars(row["step"], {name: value for name, value in row.items() if name != "step"})
+        values = cast("dict[str, float | None]", row)
+        self._scalars(row["step"], {name: value for name, value in values.items() if name != "step"})
 
     def image(self, pixels: np.ndarray) -> None:
         """Log the picture of augmented patches, (h, w, 3) uint8."""
@@ -91,6 +109,15 @@ class TrainingLog:
                 if value is not None:
                     self._writer.add_scalar(name, value, step)
             self._writer.flush()
+
+
+def history_csv(rows: Sequence[HistoryRow]) -> str:
+    """The history as CSV, floats with 6 digits; cells of None are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HistoryRow.__annotations__, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in rows)
+    return text.getvalue()
 
 
 def short(value: float | None) -> str:

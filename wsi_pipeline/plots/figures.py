@@ -7,7 +7,7 @@ Each function returns a `Figure`; `save_figure` writes it. Fonts and line widths
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ def save_figure(figure: Figure, path: Path) -> None:
             partial.write_bytes(rendered.getvalue())
 
 
-def training_curves(history: Sequence[dict[str, Any]], synthetic: bool) -> Figure:
+def training_curves(history: Sequence[Mapping[str, Any]], synthetic: bool) -> Figure:
     """Training loss, validation loss and validation AUC against the step.
 
     `history`: rows with `step`, `train_loss`, `validation_loss` and `validation_auc`, the latter two None in steps
@@ -94,7 +94,7 @@ def patch_grid(rows: Sequence[NDArray[np.uint8]], names: Sequence[str], syntheti
     return figure
 
 
-def _plot_validations(axes: Axes, history: Sequence[dict[str, Any]], key: str) -> None:
+def _plot_validations(axes: Axes, history: Sequence[Mapping[str, Any]], key: str) -> None:
     points = [(row["step"], row[key]) for row in history if row[key] is not None]
     if points:
         axes.plot(*zip(*points, strict=True), color=ORANGE, marker=".", label="validation")

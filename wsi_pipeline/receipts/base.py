@@ -48,19 +48,8 @@ def read_receipt(path: Path, model: type[R]) -> R:
     Raises `StoreError` for a missing or damaged file, a receipt of another stage, and one of another `step_version`.
     """
     stage = model.run.stage
-    again = f"Delete it and run the stage {stage} again"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found, version = content.pop("stage"), content.pop("step_version")
-    except FileNotFoundError as error:
-        raise StoreError(f"{path}: no such receipt", remedy=f"Run the stage {stage} first") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise StoreError(f"{path}: not a receipt ({error})", remedy=again) from error
-    if found != stage:
-        raise StoreError(
-            f"{path}: a receipt of the stage {found}, not of {stage}",
-            remedy="Check the order of the arguments",
-        )
+    content = read_any_version(path, stage)
+    version = content.pop("step_version", None)
     if version != model.run.step_version:
         raise StoreError(
             f"{path}: written by step_version {version} of the stage {stage}; this is {model.run.step_version}",
@@ -72,5 +61,29 @@ def read_receipt(path: Path, model: type[R]) -> R:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{path}: not a receipt of the stage {stage} ({where}: {first['msg']})", remedy=again
+            f"{path}: not a receipt of the stage {stage} ({where}: {first['msg']})", remedy=_again(stage)
         ) from error
+
+
+def read_any_version(path: Path, stage: str) -> dict[str, Any]:
+    """The unchecked content of a receipt of any `step_version`, without the key `stage`.
+
+    Raises `StoreError` for a missing or damaged file and for a receipt of another stage.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = content.pop("stage")
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: no such receipt", remedy=f"Run the stage {stage} first") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise StoreError(f"{path}: not a receipt ({error})", remedy=_again(stage)) from error
+    if found != stage:
+        raise StoreError(
+            f"{path}: a receipt of the stage {found}, not of {stage}",
+            remedy="Check the order of the arguments",
+        )
+    return content
+
+
+def _again(stage: str) -> str:
+    return f"Delete it and run the stage {stage} again"

@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
-from wsi_pipeline.config import HeatmapRun, PredictRun
+from wsi_pipeline.config import HeatmapRun, PredictRun, TrainRun
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.receipts.base import Facts, Receipt
 from wsi_pipeline.receipts.slides import StainFacts
+
+
+class PatchSetFacts(Facts):
+    """Number of slides of a set, and of their patches by class."""
+
+    slides: int
+    normal: int
+    tumor: int
+
+
+class ModelReceipt(Receipt):
+    """`model.json` of a model folder, the receipt of the stage train.
+
+    `taken` is given for weights that were taken from elsewhere, and the fields after it for weights that were trained
+    here. `patches_sha256` has (stage, slide, digest of the store) of each set of patches.
+    """
+
+    run = TrainRun
+
+    architecture: str
+    size_px: int
+    mpp: float
+    classes: tuple[str, ...]
+    normalisation: str
+    stain_normalisation: str
+    weights_sha256: str
+    taken: bool = False
+    steps: int | None = None
+    kept_step: int | None = None
+    training: PatchSetFacts | None = None
+    validation: PatchSetFacts | None = None
+    patches_sha256: tuple[tuple[str, str, str], ...] | None = None
+    options: TrainRun | None = None
+    device: str | None = None
+    dtype: str | None = None
+    went_on_from: str | None = None
+    processes: int | None = None
+    versions: dict[str, str | None] | None = None
 
 
 class PredictReceipt(Receipt):
