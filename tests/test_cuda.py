@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not Path("/dev/nvidia0").exists(), reason="no GP
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is started sees the GPUs."""
+    """Make the GPUs visible to child processes."""
     if GPUS is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     else:
@@ -63,7 +63,7 @@ def heatmap(slides: Path, model: Path, out: Path, threads: int, **options: Any) 
     return read_image(out / "s1.ome.zarr", 0.5).data, json.loads((out / "s1.json").read_text())
 
 
-def test_a_gpu_trains_stops_goes_on_and_predicts(
+def test_a_gpu_trains_stops_resumes_and_predicts(
     gpu: None, cohort: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(cohort, tmp_path / "whole")
@@ -81,7 +81,7 @@ def test_a_gpu_trains_stops_goes_on_and_predicts(
     process.communicate(timeout=60)
     assert process.returncode == STOPPED_EXIT_CODE
     assert "resuming from step" in train(cohort, tmp_path / "stopped")
-    # Not bit for bit: a GPU adds in no fixed order.
+    # Not bit for bit: the order of summation on a GPU is not fixed.
     np.testing.assert_allclose(training.losses(tmp_path / "stopped")[0], whole[0], rtol=0.05)
     assert training.losses(tmp_path / "stopped")[-1] < whole[0]
 
@@ -127,7 +127,7 @@ main()
 
 
 @pytest.mark.skipif(not Path("/dev/nvidia1").exists(), reason="no second GPU here")
-def test_two_gpus_train_as_one(gpu: None, cohort: Path, tmp_path: Path) -> None:
+def test_two_gpus_have_the_losses_of_one(gpu: None, cohort: Path, tmp_path: Path) -> None:
     train(cohort, tmp_path / "one")
     train(cohort, tmp_path / "two", "--gpus", "2")
     assert training.described(tmp_path / "two")["processes"] == 2

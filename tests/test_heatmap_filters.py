@@ -1,4 +1,4 @@
-"""Averages of a heatmap."""
+"""Filters on heatmaps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def heat_of(shape: tuple[int, int], seed: int = 1) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ratio", [1.0, 2.0, 3.0, 4.0, 2.5])
-def test_overlaps_are_weighed_by_the_area_that_they_cover(ratio: float) -> None:
+def test_overlaps_are_weighted_by_covered_area(ratio: float) -> None:
     heat, stride = heat_of((9, 12)), 60.0
     grid = Grid(12, 9, stride, ratio * stride)
     found = overlap_mean(heat, grid)
-    # Counted on small squares: how many of a stride's square around (4, 5) does each patch cover?
+    # Brute force: the share of fine sample points in the cell of (4, 5) that each patch covers.
     fine = (np.arange(600) + 0.5) / 600 * stride - stride / 2
     weights = np.zeros(heat.shape)
     for row in range(9):
@@ -34,7 +34,7 @@ def test_without_overlap_a_mean_is_the_value_itself() -> None:
     np.testing.assert_allclose(overlap_mean(heat, Grid(6, 5, 100.0, 75.0)), heat, atol=1e-7)
 
 
-def test_positions_without_a_value_are_left_out_and_stay_so() -> None:
+def test_positions_without_a_value_do_not_contribute_and_keep_none() -> None:
     heat = np.full((7, 7), 0.25, np.float32)
     heat[0, :], heat[3, 3] = np.nan, np.nan
     for found in (overlap_mean(heat, Grid(7, 7, 10, 30)), gaussian_filtered(heat, 1.5)):

@@ -1,4 +1,4 @@
-"""How weights change: recipes, schedules, averages, and what else the config may ask for."""
+"""Recipes, schedules, weight averaging and the other training options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wsi_pipeline.model.patch_set import PatchSet
 from wsi_pipeline.model.trainer import StoppedError, Trainer
 
 
-def test_a_recipe_fills_what_the_config_leaves_open() -> None:
+def test_a_recipe_fills_the_keys_that_a_config_leaves_out() -> None:
     given = {"recipe": "liu2017", "batch_size": 64, "augmentation": {"hue": 0.1}, "schedule": {"warmup_steps": 5}}
     training = Config.model_validate({"training": given}).training
     assert (training.epsilon, training.momentum, training.squared_gradient_decay) == (1.0, 0.9, 0.9)
@@ -100,7 +100,7 @@ def trainer(tmp_path: Path, labels: list[int] | None = None, **options: object) 
     return Trainer(network, *banks, chosen, pick_device(1, chosen.precision), Checkpoints(tmp_path), "")
 
 
-def test_frozen_layers_stay_as_they_are_and_thaw(tmp_path: Path) -> None:
+def test_frozen_layers_do_not_change_until_unfrozen(tmp_path: Path) -> None:
     made = trainer(tmp_path, freeze_steps=2, max_steps=3)
     before = {name: tensor.clone() for name, tensor in made._network.state_dict().items()}
     seen = []
@@ -113,7 +113,7 @@ def test_frozen_layers_stay_as_they_are_and_thaw(tmp_path: Path) -> None:
     assert len(moved) > 0.95 * len(before)
 
 
-def test_label_smoothing_and_clipping_do_what_they_say(tmp_path: Path) -> None:
+def test_label_smoothing_changes_the_loss_and_clipping_the_gradient(tmp_path: Path) -> None:
     plain, smooth = trainer(tmp_path / "a"), trainer(tmp_path / "b", label_smoothing=0.5)
     clipped = trainer(tmp_path / "c", clip_norm=1e-3)
     for one in (plain, smooth, clipped):
@@ -124,7 +124,7 @@ def test_label_smoothing_and_clipping_do_what_they_say(tmp_path: Path) -> None:
     assert torch.cat([p.grad.flatten() for p in plain._network.parameters()]).norm().item() > 1e-2
 
 
-def test_the_auxiliary_head_learns_and_is_not_kept(tmp_path: Path) -> None:
+def test_the_auxiliary_head_learns_and_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="needs patches of 299 px, these have 75"):
         trainer(tmp_path / "small", auxiliary_weight=0.4)
     receipt = write_patches(tmp_path / "s", [0, 1], size_px=299)
@@ -141,7 +141,7 @@ def test_the_auxiliary_head_learns_and_is_not_kept(tmp_path: Path) -> None:
 
 
 @needs_bfloat16
-def test_bfloat16_trains_float32_weights_and_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_bfloat16_trains_float32_weights_and_resumes_to_the_bit(tmp_path: Path) -> None:
     options = {"max_steps": 4, "validate_every": 1, "average_decay": 0.9}
     exact = trainer(tmp_path / "exact", **options)
     exact.train(1e9)
@@ -166,7 +166,7 @@ def test_bfloat16_trains_float32_weights_and_goes_on_to_the_bit(tmp_path: Path) 
         assert torch.equal(tensor, again.last_state()[name]), name
 
 
-def test_it_stops_where_validation_gets_no_better(tmp_path: Path) -> None:
+def test_training_stops_when_validation_stops_improving(tmp_path: Path) -> None:
     made = trainer(tmp_path, max_steps=9, patience=2)
     figures = iter([(0.5, 0.7), (0.4, 0.8), (0.6, 0.8), (0.5, 0.75), (0.1, 0.99)])
     made._validate = lambda: next(figures)  # type: ignore[method-assign]
@@ -174,7 +174,7 @@ def test_it_stops_where_validation_gets_no_better(tmp_path: Path) -> None:
     assert (made.progress.step, made.progress.best_step) == (4, 2)
 
 
-def test_a_loss_that_is_no_number_names_step_and_patches(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_patches(tmp_path: Path) -> None:
     made = trainer(tmp_path, max_steps=3)
     step = made._step
 
@@ -191,7 +191,7 @@ def test_a_loss_that_is_no_number_names_step_and_patches(tmp_path: Path) -> None
     assert Checkpoints(tmp_path).load("", torch.device("cpu"))["step"] == 1
 
 
-def test_a_batch_that_does_not_fit_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_exceeds_the_memory_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(tmp_path)
     monkeypatch.setattr("wsi_pipeline.model.device.Device.free_gib", lambda _: 1.25)
 
@@ -205,7 +205,7 @@ def test_a_batch_that_does_not_fit_says_what_to_set(tmp_path: Path, monkeypatch:
         made.train(1e9)
 
 
-def test_dropout_is_drawn_from_seed_and_step() -> None:
+def test_dropout_depends_on_seed_and_step_alone() -> None:
     mask = dropout_mask(50, 1, 7)
     assert mask.unique().tolist() == [0, 2]
     assert mask.mean().item() == pytest.approx(1, abs=0.02)
@@ -218,7 +218,7 @@ def test_dropout_is_drawn_from_seed_and_step() -> None:
         assert torch.equal(network(x, torch.zeros(2, 2048)), network.fc.bias.expand(2, 2))
 
 
-def test_stains_change_by_what_is_asked() -> None:
+def test_stain_augmentation_changes_the_amounts_by_the_draws() -> None:
     stains = np.array(_STAINS) / np.linalg.norm(_STAINS, axis=1, keepdims=True)
     amounts = np.array([0.8, 0.4, 0.0])
     unit = torch.from_numpy(np.exp(-amounts @ stains)).float().view(1, 3, 1, 1).expand(2, 3, 4, 4)

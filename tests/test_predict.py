@@ -1,4 +1,4 @@
-"""What the network is asked and what is kept of it: numbers, batches, devices, interruptions."""
+"""Predictions of a slide: precision, batches, devices, the cache and interruptions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 @pytest.mark.parametrize(("batch_size", "threads"), [(2, 3), (7, 2), (64, 1), (1, 2)])
-def test_batches_and_threads_leave_the_same_map(
+def test_heatmaps_do_not_depend_on_batches_and_threads(
     slide: Path, model: Path, tmp_path: Path, batch_size: int, threads: int, precision: str
 ) -> None:
     one = run(slide, model, tmp_path / "a", threads=1, precision=precision)
@@ -65,7 +65,7 @@ def test_bfloat16_is_near_float32_and_says_how_near(slide: Path, model: Path, tm
 
 
 @needs_bfloat16
-def test_the_last_layer_is_float32_whatever_those_before_it_take(model: Path) -> None:
+def test_the_last_layer_is_float32_in_either_precision(model: Path) -> None:
     network = load_network(model / "weights.safetensors", ModelMetadata(75, 1.0, CLASSES, ""))
     x = torch.rand(4, 3, 75, 75, generator=torch.Generator().manual_seed(0))
     device = Device(torch.device("cpu"), torch.bfloat16)
@@ -79,7 +79,7 @@ def test_the_last_layer_is_float32_whatever_those_before_it_take(model: Path) ->
 
 
 @needs_bfloat16
-def test_what_was_predicted_in_other_numbers_is_kept_only_where_none_are_asked_for(
+def test_predictions_of_another_precision_are_kept_with_precision_auto_only(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounded = run(slide, model, tmp_path, precision="bfloat16")
@@ -99,7 +99,7 @@ def test_a_device_without_bfloat16_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_way_of_a_gpu_gives_the_same_as_that_of_a_cpu(slide: Path, model: Path) -> None:
+def test_the_gpu_loop_gives_the_results_of_the_cpu_loop(slide: Path, model: Path) -> None:
     pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
     spec = pyramid.patch_spec(75, 1.0)
     grid = pyramid.grid(spec, 60)
@@ -115,7 +115,7 @@ def test_the_way_of_a_gpu_gives_the_same_as_that_of_a_cpu(slide: Path, model: Pa
     assert len(found[0]) == 25
 
 
-def test_an_interrupted_map_goes_on_and_ends_the_same(
+def test_an_interrupted_heatmap_resumes_and_ends_the_same(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -131,13 +131,13 @@ def test_an_interrupted_map_goes_on_and_ends_the_same(
     np.testing.assert_array_equal(run(slide, model, tmp_path / "b", stride_um=40), whole)
     positions = int(np.isfinite(whole).sum())
     assert f"resuming from patch 40 of {positions}" in caplog.text
-    # And a batch that warms up.
+    # Plus the warm-up batch.
     assert sum(predicted) == positions - 40 + CPU_BATCH
     assert (tmp_path / "a" / "s1.json").read_bytes() == (tmp_path / "b" / "s1.json").read_bytes()
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(slide: Path, model: Path, tmp_path: Path) -> None:
+def test_a_killed_job_resumes_and_ends_with_the_same_bytes(slide: Path, model: Path, tmp_path: Path) -> None:
     options = HeatmapRun(stride_um=18)
     code = (
         "from wsi_pipeline.stages import predict; predict._SAVE_SECONDS = 0.2; "
@@ -171,7 +171,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(slide: Path, model: P
 
 
 def count_predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many patches each call of the network has been given from now on."""
+    """Records the number of patches of each call of the predictor from now on."""
     predicted: list[int] = []
     call = Predictor.__call__
 
@@ -194,7 +194,7 @@ def stopping_at(number: int) -> Callable[..., None]:
     return stop
 
 
-def test_the_network_is_not_asked_again_for_another_average(
+def test_another_average_needs_no_inference(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = run(slide, model, tmp_path, stride_um=37.5)
@@ -209,7 +209,7 @@ def test_the_network_is_not_asked_again_for_another_average(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_another_kind_of_device_began_is_begun_again(
+def test_predictions_begun_on_another_kind_of_device_are_discarded(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     whole = run(slide, model, tmp_path / "a", stride_um=40)
@@ -277,5 +277,5 @@ def test_a_batch_that_does_not_fit_is_halved(
         run(slide, model, tmp_path / "c", batch_size=4)
 
 
-def test_the_batch_follows_from_the_memory() -> None:
+def test_the_batch_size_follows_from_the_memory() -> None:
     assert [largest_batch(free * 2.0**30, 64 * 2.0**20, 512) for free in (0.01, 1, 8, 80)] == [2, 8, 64, 512]

@@ -18,7 +18,7 @@ def some(path: Path) -> PredictionCache:
     return scores
 
 
-def test_what_was_added_comes_back(tmp_path: Path) -> None:
+def test_added_predictions_are_read_back(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
     scores = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
     assert (scores.done, scores.facts) == (4, {"dtype": "float32"})
@@ -28,13 +28,13 @@ def test_what_was_added_comes_back(tmp_path: Path) -> None:
     assert found.dtype == np.float32
 
 
-def test_scores_of_other_inputs_are_not_used(tmp_path: Path) -> None:
+def test_predictions_of_other_inputs_are_ignored(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
     scores = PredictionCache.open(tmp_path / "s.raw.npz", "b" * 64, 10)
     assert (scores.done, scores.facts) == (0, {})
 
 
-def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
+def test_patches_on_damaged_chunks_are_tried_again(tmp_path: Path) -> None:
     scores = some(tmp_path / "s.raw.npz")
     scores.add(4, np.full(4, 0.5, np.float32), np.array([True, False, True, True]))
     assert np.isnan(scores.probabilities()[5])
@@ -43,14 +43,14 @@ def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"something else"])
-def test_a_damaged_file_is_not_used(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_ignored(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "s.raw.npz"
     path.write_bytes(content)
     assert PredictionCache.open(path, "a" * 64, 10).done == 0
     assert "s.raw.npz: ignored, it is damaged" in caplog.text
 
 
-def test_a_file_with_wrong_bytes_is_not_used(tmp_path: Path) -> None:
+def test_a_file_with_wrong_bytes_is_ignored(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
     content = (tmp_path / "s.raw.npz").read_bytes()
     known = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
@@ -59,13 +59,13 @@ def test_a_file_with_wrong_bytes_is_not_used(tmp_path: Path) -> None:
         wrong[position] ^= 0x5A
         (tmp_path / "s.raw.npz").write_bytes(wrong)
         scores = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
-        # Some bytes of a zip mean nothing.
+        # Some bytes of a zip file have no meaning.
         assert scores.done in (0, 4)
         if scores.done:
             np.testing.assert_array_equal(scores.steps, known.steps)
 
 
-def test_a_cut_file_is_not_used(tmp_path: Path) -> None:
+def test_a_truncated_file_is_ignored(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
     content = (tmp_path / "s.raw.npz").read_bytes()
     for length in range(0, len(content), 97):

@@ -1,4 +1,4 @@
-"""A training that is stopped, killed or robbed of its checkpoint ends with the weights that it would have had."""
+"""A training that is stopped or killed, or loses its newest checkpoint, ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -70,18 +70,20 @@ def wait_for_checkpoints(out: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_five_times_it_ends_with_the_same_weights(cohort: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_training_stopped_once_and_killed_five_times_ends_with_the_same_weights(
+    cohort: Path, whole: Path, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(1)
     for kill in range(6):
         process = training.start(cohort, tmp_path, "--workers", str(1 + kill % 3), **OPTIONS)
         if kill == 0:
-            # Told to stop, for once.
+            # Once by a signal that it handles.
             wait_for_checkpoints(tmp_path, 1)
             process.terminate()
             _, said = process.communicate(timeout=60)
             assert process.returncode == STOPPED_EXIT_CODE, said
             continue
-        # The first one that is seen may be of the run before.
+        # The first checkpoint seen may be that of the run before.
         wait_for_checkpoints(tmp_path, int(rng.integers(2, 4)))
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
@@ -96,7 +98,7 @@ def test_stopped_and_killed_five_times_it_ends_with_the_same_weights(cohort: Pat
     "number",
     [signal.SIGUSR1, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGINT))],
 )
-def test_told_to_stop_it_writes_a_checkpoint(cohort: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_the_training_after_a_checkpoint(cohort: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = training.start(cohort, tmp_path, "--checkpoint-minutes", "60", **OPTIONS)
     while (line := process.stderr.readline()) and "step 5:" not in line:
         pass
@@ -110,7 +112,7 @@ def test_told_to_stop_it_writes_a_checkpoint(cohort: Path, tmp_path: Path, numbe
     assert (tmp_path / "checkpoints" / "checkpoint.pt").exists()
 
 
-def test_only_a_second_ctrl_c_ends_at_once() -> None:
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
     told = []
     with stop_on_signals(lambda: told.append(1)):
         for _ in range(3):
@@ -123,7 +125,7 @@ def test_only_a_second_ctrl_c_ends_at_once() -> None:
     assert len(told) == 5
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_replaced_by_its_predecessor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):
         assert checkpoints.save({"inputs": "a", "step": step, "network": {"w": torch.full((9,), float(step))}})
@@ -156,7 +158,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, caplog: pytest.Log
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_tensorboard_has_what_the_history_has(tmp_path: Path) -> None:
+def test_tensorboard_has_the_rows_of_the_history(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
     training_log = TrainingLog(enabled=True, events=tmp_path)

@@ -51,7 +51,7 @@ def run(sets: tuple[PatchSet, PatchSet], out: Path, options: TrainRun = OPTIONS,
     return out / "weights.safetensors"
 
 
-def test_it_learns_and_describes_what_it_made(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
+def test_training_reduces_the_loss_and_writes_the_model_folder(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
     options = OPTIONS.model_copy(update={"max_steps": 24, "validate_every": 12})
     weights = run(sets, tmp_path, options)
     rows = [line.split(",") for line in (tmp_path / "history.csv").read_text().splitlines()]
@@ -76,7 +76,7 @@ def test_patches_are_the_same_from_memory_as_streams_and_from_disk(
 ) -> None:
     pixels = PatchDataset(sets[0].stores, sets[0].indices)
     disk = PatchDataset(sets[0].stores, sets[0].indices, memory_gib=0, workers=3)
-    # Room for what is stored, not for the pixels.
+    # Memory for the streams, not for the pixels.
     between = sum(PatchStore(path).stored_bytes for path in sets[0].stores)
     assert between < len(pixels) * EDGE * EDGE * 3
     streams = PatchDataset(sets[0].stores, sets[0].indices, memory_gib=between / GIB)
@@ -90,7 +90,7 @@ def test_patches_are_the_same_from_memory_as_streams_and_from_disk(
             np.testing.assert_array_equal(batch.numpy(), patches)
 
 
-def test_a_damaged_patch_ends_the_feed_with_its_name(tmp_path: Path) -> None:
+def test_a_damaged_patch_is_named(tmp_path: Path) -> None:
     made = PatchSet([write_patches(tmp_path / "s", [0, 1] * 4)])
     (shard,) = (path for path in (tmp_path / "s" / "patches.zarr" / "c").rglob("*") if path.is_file())
     content = bytearray(shard.read_bytes())
@@ -126,7 +126,7 @@ def test_augmentation_repeats_and_can_be_off() -> None:
     changed = augment(unit.clone(), options, draws)
     assert torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.draw(4, 1, 5)))
     assert not torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.draw(4, 1, 6)))
-    # A part of the batch is changed as it is in the whole.
+    # A shard is augmented as it is within the whole batch.
     assert torch.equal(augment(unit[1:3].clone(), options, draws.subset(slice(1, 3))), changed[1:3])
     off = AugmentationOptions(orientations=False, brightness=0, contrast=0, saturation=0, hue=0)
     torch.testing.assert_close(augment(unit.clone(), off, draws), unit, atol=1e-5, rtol=0)
@@ -144,7 +144,7 @@ def test_patches_of_different_sizes_are_an_error(tmp_path: Path) -> None:
         run((mixed, PatchSet([])), tmp_path)
 
 
-def test_trained_weights_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_trained_weights_are_taken_unchanged(tmp_path: Path) -> None:
     source = tmp_path / "theirs.safetensors"
     state = InceptionV3(2).state_dict()
     save_file(state, source)
@@ -155,7 +155,7 @@ def test_trained_weights_are_taken_as_they_are(tmp_path: Path) -> None:
     assert (facts.size_px, facts.mpp) == (96, 1.0)
 
 
-def test_weights_that_do_not_fit_name_the_first_difference(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_with_the_first_difference(tmp_path: Path) -> None:
     state = InceptionV3(2).state_dict()
     del state["Mixed_5b.branch1x1.conv.weight"]
     save_file(state, tmp_path / "w.safetensors")
@@ -175,9 +175,7 @@ def test_weights_that_do_not_fit_name_the_first_difference(tmp_path: Path) -> No
         ({"architecture": "resnet50"}, "architecture resnet50, not inception_v3"),
     ],
 )
-def test_a_model_json_that_says_something_else_is_refused(
-    tmp_path: Path, changed: dict[str, object], error: str
-) -> None:
+def test_an_invalid_model_json_is_refused(tmp_path: Path, changed: dict[str, object], error: str) -> None:
     path = tmp_path / "model.json"
     write_model_json(path, ModelMetadata(96, 1.0, ("normal", "tumor"), "0" * 64))
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
@@ -216,7 +214,7 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
+def test_the_best_or_the_last_weights_are_selected(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
     dataset, validation = (PatchDataset(s.stores, s.indices) for s in sets)
 
     def trained(keep: str) -> Trainer:
@@ -236,7 +234,7 @@ def test_the_best_weights_are_kept_or_the_last(sets: tuple[PatchSet, PatchSet], 
     assert torch.equal(last.selected_state()["fc.weight"], last._network.fc.weight)
 
 
-def test_patches_move_within_their_border_by_draws_of_their_own() -> None:
+def test_each_patch_is_cropped_at_its_own_position() -> None:
     unit = torch.rand(200, 3, 15, 15)
     one = random_crops(unit, 3, AugmentationDraws.draw(200, 1, 5))
     assert one.shape == (200, 3, 9, 9)

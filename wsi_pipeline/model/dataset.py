@@ -115,7 +115,9 @@ class Prefetcher:
     def __init__(
         self, dataset: PatchDataset, indices: Iterable[Index], *, workers: int, ahead: int = 3, pin: bool = False
     ) -> None:
-        self._dataset, self._indices, self._workers, self._ahead, self._pin = dataset, indices, workers, ahead, pin
+        self._dataset, self._indices = dataset, indices
+        self._workers, self._ahead = workers, ahead
+        self._pin = pin
         self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[tuple[Index, Tensor]]:

@@ -42,59 +42,62 @@ class PredictedPatches:
     whole: NDArray[np.bool_]
 
 
-def run_inference(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
+def run_inference(
+    reader: PatchReader, predictor: Predictor, threads: int, first: int = 0
+) -> Iterator[PredictedPatches]:
     """Predict the patches of a reader from index `first` on, in reading order, batch by batch.
 
     Progress is shown as a bar on a terminal, or logged every 30 s.
     """
-    parts = (infer_on_gpu if predictor.device.is_cuda else infer_on_cpu)(walk, predictor, threads, first)
-    with ProgressBar("predicting", len(walk), first) as shown:
+    parts = (infer_on_gpu if predictor.device.is_cuda else infer_on_cpu)(reader, predictor, threads, first)
+    with ProgressBar("predicting", len(reader), first) as bar:
         for predicted in parts:
             yield predicted
-            shown.update(predicted.first + len(predicted.whole))
+            bar.update(predicted.first + len(predicted.whole))
 
 
-def infer_on_cpu(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
+def infer_on_cpu(reader: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
     """`run_inference` on a CPU: each thread reads its own batch and runs the network on it with a single core.
 
     Threads that share a convolution would wait for each other, and their number would change the last bits.
     """
-    throughput = Throughput(len(walk), first, threads)
+    throughput = Throughput(len(reader), first, threads)
 
     def work(start: int) -> PredictedPatches:
         began = time.perf_counter()
-        pixels = torch.empty((min(predictor.batch_size, len(walk) - start), *walk.shape), dtype=torch.uint8)
-        whole = walk.read(start, pixels.numpy())
+        pixels = torch.empty((min(predictor.batch_size, len(reader) - start), *reader.shape), dtype=torch.uint8)
+        whole = reader.read(start, pixels.numpy())
         throughput.add_wait(time.perf_counter() - began)
         return PredictedPatches(start, predictor(pixels).numpy(), whole)
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for predicted in map_ordered(pool, work, range(first, len(walk), predictor.batch_size), 2 * threads):
+        for predicted in map_ordered(pool, work, range(first, len(reader), predictor.batch_size), 2 * threads):
             yield predicted
-            throughput.reached(predicted.first + len(predicted.whole))
+            throughput.log_progress(predicted.first + len(predicted.whole))
 
 
-def infer_on_gpu(walk: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
+def infer_on_gpu(reader: PatchReader, predictor: Predictor, threads: int, first: int = 0) -> Iterator[PredictedPatches]:
     """`run_inference` on a GPU: threads fill batches in page-locked memory while the GPU runs earlier ones."""
-    throughput, is_cuda = Throughput(len(walk), first, 1), predictor.device.is_cuda
-    copies = torch.cuda.Stream(predictor.device.device) if is_cuda else None  # type: ignore[no-untyped-call]
-    batches = range(first, len(walk), predictor.batch_size)
+    throughput = Throughput(len(reader), first, 1)
+    is_cuda = predictor.device.is_cuda
+    copy_stream = torch.cuda.Stream(predictor.device.device) if is_cuda else None  # type: ignore[no-untyped-call]
+    batches = range(first, len(reader), predictor.batch_size)
 
     def submit(start: int) -> tuple[int, Tensor, list[Future[NDArray[np.bool_]]]]:
-        count = min(predictor.batch_size, len(walk) - start)
-        pixels = torch.empty((count, *walk.shape), dtype=torch.uint8, pin_memory=is_cuda)
+        count = min(predictor.batch_size, len(reader) - start)
+        pixels = torch.empty((count, *reader.shape), dtype=torch.uint8, pin_memory=is_cuda)
         out = pixels.numpy()
         parts = range(0, count, _READ_TOGETHER)
-        return start, pixels, [pool.submit(walk.read, start + k, out[k : k + _READ_TOGETHER]) for k in parts]
+        return start, pixels, [pool.submit(reader.read, start + k, out[k : k + _READ_TOGETHER]) for k in parts]
 
-    def moved(pixels: Tensor) -> Tensor:
-        if copies is None:
+    def upload(pixels: Tensor) -> Tensor:
+        if copy_stream is None:
             return pixels
-        now = torch.cuda.current_stream(predictor.device.device)
-        with torch.cuda.stream(copies):
+        compute_stream = torch.cuda.current_stream(predictor.device.device)
+        with torch.cuda.stream(copy_stream):
             on_device = pixels.to(predictor.device.device, non_blocking=True)
-        now.wait_stream(copies)
-        on_device.record_stream(now)
+        compute_stream.wait_stream(copy_stream)
+        on_device.record_stream(compute_stream)
         return on_device
 
     launched: deque[tuple[int, Callable[[], Tensor], NDArray[np.bool_]]] = deque()
@@ -109,12 +112,12 @@ def infer_on_gpu(walk: PatchReader, predictor: Predictor, threads: int, first: i
                     whole = np.concatenate([part.result() for part in parts])
                     throughput.add_wait(time.perf_counter() - began)
                     pending.extend(submit(following) for following in islice(starts, 1))
-                    launched.append((start, copy_to_cpu(predictor(moved(pixels))), whole))
+                    launched.append((start, copy_to_cpu(predictor(upload(pixels))), whole))
                 # Fetch a batch only after the next one is queued: fetching first would leave the GPU idle meanwhile.
                 if len(launched) > 1 or not pending:
-                    start, found, whole = launched.popleft()
-                    yield PredictedPatches(start, found().numpy(), whole)
-                    throughput.reached(start + len(whole))
+                    start, probabilities, whole = launched.popleft()
+                    yield PredictedPatches(start, probabilities().numpy(), whole)
+                    throughput.log_progress(start + len(whole))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -138,7 +141,8 @@ class Throughput:
     """Logs patches a second, the share of time that `workers` wait for pixels, and the time left."""
 
     def __init__(self, total: int, first: int, workers: int) -> None:
-        self._total, self._first, self._workers = total, first, workers
+        self._total, self._first = total, first
+        self._workers = workers
         self._began = self._logged = time.perf_counter()
         self._waited = 0.0
         self._lock = threading.Lock()
@@ -148,7 +152,7 @@ class Throughput:
         with self._lock:
             self._waited += seconds
 
-    def reached(self, number: int) -> None:
+    def log_progress(self, number: int) -> None:
         """All patches before index `number` are done."""
         now = time.perf_counter()
         if number < self._total and (now - self._logged < _LOG_SECONDS or on_terminal()):

@@ -82,7 +82,9 @@ class Predictor:
 
         `orientations` averages over the 8 orientations of a patch (test-time augmentation).
         """
-        self.device, self._tumor, self._orientations = device, tumor, orientations
+        self.device = device
+        self._tumor = tumor
+        self._orientations = orientations
         self._source = network
         self._network = optimized_for(network, device)
         self._size_px = size_px

@@ -98,13 +98,13 @@ class Trainer:
         workers: int = 4,
         training_log: TrainingLog | None = None,
     ) -> None:
-        self._distributed, self._log, self._workers = (
-            distributed or DistributedContext(),
-            training_log or TrainingLog(),
-            workers,
-        )
-        self._dataset, self._validation, self._options, self._device = dataset, validation, options, device
+        self._dataset, self._validation = dataset, validation
+        self._options = options
+        self._device = device
         self._checkpoints, self._inputs = checkpoints, inputs
+        self._distributed = distributed or DistributedContext()
+        self._log = training_log or TrainingLog()
+        self._workers = workers
         size = dataset.edge_px - 2 * dataset.border_px
         if options.auxiliary_weight and size < MIN_AUXILIARY_PX:
             raise ModelError(
@@ -141,9 +141,9 @@ class Trainer:
         saved = time.monotonic()
         part = self._distributed.shard(options.batch_size)
         index = (self._sampler.batch(step, options.batch_size)[part] for step in range(progress.step, self.steps))
-        feed = Prefetcher(self._dataset, index, workers=self._workers, pin=self._device.is_cuda)
+        batches = Prefetcher(self._dataset, index, workers=self._workers, pin=self._device.is_cuda)
         self._log.begin(progress.step, self.steps, options.batch_size)
-        for picked, pixels in feed:
+        for picked, pixels in batches:
             result = self._step(progress.step, picked, pixels)
             self._collect_loss((progress.step, picked, result))
             progress.step += 1
@@ -162,7 +162,7 @@ class Trainer:
             if time.monotonic() - saved > checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
-            self._log.step(progress.step, progress.losses[-1] if progress.losses else None, feed.wait_seconds)
+            self._log.step(progress.step, progress.losses[-1] if progress.losses else None, batches.wait_seconds)
 
     def selected_state(self) -> State:
         """The weights selected by `keep`: the best by validation, or the last."""
@@ -188,7 +188,8 @@ class Trainer:
 
     def _step(self, step: int, picked: Index, pixels: Tensor) -> Callable[[], Tensor]:
         """Launch a step. The returned call waits for its result: mean loss, and number of processes asked to stop."""
-        options, distributed, device = self._options, self._distributed, self._device.device
+        options, distributed = self._options, self._distributed
+        device = self._device.device
         part = distributed.shard(options.batch_size)
         self._set_trainable(step)
         draws = AugmentationDraws.draw(options.batch_size, options.seed, step).subset(part)

@@ -50,7 +50,8 @@ class TrainingLog:
 
     def begin(self, step: int, steps: int, batch: int) -> None:
         """The loop starts at step `step` of `steps`, with `batch` patches a step."""
-        self._first, self._steps, self._batch = step, steps, batch
+        self._first, self._steps = step, steps
+        self._batch = batch
         self._began = self._logged = time.monotonic()
         if self._enabled:
             self._bar = ProgressBar("training", steps, step)
@@ -65,7 +66,8 @@ class TrainingLog:
             return
         self._logged = now
         rate = (step - self._first) / (now - self._began)
-        images, idle, left = rate * self._batch, waited / (now - self._began), (self._steps - step) / rate
+        images = rate * self._batch
+        idle = waited / (now - self._began)
         if self._enabled and not on_terminal():
             log.info(
                 "step %d of %d, %.1f images/s, %.0f %% of the time waiting for patches, %.0f min left, %s",
@@ -73,7 +75,7 @@ class TrainingLog:
                 self._steps,
                 images,
                 100 * idle,
-                left / 60,
+                (self._steps - step) / rate / 60,
                 shown,
             )
         self._scalars(step, {"images_per_second": images, "share_waiting": idle})
