@@ -1,9 +1,9 @@
-"""Everything that is measured on a GPU, in one call: training, prediction, a whole slide, and what bf16 changes.
+"""All GPU measurements in one call: training, prediction, a whole slide, and the effect of bfloat16.
 
     python benchmarks/gpu.py [--batch 256] [--size 299] [--patches 2048] [--json OUT]
 
-Needs torch with CUDA and this package, no network: patches are drawn. On a machine without a GPU it ends with an
-error, or, with --cpu, tries the same code with small numbers.
+Needs PyTorch with CUDA and this package, but no network connection: patches are synthetic. Without a GPU it ends with
+an error; --cpu runs the same code there (choose small numbers).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from wsi_pipeline.stages import convert
 
 
 class CudnnConv2d(nn.Module):
-    """Convolution, bias and ReLU in one call of cuDNN."""
+    """Convolution, bias and ReLU in one cuDNN call."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -63,13 +63,13 @@ class CudnnConv2d(nn.Module):
 
 
 def compiled_steps(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> Way:
-    """Training steps as `torch.compile` makes them."""
+    """Training steps compiled with `torch.compile`."""
     trainer = trainer_of(PatchDataset(patches.stores, patches.indices), options, device, workers)
     return constant_steps(trainer, options.batch_size, count, is_compiled=True)
 
 
 def other_forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
-    """Forward passes as they could be."""
+    """Alternatives to the forward pass of the package."""
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
     compiled, fused = (
         Predictor(initial_network("random", 2, 1, None), size, 1, device, batch_size=batch) for _ in range(2)
@@ -86,12 +86,12 @@ def other_forward_ways(device: Device, size: int, batch: int, count: int) -> dic
 
 
 def possible(ways: dict[str, Way]) -> dict[str, Way]:
-    """Those that run and fit here; why the others do not is printed."""
+    """The variants that run and fit on this device; the errors of the others are printed."""
     found = {}
     for name, way in ways.items():
         try:
             way()
-        except Exception as error:  # noqa: BLE001 (whatever a compiler or a driver lacks)
+        except Exception as error:  # noqa: BLE001 (compilers and drivers raise many types)
             print(f"\n{name}: not possible here: {str(error).strip().splitlines()[0]}")
         else:
             found[name] = way
@@ -99,7 +99,7 @@ def possible(ways: dict[str, Way]) -> dict[str, Way]:
 
 
 def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pixels: int) -> dict[str, float]:
-    """Patches a second of a scan of a drawn slide, stride of a patch and of a quarter, and of the bare network."""
+    """Patches a second on a synthetic slide, at strides of one and a quarter patch, and of the bare network."""
     source = folder / "slide.tif"
     write_slide(source, pixels, pixels)
     store = folder / "pyramid.ome.zarr"
@@ -114,7 +114,7 @@ def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pix
         while True:
             yield len(predictor(there).cpu())
 
-    def scanned(stride: float) -> Iterator[int]:
+    def slide_patches(stride: float) -> Iterator[int]:
         grid = pyramid.grid(spec, spec.um * stride)
         x, y = (part.ravel() for part in np.meshgrid(grid.x(), grid.y()))
         for part in run_inference(PatchReader(pyramid, spec, x, y), predictor, workers):
@@ -122,8 +122,8 @@ def whole_stage(folder: Path, predictor: Predictor, workers: int, size: int, pix
 
     return {
         "bare network, constant pixels on the device": rate(bare(), 20),
-        "whole scan, stride of a patch": rate(scanned(1), 20),
-        "whole scan, stride of a quarter patch": rate(scanned(0.25), 20),
+        "whole slide, stride of a patch": rate(slide_patches(1), 20),
+        "whole slide, stride of a quarter patch": rate(slide_patches(0.25), 20),
     }
 
 
@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--patches", type=int, default=2048)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--pixels", type=int, default=80_000, help="edge of the slide that is drawn and predicted")
+    parser.add_argument("--pixels", type=int, default=80_000, help="edge of the synthetic slide, pixels")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Heatmaps: the forward pass against plain ones, the whole stage against the bare network and against others' loop.
+"""Heatmaps: the forward pass against plain PyTorch, the whole stage against the bare network and other tools.
 
     python benchmarks/heatmap.py SLIDE.tif [--threads 2] [--seconds 60] [--peers wsinfer=PYTHON lazyslide=PYTHON]
     python benchmarks/heatmap.py HUGE.tif --memory         reading and memory at full size (a slide of slides.py)
 
-SLIDE is converted first, outside the times; it is taken to have 0.25 um per pixel. Patches have 299 px, the network
-random weights. Rates are of what is done from second 5 on. Prints Markdown tables. On a GPU use benchmarks/gpu.py.
-Peers run in environments of their own: see peers-wsinfer.txt and peers-lazyslide.txt.
+SLIDE is converted first, which is not measured; its scale is assumed to be 0.25 um per pixel. Patches have 299 px, the
+network random weights. Rates exclude the first 5 s. Prints Markdown tables. On a GPU run benchmarks/gpu.py.
+Other tools run in their own environments: see peers-wsinfer.txt and peers-lazyslide.txt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue
 
 SIZE, MPP = 299, 0.25
-# Each as it is used when nothing else is said, and at its best on a CPU.
+# Each tool with its default settings, and with its fastest ones on a CPU.
 PEER_WAYS = {
     "wsinfer": ("wsinfer", "wsinfer-speedup", "wsinfer-workers"),
     "lazyslide": ("lazyslide", "lazyslide-workers"),
@@ -48,7 +48,7 @@ PEER_WAYS = {
 
 
 def best(run: Callable[[], object], patches: int) -> float:
-    """Patches a second of the fastest of four calls, after one to warm up."""
+    """Patches a second of the fastest of four calls, after a warm-up call."""
     run()
     found = 0.0
     for _ in range(4):
@@ -66,7 +66,7 @@ def print_rates(title: str, rows: dict[str, float]) -> None:
 
 
 def bare(predictor: Predictor, threads: int) -> Iterator[int]:
-    """The network on the same batch again and again, as the stage runs it."""
+    """Run the network on a constant batch, in threads like the stage."""
     pixels = torch.randint(0, 256, (predictor.batch_size, SIZE, SIZE, 3), dtype=torch.uint8)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for found in map_ordered(pool, lambda _: predictor(pixels), range(10**9), 2 * threads):
@@ -74,7 +74,7 @@ def bare(predictor: Predictor, threads: int) -> Iterator[int]:
 
 
 def forward_ways(network: InceptionV3, predictors: Sequence[Predictor], threads: int) -> dict[str, float]:
-    """The same pixels to probabilities; a way for each batch size of plain PyTorch."""
+    """Patches a second from pixels to probabilities; plain PyTorch at several batch sizes."""
     rows = {}
     channels_last = fold_batch_norms(network)
     for batch in (32, 16, 4):
@@ -106,7 +106,7 @@ def forward_ways(network: InceptionV3, predictors: Sequence[Predictor], threads:
 
 
 def largest_difference(network: InceptionV3, device: Device) -> float:
-    """Of logits, between ours and the plain network."""
+    """Largest difference of a logit between the optimised and the plain network."""
     pixels = torch.randint(0, 256, (16, SIZE, SIZE, 3), dtype=torch.uint8)
     with torch.inference_mode():
         x = to_input(to_unit(pixels, torch.device("cpu")))
@@ -131,7 +131,7 @@ def whole_stage(folder: Path, predictor: Predictor, threads: int, stride: float)
 
 
 class Patches(torch.utils.data.Dataset):
-    """What a DataLoader of published tools reads: each patch a region of the slide."""
+    """Dataset as in published tools: each patch is read as a region of the slide."""
 
     def __init__(self, source: Path, x: np.ndarray, y: np.ndarray) -> None:
         self._source, self._x, self._y = source, x.tolist(), y.tolist()
@@ -150,7 +150,7 @@ class Patches(torch.utils.data.Dataset):
 
 
 def loader_loop(folder: Path, source: Path, network: InceptionV3, threads: int, workers: int) -> Iterator[int]:
-    """OpenSlide regions through a DataLoader into the plain network, batches of 32, row by row."""
+    """OpenSlide regions through a DataLoader into the plain network, in batches of 32, row by row."""
     _, x, y = corners(folder, 1)
     torch.set_num_threads(threads)
     loader = torch.utils.data.DataLoader(Patches(source, x, y), batch_size=32, num_workers=workers)
@@ -176,7 +176,7 @@ def peer(way: str, python: str, folder: Path, source: Path, threads: int, second
 
 
 def memory(folder: Path, threads: int) -> None:
-    """Read all patches of a slide; the network sees 40 batches of them, as all would take hours on a CPU."""
+    """Read all patches of a slide, but run the network on 40 batches only: all would take hours on a CPU."""
 
     def resident() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

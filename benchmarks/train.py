@@ -1,9 +1,9 @@
-"""Training: real patches against a constant batch, our step and forward pass against plain ones.
+"""Training and forward pass: steps on stored patches against a constant batch, this package against plain PyTorch.
 
     python benchmarks/train.py [--size 299] [--batch 16] [--steps 6] [--rounds 3] [--threads 2]
 
-Patches are noise in the colours of tissue, stored as JPEG as the stage patches does. The ways take turns, and each
-counts its fastest round. Prints Markdown tables. On a GPU use benchmarks/gpu.py, which runs this with other numbers.
+Patches are noise in tissue colours, stored as JPEG like those of the stage patches. Variants alternate, and the fastest
+round of each counts. Prints Markdown tables. On a GPU run benchmarks/gpu.py, which uses these functions.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def synchronize(device: Device) -> None:
 
 
 def fastest(ways: dict[str, Way], rounds: int, device: Device) -> dict[str, float]:
-    """Seconds of the fastest round of each way, in turns, after one round to warm up."""
+    """Seconds of the fastest of `rounds` rounds of each variant, alternating, after a warm-up round."""
     best = dict.fromkeys(ways, float("inf"))
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -80,8 +80,8 @@ def table(title: str, images: int, seconds: dict[str, float]) -> None:
         print(f"| {name} | {images / value:.1f} | {first / value:.2f} |", flush=True)
 
 
-def as_by_default() -> AbstractContextManager[None]:
-    """With the rounding to TF32 that PyTorch allows on a GPU and we do not."""
+def with_tf32() -> AbstractContextManager[None]:
+    """Context with TF32 enabled for convolutions: PyTorch's default, which the package disables."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
 
 
@@ -92,7 +92,7 @@ def trainer_of(dataset: PatchDataset, options: TrainRun, device: Device, workers
 
 
 def constant_steps(made: Trainer, batch: int, count: int, *, is_compiled: bool = False) -> Way:
-    """`count` training steps on a batch that lies on the device."""
+    """`count` training steps on a constant batch on the device."""
     picked = made._sampler.batch(0, batch)
     pixels = torch.from_numpy(np.stack([made._dataset.read(int(k)) for k in picked])).to(made._device.device)
     if is_compiled:
@@ -107,8 +107,8 @@ def constant_steps(made: Trainer, batch: int, count: int, *, is_compiled: bool =
     return run
 
 
-def fed_steps(made: Trainer, batch: int, count: int, workers: int) -> Way:
-    """`count` training steps on the patches that are drawn for them."""
+def sampled_steps(made: Trainer, batch: int, count: int, workers: int) -> Way:
+    """`count` training steps on sampled patches."""
 
     def run() -> None:
         index = (made._sampler.batch(step, batch) for step in range(count))
@@ -122,7 +122,7 @@ def fed_steps(made: Trainer, batch: int, count: int, workers: int) -> Way:
 
 
 def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> dict[str, Way]:
-    """Ways to make `count` training steps; the first is what the others are compared with."""
+    """Variants of `count` training steps; the first is the baseline."""
     in_memory = PatchDataset(patches.stores, patches.indices, memory_gib=64, workers=workers)
     on_disk = PatchDataset(patches.stores, patches.indices, memory_gib=0)
     batch = options.batch_size
@@ -133,22 +133,24 @@ def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, w
     other = torch.float32 if device.dtype == torch.bfloat16 else torch.bfloat16
     return {
         f"constant batch, {device.precision}": constant_steps(made(in_memory), batch, count),
-        "pixels in memory": fed_steps(made(in_memory), batch, count, workers),
-        "JPEG, read from disk": fed_steps(made(on_disk), batch, count, workers),
-        f"pixels in memory, {other}".replace("torch.", ""): fed_steps(made(in_memory, other), batch, count, workers),
+        "pixels in memory": sampled_steps(made(in_memory), batch, count, workers),
+        "JPEG, read from disk": sampled_steps(made(on_disk), batch, count, workers),
+        f"pixels in memory, {other}".replace("torch.", ""): sampled_steps(
+            made(in_memory, other), batch, count, workers
+        ),
         "plain eager float32 NCHW step, constant batch": plain_steps(options, device, in_memory.edge_px, count),
     }
 
 
 def plain_steps(options: TrainRun, device: Device, size: int, count: int) -> Way:
-    """The step that one writes first: NCHW, float32, no augmentation, from a constant batch of floats."""
+    """Plain training steps: NCHW, float32, no augmentation, on a constant batch of floats."""
     network = initial_network("random", 2, 1, None).to(device.device).train()
     optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-4)
     x = torch.rand(options.batch_size, 3, size, size, device=device.device)
     labels = torch.arange(options.batch_size, device=device.device) % 2
 
     def run() -> None:
-        with as_by_default():
+        with with_tf32():
             for _ in range(count):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(network(x), labels)
@@ -160,12 +162,12 @@ def plain_steps(options: TrainRun, device: Device, size: int, count: int) -> Way
 
 
 def forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
-    """The network alone, from the same uint8 pixels to probabilities; benchmarks/heatmap.py has more on a CPU."""
+    """Variants of the forward pass, from uint8 pixels to probabilities; benchmarks/heatmap.py has more for CPUs."""
     network = initial_network("random", 2, 1, None).eval().to(device.device)
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
 
     def plain() -> None:
-        with torch.inference_mode(), as_by_default():
+        with torch.inference_mode(), with_tf32():
             for _ in range(count):
                 network(pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()).softmax(1)
 
@@ -193,7 +195,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--patches", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=2, help="of the network, on a CPU")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the network on a CPU")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     device = pick_device(arguments.threads)

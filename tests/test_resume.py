@@ -1,4 +1,4 @@
-"""A training that is stopped or killed, or loses its newest checkpoint, ends with the weights of an uninterrupted one."""
+"""Stopped or killed, or with a damaged checkpoint, a training ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 
