@@ -61,9 +61,10 @@ def test_options_survive_the_command_line(stage: str) -> None:
     assert parse_options(STAGES[stage], text) == options
 
 
-def test_options_of_another_step_version_are_refused() -> None:
-    with pytest.raises(ConfigError, match="step_version 99"):
-        parse_options(TissueRun, '{"step_version": 99}')
+@pytest.mark.parametrize("version", [0, 99])
+def test_options_of_another_step_version_are_refused(version: int) -> None:
+    with pytest.raises(ConfigError, match=f"step_version {version}"):
+        parse_options(TissueRun, json.dumps({"step_version": version}))
 
 
 def test_every_field_says_what_it_is() -> None:

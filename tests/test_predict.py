@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.predicting import CLASSES, run, without_tissue, write_model, write_slide
+from helpers.predicting import CLASSES, heat_of, run, without_tissue, write_model, write_slide
 from helpers.training import needs_bfloat16
 from wsi_pipeline.config import ConvertRun, HeatmapRun
 from wsi_pipeline.errors import ModelError, StoreError
@@ -24,7 +25,6 @@ from wsi_pipeline.model.inference import infer_on_cpu, infer_on_gpu
 from wsi_pipeline.model.model_dir import ModelMetadata, load_network
 from wsi_pipeline.model.prediction_cache import PredictionCache
 from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, largest_batch, optimized_for
-from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import heatmap, predict
@@ -40,19 +40,39 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slide(tmp_path_factory.mktemp("slide"), ConvertRun(chunk_px=256, shard_px=512))
 
 
+@pytest.fixture(scope="module")
+def mapped(slide: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of the map of s1 with some options, predicted once by one thread."""
+
+    @cache
+    def folder(**options: Any) -> Path:
+        out = tmp_path_factory.mktemp("mapped")
+        run(slide, model, out, threads=1, **options)
+        return out
+
+    return folder
+
+
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 @pytest.mark.parametrize(("batch_size", "threads"), [(2, 3), (7, 2), (64, 1), (1, 2)])
 def test_heatmaps_do_not_depend_on_batches_and_threads(
-    slide: Path, model: Path, tmp_path: Path, batch_size: int, threads: int, precision: str
+    slide: Path,
+    model: Path,
+    mapped: Callable[..., Path],
+    tmp_path: Path,
+    batch_size: int,
+    threads: int,
+    precision: str,
 ) -> None:
-    one = run(slide, model, tmp_path / "a", threads=1, precision=precision)
-    two = run(slide, model, tmp_path / "b", threads=threads, batch_size=batch_size, precision=precision)
-    np.testing.assert_array_equal(one, two)
+    found = run(slide, model, tmp_path, threads=threads, batch_size=batch_size, precision=precision)
+    np.testing.assert_array_equal(found, heat_of(mapped(precision=precision)))
 
 
 @needs_bfloat16
-def test_bfloat16_is_near_float32_and_says_how_near(slide: Path, model: Path, tmp_path: Path) -> None:
-    exact = run(slide, model, tmp_path, stride_um=40)
+def test_bfloat16_is_near_float32_and_says_how_near(
+    slide: Path, model: Path, mapped: Callable[..., Path], tmp_path: Path
+) -> None:
+    exact = heat_of(mapped(stride_um=40))
     rounded = run(slide, model, tmp_path, stride_um=40, precision="bfloat16")
     facts = json.loads((tmp_path / "s1.json").read_text())["precision"]
     known = np.isfinite(exact)
@@ -116,24 +136,30 @@ def test_the_gpu_loop_gives_the_results_of_the_cpu_loop(slide: Path, model: Path
 
 
 def test_an_interrupted_heatmap_resumes_and_ends_the_same(
-    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    slide: Path,
+    model: Path,
+    mapped: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    whole = run(slide, model, tmp_path / "a", stride_um=40)
+    uninterrupted = mapped(stride_um=40)
+    whole = heat_of(uninterrupted)
     predicted = count_predicted(monkeypatch)
     with monkeypatch.context() as broken:
         broken.setattr(PredictionCache, "add", stopping_at(40))
         with pytest.raises(KeyboardInterrupt):
-            run(slide, model, tmp_path / "b", stride_um=40)
-    assert not (tmp_path / "b" / "s1.json").exists()
-    assert not (tmp_path / "b" / "s1.ome.zarr").exists()
+            run(slide, model, tmp_path, stride_um=40)
+    assert not (tmp_path / "s1.json").exists()
+    assert not (tmp_path / "s1.ome.zarr").exists()
     predicted.clear()
-    np.testing.assert_array_equal(run(slide, model, tmp_path / "b", stride_um=40), whole)
+    np.testing.assert_array_equal(run(slide, model, tmp_path, stride_um=40), whole)
     positions = int(np.isfinite(whole).sum())
     assert f"resuming from patch 40 of {positions}" in caplog.text
     # Plus the warm-up batch.
     assert sum(predicted) == positions - 40 + CPU_BATCH
-    assert (tmp_path / "a" / "s1.json").read_bytes() == (tmp_path / "b" / "s1.json").read_bytes()
+    assert (uninterrupted / "s1.json").read_bytes() == (tmp_path / "s1.json").read_bytes()
 
 
 @pytest.mark.slow
@@ -197,22 +223,27 @@ def stopping_at(number: int) -> Callable[..., None]:
 def test_another_average_needs_no_inference(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = run(slide, model, tmp_path, stride_um=37.5)
+    plain = run(slide, model, tmp_path, stride_um=60)
     predicted = count_predicted(monkeypatch)
-    mean = run(slide, model, tmp_path, stride_um=37.5, overlap_mean=True)
+    mean = run(slide, model, tmp_path, stride_um=60, overlap_mean=True)
     assert not predicted
     assert np.nanstd(mean) < np.nanstd(plain)
     assert json.loads((tmp_path / "s1.json").read_text())["options"]["overlap_mean"]
-    again = run(slide, model, tmp_path, stride_um=37.5, orientations=True)
+    again = run(slide, model, tmp_path, stride_um=60, orientations=True)
     assert predicted
     assert (again != plain).any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_predictions_begun_on_another_kind_of_device_are_discarded(
-    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+    slide: Path,
+    model: Path,
+    mapped: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
 ) -> None:
-    whole = run(slide, model, tmp_path / "a", stride_um=40)
+    whole = heat_of(mapped(stride_um=40))
     save = PredictionCache.save
 
     def as_a_gpu(self: PredictionCache) -> None:
@@ -223,16 +254,21 @@ def test_predictions_begun_on_another_kind_of_device_are_discarded(
         other.setattr(PredictionCache, "save", as_a_gpu)
         other.setattr(PredictionCache, "add", stopping_at(40))
         with pytest.raises(KeyboardInterrupt):
-            run(slide, model, tmp_path / "b", stride_um=40)
+            run(slide, model, tmp_path, stride_um=40)
     predicted = count_predicted(monkeypatch)
-    np.testing.assert_array_equal(run(slide, model, tmp_path / "b", stride_um=40), whole)
+    np.testing.assert_array_equal(run(slide, model, tmp_path, stride_um=40), whole)
     assert sum(predicted) == np.isfinite(whole).sum() + CPU_BATCH
 
 
 def test_several_slides_are_predicted_with_a_model_that_is_loaded_once(
-    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    slide: Path,
+    model: Path,
+    mapped: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole = run(slide, model, tmp_path / "alone")
+    whole = heat_of(mapped())
     without_tissue(slide, tmp_path / "slides", "bare")
     for name in ("s1", "s2"):
         (tmp_path / "slides" / name).symlink_to(slide / "s1")
@@ -248,16 +284,21 @@ def test_several_slides_are_predicted_with_a_model_that_is_loaded_once(
     assert json.loads((out / "batch.json").read_text())["positions"] == {"s1": positions, "bare": 0, "s2": positions}
     for name in ("s1", "s2"):
         heatmap.run(name, tmp_path / "slides", *files, out, HeatmapRun(), 2)
-        np.testing.assert_array_equal(read_image(out / f"{name}.ome.zarr", 0.5).data, whole)
+        np.testing.assert_array_equal(heat_of(out, name), whole)
     assert len(loaded) == 1
     with pytest.raises(StoreError, match=r"gone/pyramid\.ome\.zarr: not a pyramid"):
         heatmap.run("gone", tmp_path / "slides", *files, out, HeatmapRun(), 2)
 
 
 def test_a_batch_that_does_not_fit_is_halved(
-    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    slide: Path,
+    model: Path,
+    mapped: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole = run(slide, model, tmp_path / "a")
+    whole = heat_of(mapped())
     forward = InceptionV3.forward
 
     def small(most: int) -> Callable[..., torch.Tensor]:

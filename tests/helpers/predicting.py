@@ -45,7 +45,12 @@ def run(slides: Path, model: Path, out: Path, threads: int = 2, **options: Any) 
     """The heatmap of s1."""
     weights, facts = model / "weights.safetensors", model / "model.json"
     heatmap.run("s1", slides, weights, facts, out, HeatmapRun(**options), threads)
-    return read_image(out / "s1.ome.zarr", 0.5).data
+    return heat_of(out)
+
+
+def heat_of(out: Path, slide: str = "s1") -> np.ndarray:
+    """A heatmap that `run` made."""
+    return read_image(out / f"{slide}.ome.zarr", 0.5).data
 
 
 def without_tissue(slide: Path, folder: Path, name: str) -> None:
