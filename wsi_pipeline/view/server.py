@@ -59,7 +59,9 @@ class _Handler(RequestHandler):
     pool: ThreadPoolExecutor
 
     def initialize(self, results: Results, tiles: TileReader, pool: ThreadPoolExecutor) -> None:
-        self.results, self.tiles, self.pool = results, tiles, pool
+        self.results = results
+        self.tiles = tiles
+        self.pool = pool
 
     def prepare(self) -> None:
         host = self.request.host.lower()
