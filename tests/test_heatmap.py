@@ -153,9 +153,9 @@ def test_values_that_are_not_finite_are_an_error(slide: Path, tmp_path: Path) ->
         run(slide, tmp_path, tmp_path / "out")
 
 
-def test_progress_is_told(slide: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_logged(slide: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     positions = int(np.isfinite(run(slide, model, tmp_path)).sum())
     assert re.search(
-        rf"{positions} of {positions} patches, [\d.]+/s, \d+ % of the time for reading them, 0.0 min left", caplog.text
+        rf"{positions} of {positions} patches, [\d.]+/s, \d+ % of the time spent reading, 0.0 min left", caplog.text
     )

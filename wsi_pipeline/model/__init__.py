@@ -5,6 +5,6 @@ Training: `augment`, `optimization`, `trainer`, `checkpoints`, `distributed`, `s
 Inference: `predictor`, `inference`, `heatmap_filters`, `prediction_cache`.
 Both: `inception`, `imagenet`, `model_dir`, `device`.
 
-Stages import it; it imports `pyramid`, `masks`, `metrics`, `receipts`, `io` and `config`. PyTorch is imported here and in
-the stages that call it, nowhere else.
+Stages import it; it imports `pyramid`, `masks`, `metrics`, `receipts`, `io` and `config`. PyTorch is imported here and
+in the stages that call it, nowhere else.
 """
