@@ -1,7 +1,8 @@
 # make demo    set up, draw a synthetic cohort, run the whole pipeline on it
 # make test    set up, run the tests
 # make check   lint, tests, demo: all checks that need neither root nor real slides
-# make nightly set up, run the tests that CI has no time for: every fault in every stage (and WSI_PIPELINE_TEST_SLURM=1)
+# make nightly set up, run the tests that CI has no time for: every fault in every stage (and WSI_PIPELINE_TEST_SLURM=1),
+#              mutations of the package
 # Number of tests that run at a time.
 WORKERS ?= 2
 # The first that runs: a name on PATH may be a pyenv shim that does not.
@@ -37,6 +38,7 @@ check: setup
 
 nightly: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m nightly
+	$(BIN)/python tests/mutate.py --workers $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from wsi_pipeline.cli.app import app
 from wsi_pipeline.provenance.checksums import CRATE, compare_digests, digest_paths, list_contents
 
 
@@ -36,3 +40,13 @@ def test_differences_are_named(tmp_path: Path) -> None:
     assert (found.missing, found.new, found.remote) == (["b.csv"], ["c.csv"], ["s3://bucket/t.tif"])
     assert found.changed == ["slides/a/pyramid.ome.zarr/", str(source)]
     assert found.text().splitlines()[-1] == "1 of 4 files and stores are unchanged; 2 changed, 1 missing, 1 new"
+
+
+def test_the_command_verify_ends_with_1_after_a_change(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    found = digest_paths({name: tmp_path / name for name in list_contents(tmp_path)}, 1)
+    graph = [{"@id": name, "sha256": digest} for name, digest in found.items()]
+    (tmp_path / CRATE).write_text(json.dumps({"@graph": graph}))
+    assert CliRunner().invoke(app, ["verify", str(tmp_path)]).exit_code == 0
+    (tmp_path / "b.csv").write_text("changed")
+    assert CliRunner().invoke(app, ["verify", str(tmp_path)]).exit_code == 1

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from helpers.predicting import probability, run, without_tissue, write_model, write_slide
+from helpers.predicting import heat_of, probability, run, without_tissue, write_model, write_slide
+from wsi_pipeline.cli.app import app
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.geometry import Grid
@@ -100,7 +102,11 @@ def test_a_model_finer_than_the_slide_is_refused_unless_one_insists(slide: Path,
     with pytest.raises(StoreError, match=r"coarser than the 0\.25 asked for.*--allow-upsampling"):
         run(slide, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    heat = run(slide, tmp_path, tmp_path / "out", allow_upsampling=True, stride_um=120)
+    command = ["heatmap", "--slides", slide, "--slide", "s1", "--output", tmp_path / "out", "--allow-upsampling"]
+    command += ["--weights", tmp_path / "weights.safetensors", "--model", tmp_path / "model.json"]
+    result = CliRunner().invoke(app, [*map(str, command), "--options", '{"stride_um": 120}'], catch_exceptions=False)
+    assert result.exit_code == 0
+    heat = heat_of(tmp_path / "out")
     pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
     spec = pyramid.patch_spec(75, 0.25, allow_upsampling=True)
     assert spec.read_px == 38

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis.extra.numpy import arrays
+from skimage import measure
 
 from helpers.evaluated import SHEET, SLIDES, maps, run, scores_inputs, write_slide
 from helpers.receipts import write_truth_receipt
@@ -98,6 +101,17 @@ def test_features_of_a_map_by_hand() -> None:
     assert found["largest_axis_um_at_0.5"] == pytest.approx(100 * 4 * np.sqrt(100 / 12), rel=0.01)
     assert found["share_at_0.9"] == pytest.approx(2 / 180)
     assert found["second_mm2_at_0.9"] == 0
+
+
+@given(arrays(np.bool_, (6, 7)).filter(np.any))
+@settings(max_examples=50, deadline=None)
+def test_areas_are_scikit_images_8_connected_ones(called: np.ndarray) -> None:
+    found = slide_features(Image(np.where(called, 0.75, 0.25).astype(np.float32), 100.0, 50.0))
+    assert found is not None
+    sizes = sorted(np.bincount(measure.label(called, connectivity=2).ravel())[1:].tolist())
+    assert found["areas_at_0.5"] == len(sizes)
+    assert found["largest_mm2_at_0.5"] == pytest.approx(sizes[-1] * 0.01)
+    assert found["second_mm2_at_0.5"] == pytest.approx(sizes[-2] * 0.01 if len(sizes) > 1 else 0)
 
 
 def test_a_map_without_tumour_or_without_tissue() -> None:
