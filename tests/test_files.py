@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import PipelineError, SlideError, StoreError
 from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import canonical_json, digest_tree
-from wsi_pipeline.io.receipts import read_receipt, write_receipt
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -80,21 +78,6 @@ def test_json_is_stable_and_has_no_nan() -> None:
     assert canonical_json({"b": 1, "a": "µ"}) == '{\n "a": "µ",\n "b": 1\n}\n'
     with pytest.raises(ValueError, match="Out of range"):
         canonical_json({"a": float("nan")})
-
-
-def test_receipts_name_their_stage_and_options(tmp_path: Path) -> None:
-    path = tmp_path / "r.json"
-    write_receipt(path, "convert", {"slide": "s"}, ConvertRun())
-    receipt = read_receipt(path, "convert")
-    assert receipt["step_version"] == ConvertRun.step_version
-    assert receipt["options"]["chunk_px"] == 512
-    with pytest.raises(StoreError, match="a receipt of the stage convert, not of tissue"):
-        read_receipt(path, "tissue")
-    path.write_text("{")
-    with pytest.raises(StoreError, match="not a receipt"):
-        read_receipt(path, "convert")
-    with pytest.raises(StoreError, match="no such receipt"):
-        read_receipt(tmp_path / "none.json", "convert")
 
 
 def test_errors_are_one_line() -> None:

@@ -52,3 +52,12 @@ def test_other_content_is_refused(tmp_path: Path, change: dict[str, object], sai
     (tmp_path / "r.json").write_text(json.dumps(tissue_receipt().as_json() | change))
     with pytest.raises(StoreError, match=said):
         read_receipt(tmp_path / "r.json", TissueReceipt)
+
+
+def test_missing_and_damaged_receipts_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with pytest.raises(StoreError, match=r"no such receipt\. Run the stage tissue first"):
+        read_receipt(path, TissueReceipt)
+    path.write_text("{")
+    with pytest.raises(StoreError, match="not a receipt"):
+        read_receipt(path, TissueReceipt)

@@ -183,6 +183,14 @@ def test_an_invalid_model_json_is_refused(tmp_path: Path, changed: dict[str, obj
         read_model_json(path)
 
 
+def test_model_json_of_any_version_is_read(tmp_path: Path) -> None:
+    """Trained weights come from elsewhere, with the model.json of an earlier version or with keys of their owner."""
+    path = tmp_path / "model.json"
+    write_model_json(path, ModelMetadata(96, 1.0, ("normal", "tumor"), "0" * 64))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step_version": 1, "notes": "of the lab"}))
+    assert read_model_json(path).size_px == 96
+
+
 def test_pickles_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(pickle.dumps({"fc.weight": [1, 2]}))

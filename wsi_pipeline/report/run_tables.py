@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.cohort.sheet import Sheet
+from wsi_pipeline.config import TrainRun
 from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout
-from wsi_pipeline.io.receipts import read_receipt as read_model_receipt
 from wsi_pipeline.provenance.snakemake_metadata import job_of_output
-from wsi_pipeline.receipts.base import Receipt, read_receipt
+from wsi_pipeline.receipts.base import Receipt, read_any_version, read_receipt
 from wsi_pipeline.receipts.evaluation import ConfusionReceipt, DetectReceipt, ScoresReceipt
 from wsi_pipeline.receipts.models import HeatmapReceipt
 from wsi_pipeline.receipts.slides import ConvertReceipt, TissueReceipt, TruthReceipt
@@ -55,7 +55,8 @@ def training_rows(model_json: Path) -> list[tuple[str, str]]:
     """Names and values from `model.json`; none without that file."""
     if not model_json.is_file():
         return []
-    model = read_model_receipt(model_json, "train")
+    # A frozen model may have been trained by an earlier version.
+    model = read_any_version(model_json, TrainRun.stage)
     made = [(key, _text(model[key])) for key in _OF_MODEL if key in model]
     return made + [(key, _text(value)) for key, value in sorted(model.get("options", {}).items())]
 
