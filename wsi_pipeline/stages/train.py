@@ -144,13 +144,12 @@ def run(
     import torch
 
     from wsi_pipeline import __version__
-    from wsi_pipeline.io.atomic import write_text
     from wsi_pipeline.io.digests import digest_file, digest_json
     from wsi_pipeline.model.checkpoints import Checkpoints
     from wsi_pipeline.model.dataset import PatchDataset
     from wsi_pipeline.model.device import pick_device
     from wsi_pipeline.model.distributed import init_distributed
-    from wsi_pipeline.model.model_dir import ARCHITECTURE, NORMALISATION, initial_network, save_weights
+    from wsi_pipeline.model.model_dir import ARCHITECTURE, NORMALISATION, initial_network
     from wsi_pipeline.model.patch_set import (
         PatchSet,
         check_both_classes,
@@ -160,8 +159,7 @@ def run(
     )
     from wsi_pipeline.model.stop_signals import stop_on_signals
     from wsi_pipeline.model.trainer import Trainer
-    from wsi_pipeline.model.training_log import TrainingLog, history_csv, short
-    from wsi_pipeline.plots.figures import save_figure, training_curves
+    from wsi_pipeline.model.training_log import TrainingLog, short
     from wsi_pipeline.provenance.versions import git_commit, package_versions
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.models import ModelReceipt, PatchSetFacts
@@ -213,10 +211,7 @@ def run(
     if distributed.is_main:
         progress = trainer.progress
         kept_step = progress.best_step if trainer.keeps_best else progress.step
-        save_weights(outputs.last, trainer.last_state())
-        weights_sha256 = save_weights(outputs.weights, trainer.selected_state())
-        write_text(outputs.history, history_csv(progress.history))
-        save_figure(training_curves(progress.history, synthetic), outputs.curves)
+        weights_sha256 = _write_weights(trainer, outputs, synthetic)
         write_receipt(
             outputs.receipt,
             ModelReceipt(
@@ -274,6 +269,21 @@ def take_weights(source: Path, outputs: Outputs, *, size_px: int, mpp: float) ->
     digest = save_weights(outputs.weights, network.state_dict())
     write_model_json(outputs.receipt, replace(known, weights_sha256=digest))
     log.info("took trained weights %s (%d px at %g um per pixel)", digest[:12], known.size_px, known.mpp)
+
+
+def _write_weights(trainer: Trainer, outputs: Outputs, synthetic: bool) -> str:
+    """Write weights, history and curves; returns the digest of the kept weights."""
+    from wsi_pipeline.io.atomic import write_text
+    from wsi_pipeline.model.model_dir import save_weights
+    from wsi_pipeline.model.training_log import history_csv
+    from wsi_pipeline.plots.figures import save_figure, training_curves
+
+    history = trainer.progress.history
+    save_weights(outputs.last, trainer.last_state())
+    digest = save_weights(outputs.weights, trainer.selected_state())
+    write_text(outputs.history, history_csv(history))
+    save_figure(training_curves(history, synthetic), outputs.curves)
+    return digest
 
 
 def _show_augmented(trainer: Trainer, path: Path, training_log: TrainingLog, synthetic: bool) -> None:
