@@ -201,7 +201,7 @@ def test_damaged_shards_are_value_errors(tmp_path: Path) -> None:
     for data, problem in (
         (content[:10], "too short"),
         (content[:-1] + b"\0", "checksum"),
-        (content[-36:], "behind the end"),
+        (content[-36:], "beyond the end"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=problem):
@@ -212,7 +212,7 @@ def test_damaged_shards_are_value_errors(tmp_path: Path) -> None:
 def test_shards_are_whole_blocks_with_and_without_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
 ) -> None:
-    """File systems that cannot write past the cache say so at the one or at the other."""
+    """File systems without direct I/O fail in open() or in write()."""
     direct_flags = list[bool]()
 
     def opened(path: Path, flags: int, mode: int) -> int:
@@ -235,7 +235,7 @@ def test_shards_are_whole_blocks_with_and_without_the_page_cache(
         assert len(content) % BLOCK_BYTES == 0
         assert digest == f"crc32c:{google_crc32c.value(content):08x}:{len(content)}"
         assert Shard(path, 2).chunk(1) == data
-        # Nothing of the file before is left in the gap.
+        # The padding has no bytes of the previous file: the buffer is reused.
         assert not any(content[len(data) : -36])
     assert direct_flags == ([True, False] if refuses == "opening" else [True]) * 2
 
@@ -252,7 +252,7 @@ def test_one_error_stops_the_other_shards(tmp_path: Path) -> None:
     def encoded(tiles: list[tuple[int, int]]) -> list[tuple[bytes, ...] | None]:
         begun.extend(tiles)
         if begun[1:]:
-            # A shard takes time, in which the error of the first one cancels those in the queue.
+            # Writing takes time, so that the error of the first shard cancels the queued ones.
             time.sleep(0.05)
         raise ValueError("no")
 

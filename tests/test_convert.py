@@ -36,7 +36,7 @@ def receipt_of(folder: Path) -> dict[str, Any]:
 
 
 def assert_lossless(folder: Path, source: Path, mpp: float | None = None) -> None:
-    """The store has OpenSlide's pixels at every level that OpenSlide has."""
+    """Assert that the store has OpenSlide's pixels at every level of the slide."""
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source, mpp)
     for level, size in enumerate(slide.metadata.levels):
         box = Box(0, 0, size.width, size.height)
@@ -203,7 +203,7 @@ def test_an_overview_gives_the_same_pictures_and_scale(tmp_path: Path, width: in
         expected, expected_mpp = whole.thumbnail(longest)
         assert mpp == expected_mpp
         np.testing.assert_array_equal(picture, expected)
-    # Where its levels lie, for any reader.
+    # The transformations that any OME-Zarr reader uses.
     datasets = [
         json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]["datasets"]
         for path in (store, overview)
@@ -256,7 +256,7 @@ def test_a_slide_without_usable_scale_names_the_column(tmp_path: Path, mpp: floa
 
 
 class Mirax:
-    """OpenSlide on a slide with a canvas larger than what was scanned, as MIRAX has; a part of it is transparent."""
+    """A fake OpenSlide with a canvas larger than the scanned area, as in MIRAX; part of it is transparent."""
 
     dimensions = (1000, 800)
     level_dimensions = ((1000, 800), (333, 267))
@@ -349,7 +349,7 @@ def test_the_same_region_as_dicom_and_as_svs_agrees(tmp_path: Path) -> None:
     assert one.size == other.size
     assert one.mpp == pytest.approx(other.mpp, rel=1e-3)
     box = Box(0, 0, one.size.width, one.size.height)
-    # The DICOM was encoded again when it was made: OpenSlide's own pixels of the two differ by 2.9 on average.
+    # The DICOM file was re-encoded: OpenSlide's pixels of the two files differ by 2.9 on average.
     difference = one.read(box, 0).astype(int) - other.read(box, 0)
     assert np.abs(difference).mean() < 3
     assert np.abs(difference.mean(axis=(0, 1))).max() < 0.5

@@ -99,7 +99,7 @@ def test_a_model_finer_than_the_slide_is_refused_unless_one_insists(slide: Path,
     digest = json.loads((model / "model.json").read_text())["weights_sha256"]
     write_model_json(tmp_path / "model.json", ModelMetadata(75, 0.25, ("normal", "tumor"), digest))
     (tmp_path / "weights.safetensors").symlink_to(model / "weights.safetensors")
-    with pytest.raises(StoreError, match=r"coarser than the 0\.25 asked for.*--allow-upsampling"):
+    with pytest.raises(StoreError, match=r"coarser than the requested 0\.25.*--allow-upsampling"):
         run(slide, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     command = ["heatmap", "--slides", slide, "--slide", "s1", "--output", tmp_path / "out", "--allow-upsampling"]

@@ -37,7 +37,7 @@ def methods(folder: Path) -> list[str]:
 
 
 def assert_same_pixels(source: Path, folder: Path) -> None:
-    """Every pixel of every level is what OpenSlide reads, where OpenSlide does not interpolate."""
+    """Assert that all levels equal OpenSlide's pixels, where OpenSlide does not interpolate."""
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source, 0.5)
     for level, size in enumerate(slide.metadata.levels):
         boxes = tiles(size, 700) if slide.has_integer_downsample(level) else [Box(0, 0, size.width, size.height)]
@@ -149,7 +149,7 @@ def test_ome_tiff_is_copied_and_its_coarser_levels_are_made(tmp_path: Path) -> N
         tiff.write(picture, subifds=1, resolution=(20000, 20000), metadata={"axes": "YXS"}, **options)
         tiff.write(picture[::2, ::2], subfiletype=1, resolution=(10000, 10000), **options)
     folder = converted(tmp_path, source)
-    # OpenSlide does not see levels in sub-IFDs, so they are made from level 0.
+    # OpenSlide ignores levels in sub-IFDs, so they are downsampled from level 0.
     assert methods(folder) == ["copied", "halved", "halved"]
     assert_same_pixels(source, folder)
 
@@ -174,7 +174,7 @@ def test_a_store_with_other_pixels_than_openslides_is_an_error(
     source, real = write_tiff(tmp_path / "s.tif", tissue_picture()), Level.chunk
     monkeypatch.setattr(Level, "chunk", lambda self, c, r: changed_chunk(self, c, r, real))
     options = ConvertRun(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
-    with pytest.raises(SlideError, match="tile at level 0, column 3, row 2 of the store is not what OpenSlide reads"):
+    with pytest.raises(SlideError, match="tile at level 0, column 3, row 2 of the store differs from OpenSlide's"):
         outputs = convert.Outputs(tmp_path / "s1" / "p.ome.zarr", tmp_path / "s1" / "p.json")
         convert.run("s1", convert.Inputs(source), outputs, options)
     assert list((tmp_path / "s1").iterdir()) == []
@@ -195,7 +195,7 @@ def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthr
 
 
 def test_text_inside_the_streams_stays_behind(tmp_path: Path) -> None:
-    """A page of one tile, whose stream has a comment and Exif; another one in the tables."""
+    """A page of one tile with a comment and Exif in its stream, and a comment in its tables."""
     picture = tissue_picture(512, 512)
     whole = imagecodecs.jpeg8_encode(picture, 90)
     text = b"\xff\xfe\0\x0aDoe,Jane" + b"\xff\xe1\0\x0a1.1.1970"

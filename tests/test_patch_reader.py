@@ -1,4 +1,4 @@
-"""Reading the patches of a slide in the order of its shards."""
+"""PatchReader: the patches of a slide in shard order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Pyramid:
 
 
 def corners(stride: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Of a grid over the whole slide and beyond its edges."""
+    """Patch positions of a grid that covers the slide and reaches beyond its edges."""
     x, y = np.meshgrid(np.arange(first, SIZE[0], stride), np.arange(first, SIZE[1], stride))
     return x.ravel(), y.ravel()
 
@@ -78,7 +78,7 @@ def test_it_goes_stripe_by_stripe_and_column_by_column(pyramid: Pyramid) -> None
 
 
 def test_what_is_kept_is_bounded_by_a_stripe(pyramid: Pyramid) -> None:
-    """Two columns of chunks, and the row of chunks that two stripes share."""
+    """The cache holds at most two columns of chunks, and the row of chunks that two stripes share."""
     x, y = corners(24)
     reader = PatchReader(pyramid, pyramid.patch_spec(96, 0.5), x, y)
     out = np.empty((1, *reader.shape), np.uint8)

@@ -57,7 +57,7 @@ def test_patches_come_from_the_nearest_level_that_is_fine_enough(
 
 
 def test_patches_finer_than_the_slide_are_refused(tissue_pyramid: Pyramid) -> None:
-    with pytest.raises(StoreError, match=r"coarser than the 0\.25 asked for"):
+    with pytest.raises(StoreError, match=r"coarser than the requested 0\.25"):
         tissue_pyramid.patch_spec(96, 0.25)
 
 
@@ -128,7 +128,7 @@ def test_patches_read_together_are_those_read_alone(tissue_pyramid: Pyramid) -> 
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str, owner: type) -> list[object]:
-    """Calls of a method from now on, by its first argument after self."""
+    """Count further calls of a method by its first argument after self."""
     calls: list[object] = []
     real = getattr(owner, name)
 
@@ -175,7 +175,7 @@ def test_a_fork_reads_while_a_thread_of_its_parent_holds_the_locks(tissue_slide:
     results = context.SimpleQueue()
     with pyramid.levels[0]._chunks._lock, pyramid.levels[0]._shards._lock:
         with warnings.catch_warnings():
-            # Python warns of just what this is about.
+            # Python warns of the fork in a process with threads, which this test is about.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = context.Process(target=lambda: results.put(bool((pyramid.read(box, 0) == wanted).all())))
             child.start()
@@ -242,5 +242,5 @@ def test_a_lost_file_of_an_image_is_not_taken_for_zeros(tmp_path: Path) -> None:
     write_image(store, Image.from_corner(np.zeros((700, 5000), np.uint8), 8.0), name="m", slide_mpp=0.5)
     assert not read_image(store, 0.5).data.any()
     (store / "0" / "c" / "0" / "1").unlink()
-    with pytest.raises(StoreError, match="1 of 2 files of pixels are missing"):
+    with pytest.raises(StoreError, match="1 of 2 shard files are missing"):
         read_image(store, 0.5)

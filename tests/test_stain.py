@@ -1,4 +1,4 @@
-"""Stains are found as they were mixed, and slides of other colours become alike."""
+"""Macenko normalisation finds the mixed stains, and equalises slides of different colours."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STRONG = np.array([[0.50, 0.75, 0.43], [0.28, 0.80, 0.53]])
 
 
 def mixed(vectors: np.ndarray, scale: float, count: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of two stains, and the amounts of each; some pixels have hardly any of one."""
+    """Pixels mixed from two stains, and the concentrations; some pixels have almost none of one stain."""
     rng = np.random.default_rng(1)
     amounts = rng.gamma(2.0, 0.35, (count, 2)) * (rng.random((count, 2)) < 0.8) * scale
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -41,7 +41,7 @@ def test_stains_are_found_as_they_were_mixed(vectors: np.ndarray) -> None:
     found = Stains.fit(pixels)
     assert found is not None
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    # Within 4 degrees: the directions are percentiles of angles.
+    # Within 4 degrees, as the directions are percentiles of angles.
     assert ((found.vectors * unit).sum(axis=1) > np.cos(np.radians(4))).all()
     np.testing.assert_allclose(found.maxima, np.percentile(amounts, 99, axis=0), rtol=0.15)
 
@@ -65,10 +65,10 @@ def test_glass_and_grey_have_no_stains() -> None:
 
 @pytest.fixture(scope="module")
 def stained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a slide of two stains with its tissue and truth."""
+    """Results folder of a slide with two stains, with its tissue and truth."""
     folder = tmp_path_factory.mktemp("stained")
     pixels, _ = mixed(PALE, 1.0, 1200 * 1000)
-    # Grains of 4 px, that JPEG does not blur.
+    # Blocks of 4 px, so that JPEG does not blur them.
     grains = pixels.reshape(1000, 1200, 3)[:250, :300].repeat(4, axis=0).repeat(4, axis=1)
     out = converted(folder, write_tiff(folder / "s1.tif", grains, compression="deflate"))
     pyramid = out / "pyramid.ome.zarr"
@@ -129,7 +129,7 @@ def test_a_real_slide_has_two_stains(tmp_path: Path) -> None:
     size = pyramid.size_at(8.0)
     found = fit_stains("s1", pyramid, Image.from_corner(np.ones((size.height, size.width), np.uint8), 8.0))
     assert found is not None
-    # Haematoxylin takes red light above all, eosin green.
+    # Haematoxylin absorbs mostly red light, eosin green.
     assert found.vectors[0][0] > found.vectors[1][0] + 0.1
     assert found.vectors[1][1] > 0.7
     assert (found.maxima > 0.5).all()

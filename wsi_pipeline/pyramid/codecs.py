@@ -1,8 +1,8 @@
-"""How a chunk of a pyramid, (height, width, 3) uint8, becomes bytes: as a JPEG stream or without loss.
+"""Codecs of pyramid and patch chunks, (height, width, 3) uint8: JPEG, or lossless Zstandard.
 
-The JPEG codec is `imagecodecs_jpeg`, with the name and configuration of the `imagecodecs-zarr` package
-(Python 3.12 and later), so that stores open anywhere with it. Where it is installed zarr uses it;
-elsewhere `register` makes zarr know the same codec.
+The JPEG codec has the name `imagecodecs_jpeg` and the configuration of the `imagecodecs-zarr` package (Python 3.12 and
+later), so that any zarr installation with that package reads the stores. Where the package is missing, `register`
+registers an equivalent codec.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from wsi_pipeline.geometry import Size
 from wsi_pipeline.slides.jpeg import JpegCodec
 
 JPEG_CODEC_NAME = "imagecodecs_jpeg"
-# A level of a pyramid is (c, y, x); its chunks are kept as (y, x, c), as pictures are.
-_ORDER = (1, 2, 0)
+# Level arrays are (c, y, x); their chunks are stored as (y, x, c), as image codecs expect.
+_CHUNK_AXES = (1, 2, 0)
 _BLOSC_BITSHUFFLE = 2
 _ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ZstdCodec:
-    """Zstandard over shuffled bits, by Blosc."""
+    """Lossless codec: Blosc with bit shuffle and Zstandard."""
 
     chunk: Size
     level: int = _ZSTD_LEVEL
@@ -47,9 +47,9 @@ class ZstdCodec:
 
     def decode(self, stream: bytes) -> NDArray[np.uint8]:
         shape = (self.chunk.height, self.chunk.width, 3)
-        # Blosc's header says how large the result is; it must not decide how much memory is taken.
+        # Check the decompressed size in Blosc's header first: decompress allocates whatever a damaged header states.
         if len(stream) < 16 or struct.unpack_from("<I", stream, 4)[0] != np.prod(shape):
-            raise ValueError("not a Blosc frame of a chunk")
+            raise ValueError("not a Blosc frame of the size of a chunk")
         try:
             data = numcodecs.blosc.decompress(stream)
         except RuntimeError as error:
@@ -57,13 +57,13 @@ class ZstdCodec:
         return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-# Encodes and decodes one chunk; `decode` raises `ValueError` for bytes that are damaged.
+# Encodes and decodes one chunk; `decode` raises `ValueError` for damaged bytes.
 ChunkCodec = JpegCodec | ZstdCodec
 
 
 @dataclass(frozen=True)
 class ImagecodecsJpeg(ArrayBytesCodec):
-    """The zarr codec `imagecodecs_jpeg` for chunks (y, x) or (y, x, 3) of uint8, and any number of axes of 1 before."""
+    """The zarr codec `imagecodecs_jpeg` for uint8 chunks (y, x) or (y, x, 3), with any number of leading axes of 1."""
 
     is_fixed_size = False
 
@@ -90,11 +90,11 @@ class ImagecodecsJpeg(ArrayBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def compute_encoded_size(self, _input_byte_length: int, _chunk_spec: ArraySpec) -> int:
-        raise NotImplementedError("the size of a JPEG stream depends on the picture")
+        raise NotImplementedError("the size of a JPEG stream depends on the image")
 
 
 def register() -> None:
-    """Make zarr know the codec, unless an installed package (`imagecodecs-zarr`) does."""
+    """Register the codec with zarr, unless an installed package (`imagecodecs-zarr`) provides it."""
     if not entry_points(group="zarr.codecs", name=JPEG_CODEC_NAME):
         register_codec(JPEG_CODEC_NAME, ImagecodecsJpeg)
 
@@ -103,26 +103,26 @@ register()
 
 
 def chunk_codec(options: StorageOptions, chunk: Size) -> ChunkCodec:
-    """The codec that the config names for chunks that are not copied."""
+    """The codec that the config selects for re-encoded levels."""
     return image_codec(options.codec, chunk, options.quality, options.subsampling, options.zstd_level)
 
 
 def image_codec(
     name: str, size: Size, quality: int, subsampling: str = "444", zstd_level: int = _ZSTD_LEVEL
 ) -> ChunkCodec:
-    """The codec `jpeg` or `zstd` for pictures of `size`."""
+    """The codec `jpeg` or `zstd` for images of `size`."""
     if name == "zstd":
         return ZstdCodec(size, zstd_level)
     return JpegCodec(level=quality, colorspace_data="RGB", colorspace_jpeg="YCbCr", subsampling=subsampling)
 
 
 def level_array_codecs(codec: ChunkCodec) -> dict[str, Any]:
-    """The keyword arguments of `zarr.create_array` that name this codec, for the level of a pyramid."""
-    return {"filters": [TransposeCodec(order=_ORDER)], **image_array_codecs(codec)}
+    """Keyword arguments of `zarr.create_array` for a pyramid level (c, y, x) with this codec."""
+    return {"filters": [TransposeCodec(order=_CHUNK_AXES)], **image_array_codecs(codec)}
 
 
 def image_array_codecs(codec: ChunkCodec) -> dict[str, Any]:
-    """The same for arrays whose chunks are pictures (y, x, c) as they are."""
+    """Keyword arguments of `zarr.create_array` for an array whose chunks are images (y, x, c)."""
     if isinstance(codec, ZstdCodec):
         blosc = BloscCodec(cname="zstd", clevel=codec.level, shuffle="bitshuffle", typesize=3)
         return {"serializer": BytesCodec(), "compressors": blosc}
@@ -132,16 +132,16 @@ def image_array_codecs(codec: ChunkCodec) -> dict[str, Any]:
 def level_codec_from_metadata(metadata: list[dict[str, Any]], chunk: Size) -> ChunkCodec:
     """The codec in the metadata of a pyramid level; `ValueError` for chains other than `level_array_codecs` writes."""
     first, *others = metadata or [{}]
-    if first.get("name") != "transpose" or tuple(first["configuration"]["order"]) != _ORDER:
-        raise ValueError("its codecs are not those of a pyramid")
+    if first.get("name") != "transpose" or tuple(first["configuration"]["order"]) != _CHUNK_AXES:
+        raise ValueError("the codecs are not those of a pyramid")
     return image_codec_from_metadata(others, chunk)
 
 
 def image_codec_from_metadata(metadata: list[dict[str, Any]], size: Size) -> ChunkCodec:
-    """The codec of pictures of `size` that metadata name; `ValueError` for what `image_array_codecs` does not make."""
+    """The codec of images of `size` in metadata; `ValueError` for chains other than `image_array_codecs` writes."""
     names = [codec["name"] for codec in metadata]
     if names == [JPEG_CODEC_NAME]:
         return JpegCodec.from_configuration(metadata[0].get("configuration", {}))
     if names == ["bytes", "blosc"]:
         return ZstdCodec(size, metadata[1]["configuration"]["clevel"])
-    raise ValueError(f"codecs {', '.join(names)} are not those of pictures")
+    raise ValueError(f"codecs {', '.join(names)} are not those of images")

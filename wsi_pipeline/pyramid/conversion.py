@@ -44,7 +44,7 @@ def convert(
     """Write the pyramid of a slide, and the coarse levels alone to `overview` where that is given.
 
     A level that is a grid of JPEG tiles is copied: its chunks are the JPEG streams of the tiles. Other levels are
-    read through OpenSlide and encoded. Levels are halved until the coarsest has at most `COARSEST_PX`. Tiles of the
+    read through OpenSlide and encoded. Levels are halved until the coarsest has at most `MAX_COARSEST_PX`. Tiles of the
     levels of the source are compared with OpenSlide's pixels. Memory is bounded by the shards in flight.
     Raises `SlideError`.
     """

@@ -1,6 +1,6 @@
-"""Reading one level of a pyramid: only the chunks that a box touches are read and decoded.
+"""Read one level of a pyramid; only the chunks that overlap the box are read and decoded.
 
-zarr-python reads these stores as well; going straight to the shard files is what makes small reads fast.
+Reads the shard files directly: zarr-python reads the same stores, but its indexer dominates the time of small reads.
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ from wsi_pipeline.pyramid.codecs import level_codec_from_metadata
 from wsi_pipeline.pyramid.ome_zarr import BACKGROUND
 from wsi_pipeline.pyramid.shards import ChunkGrid, Shard
 
-# Shared by the levels of a slide; the usual limit of a process is 1,024 open files.
+# Per slide, for all levels; the usual limit is 1,024 open files per process.
 MAX_OPEN_SHARDS = 128
 
 Value = TypeVar("Value")
 
 
 class LruCache(Generic[Value]):
-    """The values used last, up to `most` units of `cost`; safe between threads and across a fork."""
+    """LRU cache of at least one value, with a capacity in units of `cost`; thread-safe and fork-safe."""
 
-    def __init__(self, most: int, cost: Callable[[Value], int] = lambda _: 1) -> None:
-        self._most, self._cost = most, cost
-        self._forget()
+    def __init__(self, capacity: int, cost: Callable[[Value], int] = lambda _: 1) -> None:
+        self._capacity = capacity
+        self._cost = cost
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._values: OrderedDict[Any, Value] = OrderedDict()
         self._used = 0
         self._lock = threading.Lock()
         self._process = os.getpid()
 
-    def get(self, key: object, make: Callable[[], Value]) -> Value:
-        """The value of `key`, made where it is not there; two threads may make the same one."""
+    def get(self, key: object, load: Callable[[], Value]) -> Value:
+        """The value of `key`, from `load` on a miss. Two threads may load the same value at the same time."""
         if self._process != os.getpid():
-            # After a fork another thread of the parent may hold the lock for ever.
-            self._forget()
+            # The child of a fork inherits a lock that a thread of the parent may have held.
+            self._clear()
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        value = make()
+        value = load()
         with self._lock:
             if key not in self._values:
                 self._values[key] = value
                 self._used += self._cost(value)
-            while self._used > self._most and len(self._values) > 1:
+            while self._used > self._capacity and len(self._values) > 1:
                 self._used -= self._cost(self._values.popitem(last=False)[1])
         return value
 
@@ -64,26 +65,28 @@ class LruCache(Generic[Value]):
 
 
 def open_level(folder: Path) -> Level:
-    """A level by itself, for reading once: no chunk but the last is kept."""
+    """Open a level for one sequential pass; only the last decoded chunk is cached."""
     return Level(folder, *level_caches(0))
 
 
-# Of decoded chunks, and of open shard files.
+# Caches of decoded chunks and of open shard files.
 LevelCaches = tuple[LruCache[NDArray[np.uint8]], LruCache[Shard]]
 
 
-def level_caches(most_bytes: int) -> LevelCaches:
-    """A cache of decoded chunks and one of open shard files, for levels that share them."""
-    return LruCache(most_bytes, lambda pixels: pixels.nbytes), LruCache(MAX_OPEN_SHARDS)
+def level_caches(capacity_bytes: int) -> LevelCaches:
+    """Caches of decoded chunks, up to `capacity_bytes`, and of open shard files, for levels to share."""
+    return LruCache(capacity_bytes, lambda pixels: pixels.nbytes), LruCache(MAX_OPEN_SHARDS)
 
 
 class Level:
-    """An array (3, height, width) of a pyramid, read as (height, width, 3) uint8; safe between threads and forks."""
+    """A pyramid level (3, height, width), read as (height, width, 3) uint8; thread-safe and fork-safe."""
 
     def __init__(self, folder: Path, chunks: LruCache[NDArray[np.uint8]], shards: LruCache[Shard]) -> None:
-        """Open the array `folder`, with caches of decoded chunks and of open files. Raises `StoreError`."""
-        self._folder, self._chunks, self._shards = folder, chunks, shards
-        # Not the folder: another store may have taken its place.
+        """Open the array `folder` with the given caches. Raises `StoreError`."""
+        self._folder = folder
+        self._chunks = chunks
+        self._shards = shards
+        # The path would be a wrong cache key: a new store may have replaced the folder.
         self._key = object()
         try:
             metadata = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
@@ -101,13 +104,13 @@ class Level:
         self._empty = np.broadcast_to(np.uint8(BACKGROUND), (chunk.height, chunk.width, 3))
 
     def read(self, box: Box) -> NDArray[np.uint8]:
-        """Pixels of `box`, (height, width, 3) uint8; white outside the level. Raises `StoreError`."""
+        """Read `box`, in pixels of this level, as (height, width, 3) uint8; white outside. Raises `StoreError`."""
         return self.assemble(box, self.chunk)
 
     def assemble(
         self, box: Box, source: Callable[[int, int], NDArray[np.uint8]], out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """As `read`, with the decoded chunks that `source` gives for column and row, into `out` where there is one."""
+        """As `read`, with decoded chunks from `source(column, row)`, and into `out` where it is given."""
         if out is None:
             out = np.empty((box.height, box.width, 3), np.uint8)
         inside = box.clipped(self.size)
@@ -124,8 +127,9 @@ class Level:
         return out
 
     def chunks_in(self, box: Box) -> list[tuple[int, int]]:
-        """(column, row) of each chunk that has pixels of `box`, row by row."""
-        inside, chunk = box.clipped(self.size), self.grid.chunk
+        """(column, row) of each chunk that overlaps `box`, row by row."""
+        inside = box.clipped(self.size)
+        chunk = self.grid.chunk
         if not inside.width or not inside.height:
             return []
         columns = range(inside.x // chunk.width, -(-inside.right // chunk.width))
@@ -133,31 +137,31 @@ class Level:
         return [(column, row) for row in rows for column in columns]
 
     def chunk(self, column: int, row: int) -> NDArray[np.uint8]:
-        """A whole decoded chunk, not to be written to. Raises `StoreError`, naming column and row."""
+        """A whole decoded chunk from the cache; must not be modified. Raises `StoreError`, naming column and row."""
         return self._chunks.get((self._key, column, row), lambda: self.decode_chunk(column, row))
 
     def stream(self, column: int, row: int) -> bytes | None:
-        """The bytes of a chunk as they are stored, None where there is none. Raises `StoreError`."""
+        """The encoded bytes of a chunk, None for an absent chunk. Raises `StoreError`."""
         grid = self.grid
-        where = (column // grid.shard_columns, row // grid.shard_rows)
+        place = (column // grid.shard_columns, row // grid.shard_rows)
         try:
-            shard = self._shards.get((self._key, *where), lambda: self._opened(where))
+            shard = self._shards.get((self._key, *place), lambda: self._open_shard(place))
             return shard.chunk(grid.index_in_shard(column, row))
         except (ValueError, OSError) as error:
             raise self._damaged(column, row, error) from error
 
-    def _opened(self, where: tuple[int, int]) -> Shard:
-        return Shard(self._folder / self.grid.path(where), self.grid.shard_columns * self.grid.shard_rows)
+    def _open_shard(self, place: tuple[int, int]) -> Shard:
+        return Shard(self._folder / self.grid.path(place), self.grid.shard_columns * self.grid.shard_rows)
 
     def decode_chunk(self, column: int, row: int) -> NDArray[np.uint8]:
-        """As `chunk`, decoded now and not kept."""
+        """As `chunk`, without the cache."""
         stream = self.stream(column, row)
         if stream is None:
             return self._empty
         try:
             pixels = self.codec.decode(stream)
             if pixels.shape != self._empty.shape:
-                raise ValueError(f"a picture of shape {pixels.shape}")
+                raise ValueError(f"an image of shape {pixels.shape}")
         except ValueError as error:
             raise self._damaged(column, row, error) from error
         return pixels
@@ -165,5 +169,5 @@ class Level:
     def _damaged(self, column: int, row: int, error: Exception) -> StoreError:
         return StoreError(
             f"{self._folder}: the chunk in column {column}, row {row} is damaged ({error})",
-            remedy="Convert the slide again; where its own tile is damaged, set pyramid.damaged_tiles to white",
+            remedy="Convert the slide again; where the slide's own tile is damaged, set pyramid.damaged_tiles to white",
         )

@@ -1,8 +1,8 @@
 """OME-Zarr 0.5 stores: metadata, image pyramids (c, y, x) and single-level images (y, x).
 
 Specification: https://ngff.openmicroscopy.org/0.5/. World coordinates are micrometres with the
-origin at the centre of the slide's first level-0 pixel, so an image whose pixels are `r` times larger
-is translated by (r - 1) / 2 level-0 pixels.
+origin at the centre of the slide's first level-0 pixel. An image with pixels `r` times larger is
+therefore translated by (r - 1) / 2 level-0 pixels.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.pyramid.shards import ChunkGrid
 
 Attributes = dict[str, Any]
-# What is not there is glass.
+# Fill value: absent chunks read as white background.
 BACKGROUND = 255
 _RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 
 
 def open_group(path: Path) -> zarr.Group:
-    """Open a store for reading; `StoreError` where there is none."""
+    """Open a store for reading. Raises `StoreError` where it is missing or not a Zarr store."""
     try:
         return zarr.open_group(path, mode="r")
     except (FileNotFoundError, OSError, ValueError) as error:
-        raise StoreError(f"{path}: not a Zarr store ({error})", remedy="Run the stage that makes it again") from error
+        raise StoreError(f"{path}: not a Zarr store ({error})", remedy="Run again the stage that writes it") from error
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """The array `name` of a group."""
+    """The array `name` of a group. Raises `StoreError` where it is missing."""
     try:
         return cast("zarr.Array[Any]", group[name])
     except KeyError as error:
         raise StoreError(
-            f"{group.store_path}: no array {name}", remedy="Run the stage that makes the store again"
+            f"{group.store_path}: no array {name}", remedy="Run again the stage that writes the store"
         ) from error
 
 
 def create_level(folder: Path, grid: ChunkGrid, codecs: Mapping[str, Any]) -> None:
-    """Write the metadata of one level of a pyramid, (c, y, x) uint8, white where it has no chunks."""
+    """Write the metadata of a pyramid level, (c, y, x) uint8 with the fill value `BACKGROUND`."""
     zarr.create_array(
         folder,
         shape=(3, grid.size.height, grid.size.width),
@@ -63,7 +63,7 @@ def create_level(folder: Path, grid: ChunkGrid, codecs: Mapping[str, Any]) -> No
 def pyramid_attributes(name: str, scales: Sequence[tuple[float, float]], first: int = 0) -> Attributes:
     """Group attributes of an RGB pyramid; `scales` are (y, x) in um per pixel, level 0 first.
 
-    With `first`, of a store that begins with that level, and calls it 0.
+    A store that holds only the levels from `first` on numbers them from 0.
     """
     datasets = [
         _dataset(str(level), [1.0, *scale], [0.0, *((s - own) / 2 for s, own in zip(scale, scales[0], strict=True))])
@@ -86,20 +86,20 @@ def _dataset(path: str, scale: list[float], translation: list[float]) -> Attribu
     }
 
 
-def _ome(name: str, axes: list[str], datasets: list[Attributes], more: Attributes) -> Attributes:
+def _ome(name: str, axes: list[str], datasets: list[Attributes], extra: Attributes) -> Attributes:
     described = [
         {"name": a, "type": "channel"} if a == "c" else {"name": a, "type": "space", "unit": "micrometer"} for a in axes
     ]
     multiscale = {"name": name, "axes": described, "datasets": datasets}
-    return {"ome": {"version": "0.5", "multiscales": [multiscale], **more}}
+    return {"ome": {"version": "0.5", "multiscales": [multiscale], **extra}}
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A single-level image (y, x) on a slide.
+    """A single-level image (y, x) registered to a slide.
 
-    `data` covers the slide from its top left corner; a pixel is `mpp` um wide. The centre of pixel
-    (0, 0) lies `first_centre_um` from that corner in both directions.
+    A pixel is `mpp` um wide. The centre of pixel (0, 0) lies `first_centre_um` right of and below the
+    slide's top left corner.
     """
 
     data: NDArray[Any]
@@ -108,13 +108,13 @@ class Image:
 
     @classmethod
     def from_corner(cls, data: NDArray[Any], mpp: float) -> Image:
-        """An image whose first pixel begins at the slide's corner."""
+        """An image whose first pixel starts at the slide's top left corner."""
         return cls(data, mpp, mpp / 2)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelValue:
-    """A value of a label image, its name and its colour (red, green, blue, opacity, 0 to 255)."""
+    """A value of a label image with its name and colour (red, green, blue, alpha; 0 to 255)."""
 
     value: int
     name: str
@@ -124,16 +124,16 @@ class LabelValue:
 def write_image(
     path: Path, image: Image, *, name: str, slide_mpp: float, labels: Sequence[LabelValue] = (), fill: float = 0
 ) -> None:
-    """Write an image atomically as OME-Zarr; with `labels` as a label image."""
-    more: Attributes = {}
+    """Write an image atomically as OME-Zarr, as a label image with `labels`; `slide_mpp` is that of level 0."""
+    extra: Attributes = {}
     if labels:
-        more["image-label"] = {
+        extra["image-label"] = {
             "version": "0.5",
             "colors": [{"label-value": v.value, "rgba": list(v.rgba)} for v in labels],
             "properties": [{"label-value": v.value, "name": v.name} for v in labels],
         }
     offset = image.first_centre_um - slide_mpp / 2
-    attributes = _ome(name, ["y", "x"], [_dataset("0", [image.mpp] * 2, [offset] * 2)], more)
+    attributes = _ome(name, ["y", "x"], [_dataset("0", [image.mpp] * 2, [offset] * 2)], extra)
     with atomic_output(path) as partial:
         group = zarr.create_group(partial, attributes=attributes)
         array = group.create_array(
@@ -145,34 +145,34 @@ def write_image(
             compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=image.data.itemsize),
             fill_value=fill,
             dimension_names=["y", "x"],
-            # So that what is lost is not taken for the fill value.
+            # Write every shard, so that `read_image` can tell a lost file from the fill value.
             config={"write_empty_chunks": True},
         )
         array[...] = image.data
 
 
 def read_image(path: Path, slide_mpp: float) -> Image:
-    """Read what `write_image` wrote; `slide_mpp` is the slide's own scale. Raises `StoreError`."""
+    """Read an image; `slide_mpp` is that of level 0. Raises `StoreError` for damaged or missing files."""
     group = open_group(path)
     scale, translation = transformations(group.attrs, path)[0]
     array = open_array(group, "0")
     try:
         data = np.asarray(array[...])
     except (OSError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{path}: damaged ({error})", remedy="Run the stage that makes it again") from error
+        raise StoreError(f"{path}: damaged ({error})", remedy="Run again the stage that writes it") from error
     shards = zip(array.shape, array.shards or array.chunks, strict=True)
     places = list(product(*(range(-(-edge // shard)) for edge, shard in shards)))
     missing = [place for place in places if not path.joinpath("0", "c", *map(str, place)).is_file()]
     if missing:
         raise StoreError(
-            f"{path}: {len(missing)} of {len(places)} files of pixels are missing",
-            remedy="Run the stage that makes it again",
+            f"{path}: {len(missing)} of {len(places)} shard files are missing",
+            remedy="Run again the stage that writes it",
         )
     return Image(data, mpp=scale[-1], first_centre_um=translation[-1] + slide_mpp / 2)
 
 
 def transformations(attributes: Mapping[str, Any], path: Path) -> list[tuple[list[float], list[float]]]:
-    """Scale and translation of each level, in um."""
+    """Scale (um per pixel) and translation (um) of each level, in the order of the axes. Raises `StoreError`."""
     try:
         ome = attributes["ome"]
         return [
@@ -180,4 +180,4 @@ def transformations(attributes: Mapping[str, Any], path: Path) -> list[tuple[lis
             for d in ome["multiscales"][0]["datasets"]
         ]
     except (KeyError, IndexError, TypeError) as error:
-        raise StoreError(f"{path}: no OME-Zarr 0.5 metadata", remedy="Run the stage that makes it again") from error
+        raise StoreError(f"{path}: no OME-Zarr 0.5 metadata", remedy="Run again the stage that writes it") from error

@@ -1,4 +1,4 @@
-"""Copying a JPEG-tiled level into a zarr array without decoding it."""
+"""Copy a JPEG-tiled level into a zarr array without decoding."""
 
 from __future__ import annotations
 
@@ -21,46 +21,44 @@ from wsi_pipeline.slides.jpeg import JpegCodec, merge_tables
 from wsi_pipeline.slides.openslide_reader import WHITE, SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff, TileLevel, TileStream
 
-# Where tables would add more than this to a level, they are kept once, in its metadata.
+# Where merged tables would add more than this share to a level, they are stored once, in its metadata.
 MAX_TABLES_SHARE = 0.02
 _PROBES = 3
-# Of this vendor's slides OpenSlide draws a tile anew from the finer level where either level lacks it.
-_REDRAWN = "aperio"
+# Vendor whose missing tiles OpenSlide renders from the finer level.
+_RENDERED_VENDOR = "aperio"
 
 
 def should_merge_tables(page: TileLevel) -> bool:
-    """Whether tables go into each stream, which then stands alone, or once into the metadata of the level."""
-    there = int(np.count_nonzero(page.counts))
-    return page.tables is None or len(page.tables) * there <= MAX_TABLES_SHARE * page.nbytes
+    """Whether to merge the shared tables into each stream, or to store them once in the metadata of the level."""
+    present = int(np.count_nonzero(page.counts))
+    return page.tables is None or len(page.tables) * present <= MAX_TABLES_SHARE * page.nbytes
 
 
 def tiles_match_source(source: SourceSlide, tiff: TiledTiff, page: TileLevel, number: int) -> bool:
-    """Whether the tiles of the page are what OpenSlide shows at their place in the level.
+    """Whether the tiles of the page, put on a regular grid, equal the level as OpenSlide reads it.
 
-    They are not where a format overlaps or moves its tiles, which a few of them tell, and where
-    OpenSlide puts something other than white in the place of missing ones. Tiles that nobody can read
-    say nothing.
+    False where a format overlaps or shifts its tiles, which a few sampled tiles reveal, and where OpenSlide
+    does not render missing tiles as white. Unreadable tiles are skipped.
     """
     if page.has_missing_tiles and source.metadata.background != WHITE:
         return False
-    if tiff.has_missing_tiles and source.metadata.vendor == _REDRAWN and number > 0:
+    if tiff.has_missing_tiles and source.metadata.vendor == _RENDERED_VENDOR and number > 0:
         return False
     codec = JpegCodec(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=page.tables)
     grid = ChunkGrid.of(page.size, page.tile, 0)
-    there = np.flatnonzero(page.counts)
-    if not len(there):
+    present = np.flatnonzero(page.counts)
+    if not len(present):
         return True
     rng = generator(0, "probe", source.slide, number)
-    picked = {int(there[0]), int(there[-1]), *rng.choice(there, _PROBES - 2).tolist()}
+    picked = {int(present[0]), int(present[-1]), *rng.choice(present, _PROBES - 2).tolist()}
     tiles = [divmod(index, page.columns)[::-1] for index in sorted(picked)]
     for (column, row), stream in zip(tiles, tiff.read(page, tiles), strict=True):
         if stream is None or isinstance(stream, ValueError):
             continue
         box = grid.box(column, row)
         try:
-            if not matches_source(
-                source, codec.decode(b"".join(stream)), central_box(box.clipped(page.size)), box, number
-            ):
+            pixels = codec.decode(b"".join(stream))
+            if not matches_source(source, pixels, central_box(box.clipped(page.size)), box, number):
                 return False
         except (ValueError, SlideError):
             continue
@@ -76,9 +74,9 @@ def copy_level(
     options: StorageOptions,
     threads: int,
 ) -> WrittenLevel:
-    """Write the array `folder` with the tiles of level `number`.
+    """Write the array `folder` with the encoded tiles of level `number`.
 
-    Raises `SlideError`, naming level, column and row, for a damaged tile, unless the options ask for white ones.
+    Raises `SlideError`, naming level, column and row, for a damaged tile, unless `damaged_tiles` is `white`.
     """
     merge = should_merge_tables(page)
     codec = JpegCodec(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=None if merge else page.tables)

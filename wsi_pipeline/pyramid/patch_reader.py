@@ -1,9 +1,8 @@
-"""Reading very many patches of a slide: in the order of its shards, each chunk decoded once.
+"""Read many patches of a slide in shard order, decoding each chunk once.
 
-Patches are visited stripe by stripe, a stripe being as high as a shard, and in it column by column. A chunk
-is kept from the first patch that needs it to the last one, so that it is decoded once however much
-the patches overlap. What is kept are the chunks between two columns and those that two stripes share, some
-hundred MB for the widest slides.
+Patches are read in stripes of the height of a shard, and by column within a stripe. A chunk stays in the cache from the
+first to the last patch that overlaps it, so that it is decoded once even where patches overlap. The cache then holds
+the chunks between two columns and those that two stripes share: some hundred MB for the widest slides.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from wsi_pipeline.pyramid.pyramid import Pyramid, resample_patch
 
 log = logging.getLogger(__name__)
 
-# Beyond this the chunks that wait longest are dropped and, when their turn comes, decoded again.
+# Limit of the cache. Beyond it the oldest chunks are evicted, and decoded again when they are needed.
 PATCH_CACHE_BYTES = 1 << 30
 
 Index = NDArray[np.int64]
@@ -32,10 +31,10 @@ Chunk = tuple[int, int]
 
 
 class PatchReader:
-    """Patches of one slide, numbered in the order in which they are best read; safe between threads.
+    """Patches of one slide, numbered in reading order; thread-safe.
 
-    `order[k]` is the index, into the corners given, of the patch with number k. `touched` says how many chunks
-    they need and `decoded` how many have been decoded so far.
+    `order[k]` is the index of patch number k in the given coordinates. `chunks_needed` is the number of chunks that
+    the patches overlap, `chunks_decoded` the number of chunks decoded so far.
     """
 
     def __init__(
@@ -49,76 +48,80 @@ class PatchReader:
         transform: Callable[[Pixels], Pixels] | None = None,
         cache_bytes: int = PATCH_CACHE_BYTES,
     ) -> None:
-        """Patches with their top left corners at the level-0 pixels (x, y); those before `start` will not be read.
+        """Patches with top left corners at the level-0 pixels (x, y); numbers below `start` are not read.
 
-        `transform` is applied to each patch, (size_px, size_px, 3) uint8.
+        `transform` is applied to the pixels of each patch, (size_px, size_px, 3) uint8.
         """
-        self._level, self._spec, self._transform = pyramid.levels[spec.level], spec, transform
+        self._level = pyramid.levels[spec.level]
+        self._spec = spec
+        self._transform = transform
         left, top = pyramid.corners(x, y, spec)
         self.order = np.lexsort((top, left, top // self._level.grid.shard.height))
-        self._left, self._top = left[self.order], top[self.order]
+        self._left = left[self.order]
+        self._top = top[self.order]
         uses = self._uses(start)
         self.chunks_needed = int(np.count_nonzero(uses))
-        self._kept = _Kept(self._level.decode_chunk, uses, cache_bytes)
+        self._cache = _ChunkCache(self._level.decode_chunk, uses, cache_bytes)
 
     def __len__(self) -> int:
         return len(self.order)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the pixels of a patch."""
+        """Shape of a patch, (size_px, size_px, 3)."""
         return self._spec.size_px, self._spec.size_px, 3
 
     @property
     def chunks_decoded(self) -> int:
-        return self._kept.chunks_decoded
+        return self._cache.chunks_decoded
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes of the decoded chunks that are kept now."""
-        return self._kept.bytes
+        """Size of the cached chunks in bytes."""
+        return self._cache.bytes
 
     def read(self, start: int, out: Pixels) -> NDArray[np.bool_]:
-        """Read as many patches as `out`, (n, size_px, size_px, 3), has room for, from number `start` on.
+        """Read patches `start` to `start + n` into `out`, (n, size_px, size_px, 3) uint8.
 
-        Returns which of them are whole; the others touch a damaged chunk and are left as they come.
+        Returns (n,) bool: whether each patch was read. The others overlap a damaged chunk, and their pixels are
+        undefined. Each patch may be read once.
         """
-        whole = np.ones(len(out), np.bool_)
+        is_read = np.ones(len(out), np.bool_)
         for k in range(len(out)):
-            whole[k] = self._read(start + k, out[k])
-        return whole
+            is_read[k] = self._read(start + k, out[k])
+        return is_read
 
     def _read(self, number: int, out: Pixels) -> bool:
         spec = self._spec
         box = Box(int(self._left[number]), int(self._top[number]), spec.read_px, spec.read_px)
         try:
             if spec.read_px == spec.size_px:
-                self._level.assemble(box, self._kept.get, out)
+                self._level.assemble(box, self._cache.get, out)
             else:
-                out[...] = resample_patch(self._level.assemble(box, self._kept.get), spec)
+                out[...] = resample_patch(self._level.assemble(box, self._cache.get), spec)
         except _DamagedError:
             return False
         finally:
-            self._kept.release(self._level.chunks_in(box))
+            self._cache.release(self._level.chunks_in(box))
         if self._transform is not None:
             out[...] = self._transform(out)
         return True
 
     def _uses(self, start: int) -> NDArray[np.int32]:
-        """How many of the patches from `start` on touch each chunk, (rows, columns)."""
+        """Number of patches, from `start` on, that overlap each chunk: (rows, columns)."""
         grid, size = self._level.grid, self._level.size
         edge = self._spec.read_px
         uses = np.zeros((grid.rows + 1, grid.columns + 1), np.int32)
-        left, top = np.maximum(self._left[start:], 0), np.maximum(self._top[start:], 0)
-        right, bottom = (
-            np.minimum(first[start:] + edge, most)
-            for first, most in ((self._left, size.width), (self._top, size.height))
-        )
+        left = np.maximum(self._left[start:], 0)
+        top = np.maximum(self._top[start:], 0)
+        right = np.minimum(self._left[start:] + edge, size.width)
+        bottom = np.minimum(self._top[start:] + edge, size.height)
         inside = (right > left) & (bottom > top)
-        first_column, first_row = (left // grid.chunk.width)[inside], (top // grid.chunk.height)[inside]
+        first_column = (left // grid.chunk.width)[inside]
+        first_row = (top // grid.chunk.height)[inside]
         past_column = -(-right // grid.chunk.width)[inside]
         past_row = -(-bottom // grid.chunk.height)[inside]
-        # Each patch adds one to a rectangle of chunks: to its corners, of which the sums are taken.
+        # 2-D difference array: mark the corners, then take cumulative sums.
         np.add.at(uses, (first_row, first_column), 1)
         np.add.at(uses, (past_row, past_column), 1)
         np.add.at(uses, (first_row, past_column), -1)
@@ -127,14 +130,16 @@ class PatchReader:
 
 
 class _DamagedError(Exception):
-    """A chunk that cannot be decoded."""
+    """A chunk cannot be decoded; the problem has been logged."""
 
 
-class _Kept:
-    """Decoded chunks for as long as they are needed: `uses` (rows, columns) says by how many patches still."""
+class _ChunkCache:
+    """Cache of decoded chunks with reference counts: `uses` (rows, columns) is the number of patches left to read."""
 
-    def __init__(self, decode: Callable[[int, int], Pixels], uses: NDArray[np.int32], most_bytes: int) -> None:
-        self._decode, self._uses, self._most = decode, uses, most_bytes
+    def __init__(self, decode: Callable[[int, int], Pixels], uses: NDArray[np.int32], capacity_bytes: int) -> None:
+        self._decode = decode
+        self._uses = uses
+        self._capacity = capacity_bytes
         self._chunks: OrderedDict[Chunk, Future[Pixels]] = OrderedDict()
         self.bytes = 0
         self._lock = threading.Lock()
@@ -142,33 +147,33 @@ class _Kept:
         self._damaged: set[Chunk] = set()
 
     def get(self, column: int, row: int) -> Pixels:
-        """A decoded chunk; one thread decodes it, the others that want it wait. Raises `_DamagedError`."""
+        """A decoded chunk. One thread decodes it while others wait for the result. Raises `_DamagedError`."""
         key = column, row
         with self._lock:
             future = self._chunks.get(key)
-            mine = future is None
+            is_first = future is None
             if future is None:
                 future = self._chunks[key] = Future()
-        if mine:
-            self._fill(key, future)
+        if is_first:
+            self._load(key, future)
         return future.result()
 
     def release(self, chunks: list[Chunk]) -> None:
-        """A patch that touches these chunks has been read."""
+        """Count a read patch that overlaps these chunks, and drop those that no other patch needs."""
         with self._lock:
             for column, row in chunks:
                 self._uses[row, column] -= 1
                 if self._uses[row, column] == 0:
                     self._drop((column, row))
 
-    def _fill(self, key: Chunk, future: Future[Pixels]) -> None:
+    def _load(self, key: Chunk, future: Future[Pixels]) -> None:
         try:
             pixels = self._decode(*key)
         except StoreError as error:
             with self._lock:
-                new = key not in self._damaged
+                is_new = key not in self._damaged
                 self._damaged.add(key)
-            if new:
+            if is_new:
                 log.warning("%s", error)
             future.set_exception(_DamagedError())
         except BaseException as error:
@@ -183,14 +188,15 @@ class _Kept:
                     self._drop(other)
 
     def _oldest(self) -> list[Chunk]:
-        """Chunks to drop so that the rest fits."""
-        over, found = self.bytes - self._most, []
+        """The oldest chunks whose eviction brings the cache below its capacity."""
+        excess = self.bytes - self._capacity
+        found = []
         for key, future in self._chunks.items():
-            if over <= 0:
+            if excess <= 0:
                 break
             if future.done() and future.exception() is None:
                 found.append(key)
-                over -= future.result().nbytes
+                excess -= future.result().nbytes
         return found
 
     def _drop(self, key: Chunk) -> None:

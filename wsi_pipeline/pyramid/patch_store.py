@@ -1,6 +1,6 @@
-"""Stores of patches: a zarr array (patch, y, x, c) with one chunk a patch, in shards, each patch a JPEG or lossless.
+"""Patch stores: a sharded zarr array (patch, y, x, c) with one chunk per patch, JPEG or lossless.
 
-Patches are decoded one by one from open shard files; the whole array opens with zarr too.
+Patches are decoded one by one from open shard files. Any zarr library can read the array.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from wsi_pipeline.pyramid.codecs import ChunkCodec, image_array_codecs, image_co
 from wsi_pipeline.pyramid.level import MAX_OPEN_SHARDS, LruCache
 from wsi_pipeline.pyramid.shards import Chunk, Shard, write_shard
 
-_SHARD_PATCHES = 256
-# Read and encoded together; memory is bounded by this many decoded patches a thread.
-_BATCH = 32
+_PATCHES_PER_SHARD = 256
+# Patches read and encoded together: bounds memory to this many decoded patches per thread.
+_BATCH_SIZE = 32
 
-# Pixels (n, edge, edge, 3) of the patches from the first number up to the second.
+# Maps (start, stop) to the pixels of these patches, (n, edge, edge, 3) uint8.
 ReadPatches = Callable[[int, int], NDArray[np.uint8]]
 
 
 def write_patches(
     folder: Path, count: int, edge: int, border_px: int, codec: ChunkCodec, read: ReadPatches, threads: int
 ) -> dict[str, str]:
-    """Write a store of `count` patches of `edge` px, `border_px` of them on each side for jitter.
+    """Write a store of `count` patches of `edge` px, which include a border of `border_px` on each side for jitter.
 
     Returns the digest of each shard file by its path below `folder`.
     """
@@ -40,7 +40,7 @@ def write_patches(
         folder,
         shape=(count, edge, edge, 3),
         chunks=(1, edge, edge, 3),
-        shards=(_SHARD_PATCHES, edge, edge, 3),
+        shards=(_PATCHES_PER_SHARD, edge, edge, 3),
         dtype="uint8",
         fill_value=0,
         dimension_names=["patch", "y", "x", "c"],
@@ -53,19 +53,19 @@ def write_patches(
 
     digests = {}
     with ThreadPoolExecutor(threads) as pool, ProgressBar("patches", count) as shown:
-        for start in range(0, count, _SHARD_PATCHES):
-            stop = min(start + _SHARD_PATCHES, count)
-            starts = range(start, stop, _BATCH)
-            parts = pool.map(encoded, starts, (min(first + _BATCH, stop) for first in starts))
+        for start in range(0, count, _PATCHES_PER_SHARD):
+            stop = min(start + _PATCHES_PER_SHARD, count)
+            starts = range(start, stop, _BATCH_SIZE)
+            parts = pool.map(encoded, starts, (min(first + _BATCH_SIZE, stop) for first in starts))
             chunks = [chunk for part in parts for chunk in part]
-            name = _shard_path(start // _SHARD_PATCHES)
-            _, digests[name] = write_shard(folder / name, range(len(chunks)), chunks, _SHARD_PATCHES)
+            name = _shard_path(start // _PATCHES_PER_SHARD)
+            _, digests[name] = write_shard(folder / name, range(len(chunks)), chunks, _PATCHES_PER_SHARD)
             shown.update(stop)
     return digests
 
 
 class PatchStore:
-    """The patches of a slide, for reading from any thread; `files` keeps shard files open, for several stores."""
+    """Reader of a patch store; thread-safe. Several stores may share `files`, a cache of open shard files."""
 
     def __init__(self, path: Path, files: LruCache[Shard] | None = None) -> None:
         """Open a store. Raises `StoreError`."""
@@ -74,7 +74,7 @@ class PatchStore:
         try:
             metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
             count, edge, _, _ = metadata["shape"]
-            self._shard = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
+            self._patches_per_shard = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
             (sharding,) = metadata["codecs"]
             self._codec = image_codec_from_metadata(sharding["configuration"]["codecs"], Size(edge, edge))
             self.border_px = int(metadata["attributes"]["border_px"])
@@ -87,42 +87,43 @@ class PatchStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pixels."""
+        """Size of all decoded patches in bytes."""
         return self._count * self.edge * self.edge * 3
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all files."""
+        """Size of all shard files in bytes."""
         return sum(path.stat().st_size for path in (self._path / "c").rglob("*") if path.is_file())
 
     def stream(self, number: int) -> bytes:
-        """A patch as it is stored. Raises `StoreError` where it cannot be read."""
-        which = number // self._shard
+        """The encoded bytes of a patch. Raises `StoreError` where it cannot be read."""
+        shard_number = number // self._patches_per_shard
         try:
-            shard = self._files.get((self._path, which), lambda: Shard(self._path / _shard_path(which), self._shard))
-            stream = shard.chunk(number % self._shard)
+            path = self._path / _shard_path(shard_number)
+            shard = self._files.get((self._path, shard_number), lambda: Shard(path, self._patches_per_shard))
+            stream = shard.chunk(number % self._patches_per_shard)
         except (ValueError, OSError) as error:
             raise self._damaged(number, error) from error
         if stream is None:
-            raise self._damaged(number, "it is not there")
+            raise self._damaged(number, "it is missing")
         return stream
 
     def decode(self, number: int, stream: bytes) -> NDArray[np.uint8]:
-        """The patch of a stream with its border, (edge, edge, 3) uint8. `StoreError` where it is damaged."""
+        """Decode patch `number` with its border: (edge, edge, 3) uint8. Raises `StoreError` for a damaged stream."""
         try:
             pixels = self._codec.decode(stream)
         except ValueError as error:
             raise self._damaged(number, error) from error
         if pixels.shape != (self.edge, self.edge, 3):
-            raise self._damaged(number, f"a picture of shape {pixels.shape}")
+            raise self._damaged(number, f"an image of shape {pixels.shape}")
         return pixels
 
     def read(self, number: int) -> NDArray[np.uint8]:
-        """A patch with its border, (edge, edge, 3) uint8. Raises `StoreError`, naming it, where it is damaged."""
+        """Read a patch with its border: (edge, edge, 3) uint8. Raises `StoreError`, naming the patch."""
         return self.decode(number, self.stream(number))
 
-    def _damaged(self, number: int, why: object) -> StoreError:
-        return StoreError(f"{self._path}: patch {number} is damaged ({why})", remedy="Run the stage patches again")
+    def _damaged(self, number: int, problem: object) -> StoreError:
+        return StoreError(f"{self._path}: patch {number} is damaged ({problem})", remedy="Run the stage patches again")
 
 
 def _shard_path(number: int) -> str:

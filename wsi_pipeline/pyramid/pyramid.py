@@ -1,4 +1,4 @@
-"""Reading slide pyramids (`pyramid.ome.zarr`)."""
+"""Read slide pyramids (`pyramid.ome.zarr`)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from wsi_pipeline.geometry import Box, Grid, PatchSpec, Size
 from wsi_pipeline.pyramid.level import Level, LevelCaches, level_caches
 from wsi_pipeline.pyramid.ome_zarr import transformations
 
-# Enough for a row of tiles of 512 px across a slide of 40,000 px.
+# Holds a row of tiles of 512 px across a slide of 40,000 px.
 CACHE_BYTES = 64 << 20
-# A level this near to the scale asked for is used as it is: resampling would cost more than it mends.
+# Relative deviation from the requested mpp up to which a level is read without resampling.
 MPP_TOLERANCE = 0.05
-# Rounding in scales must not add a column of pixels that covers next to nothing of the slide.
-_SLIVER = 1e-3
+# Without it, rounding errors of the scale could add a row or column of pixels that covers almost none of the slide.
+_SIZE_TOLERANCE_PX = 1e-3
 
 
 class Pyramid:
-    """A slide's levels, from the finest; safe to share between threads, to fork and to send to processes."""
+    """The levels of a slide, finest first; thread-safe, fork-safe and picklable."""
 
     def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES, shared: LevelCaches | None = None) -> None:
-        """Open a store; up to `cache_bytes` of decoded chunks are kept, or what `shared` has. Raises `StoreError`."""
-        self.path, self._cache_bytes = path, cache_bytes
+        """Open a store with a cache of `cache_bytes` for chunks, or with `shared` caches. Raises `StoreError`."""
+        self.path = path
+        self._cache_bytes = cache_bytes
         try:
             attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -41,35 +42,35 @@ class Pyramid:
         self.levels = [Level(path / str(k), *kept) for k in range(len(self._scales))]
         self.sizes = [level.size for level in self.levels]
         self.mpps = [(y + x) / 2 for y, x in self._scales]
-        # Of an overview, which begins with a coarser level.
+        # An overview store starts with a coarser level and states the size of the slide in this attribute.
         slide = attributes.get("slide")
         self.size = Size(slide["width"], slide["height"]) if slide else self.sizes[0]
-        """Size of the slide, in pixels of its level 0."""
+        """Size of the slide in level-0 pixels."""
         self.mpp: float = slide["mpp"] if slide else self.mpps[0]
-        """Scale of the slide's level 0, um per pixel."""
+        """Scale of level 0 of the slide, um per pixel."""
 
     def __reduce__(self) -> tuple[type[Pyramid], tuple[Path, int]]:
         return type(self), (self.path, self._cache_bytes)
 
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
-        """Pixels of `box`, in pixels of `level`, as (height, width, 3) uint8; white outside the slide."""
+        """Read `box`, in pixels of `level`, as (height, width, 3) uint8; white outside. Raises `StoreError`."""
         return self.levels[level].read(box)
 
     def level_for(self, mpp: float) -> int:
-        """The coarsest level that is not coarser than `mpp` (within the tolerance), else level 0."""
+        """The coarsest level that is at least as fine as `mpp`, within `MPP_TOLERANCE`; level 0 where none is."""
         return level_for(self.mpps, mpp)
 
     def patch_spec(self, size_px: int, mpp: float, *, allow_upsampling: bool = False) -> PatchSpec:
-        """How patches of `size_px` pixels at `mpp` are read here; `StoreError` where that is too fine."""
+        """How to read patches of `size_px` pixels at `mpp`. Raises `StoreError` where level 0 is coarser."""
         return patch_spec(self.mpps, size_px, mpp, where=str(self.path), allow_upsampling=allow_upsampling)
 
     def grid(self, spec: PatchSpec, stride_um: float | None) -> Grid:
-        """Patch positions over the whole slide; `stride_um` None is one patch."""
+        """Patch positions over the whole slide; the stride is one patch where `stride_um` is None."""
         stride_px = spec.level0_px if stride_um is None else stride_um / self.mpp
         return Grid.over(self.size, spec.level0_px, stride_px)
 
     def read_patch(self, x: int, y: int, spec: PatchSpec) -> NDArray[np.uint8]:
-        """The patch whose top left corner is at level-0 pixel (x, y), as (size_px, size_px, 3) uint8."""
+        """Read the patch with its top left corner at level-0 pixel (x, y) as (size_px, size_px, 3) uint8."""
         left, top = self.corners(np.array([x]), np.array([y]), spec)
         pixels = self.read(Box(int(left[0]), int(top[0]), spec.read_px, spec.read_px), spec.level)
         return resample_patch(pixels, spec)
@@ -77,21 +78,21 @@ class Pyramid:
     def corners(
         self, x: NDArray[np.int64], y: NDArray[np.int64], spec: PatchSpec
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pixels of `spec.level` at which patches with their top left corners at level-0 pixels (x, y) begin."""
+        """Convert top left corners from level-0 pixels (x, y) to pixels of `spec.level`."""
         scale_y, scale_x = self._scales[spec.level]
         left, top = np.rint(x * self.mpp / scale_x), np.rint(y * self.mpp / scale_y)
         return left.astype(np.int64), top.astype(np.int64)
 
     def read_patches(self, x: Sequence[int], y: Sequence[int], spec: PatchSpec, threads: int = 1) -> NDArray[np.uint8]:
-        """The patches whose top left corners are at the level-0 pixels (x, y), as (n, size_px, size_px, 3) uint8.
+        """Read patches with top left corners at level-0 pixels (x, y) as (n, size_px, size_px, 3) uint8.
 
-        They are read in the order of their chunks, so that neighbours share what is decoded.
+        They are read in chunk order, so that neighbours share decoded chunks.
         """
         out = np.empty((len(x), spec.size_px, spec.size_px, 3), np.uint8)
         chunk = self.levels[spec.level].grid.chunk
         ratio = self.mpps[spec.level] / self.mpp
-        across, down = chunk.width * ratio, chunk.height * ratio
-        order = sorted(range(len(x)), key=lambda k: (y[k] // down, x[k] // across, y[k], x[k]))
+        width, height = chunk.width * ratio, chunk.height * ratio
+        order = sorted(range(len(x)), key=lambda k: (y[k] // height, x[k] // width, y[k], x[k]))
 
         def read(part: Sequence[int]) -> None:
             for k in part:
@@ -103,11 +104,10 @@ class Pyramid:
         return out
 
     def read_scaled(self, box: Box, mpp: float) -> NDArray[np.uint8]:
-        """Pixels of `box`, in pixels of a virtual image at `mpp` that starts at the slide's corner.
+        """Read `box`, in pixels of a virtual image at `mpp` that starts at the slide's top left corner.
 
-        Each pixel is the mean over its area (the nearest pixel where the slide is coarser than
-        `mpp`), so that the result does not depend on how the slide is cut into boxes; white outside
-        the slide.
+        Returns (height, width, 3) uint8; white outside the slide. Each pixel is the mean over its area, or the
+        nearest pixel where the slide is coarser than `mpp`. The result does not depend on the division into boxes.
         """
         level = self.level_for(mpp)
         ratio_y, ratio_x = (mpp / scale for scale in self._scales[level])
@@ -117,11 +117,11 @@ class Pyramid:
         columns = _edges(box.x, box.right, ratio_x)
         source = Box(columns[0], rows[0], columns[-1] - columns[0], rows[-1] - rows[0])
         pixels = self.read(source, level)
-        across, down = np.diff(columns), np.diff(rows)
-        if across.max() == down.max() == 1:
+        widths, heights = np.diff(columns), np.diff(rows)
+        if widths.max() == heights.max() == 1:
             return pixels
-        sums = _summed(_summed(pixels, rows - rows[0], 0), columns - columns[0], 1)
-        counts = down[:, None, None] * across[None, :, None]
+        sums = _sums_between(_sums_between(pixels, rows - rows[0], 0), columns - columns[0], 1)
+        counts = heights[:, None, None] * widths[None, :, None]
         means: NDArray[np.uint8] = ((sums + counts // 2) // counts).astype(np.uint8)
         return means
 
@@ -136,12 +136,12 @@ class Pyramid:
     def size_at(self, mpp: float) -> Size:
         """Size of the virtual image at `mpp` that covers the slide."""
         return Size(
-            width=max(1, math.ceil(self.size.width * self.mpp / mpp - _SLIVER)),
-            height=max(1, math.ceil(self.size.height * self.mpp / mpp - _SLIVER)),
+            width=max(1, math.ceil(self.size.width * self.mpp / mpp - _SIZE_TOLERANCE_PX)),
+            height=max(1, math.ceil(self.size.height * self.mpp / mpp - _SIZE_TOLERANCE_PX)),
         )
 
     def thumbnail(self, longest_px: int) -> tuple[NDArray[np.uint8], float]:
-        """The whole slide in at most `longest_px` pixels, and its scale in um per pixel."""
+        """The whole slide with at most `longest_px` pixels along its longer edge, and its scale in um per pixel."""
         extent = max(self.size.width, self.size.height) * self.mpp
         mpp = max(extent / longest_px, self.mpps[0])
         size = self.size_at(mpp)
@@ -154,7 +154,7 @@ class Pyramid:
 
 
 def level_for(mpps: Sequence[float], mpp: float) -> int:
-    """The coarsest of the levels with the scales `mpps` that is not coarser than `mpp` (within the tolerance)."""
+    """As `Pyramid.level_for`, for levels with the scales `mpps`."""
     fine_enough = [k for k, m in enumerate(mpps) if m <= mpp * (1 + MPP_TOLERANCE)]
     return fine_enough[-1] if fine_enough else 0
 
@@ -162,32 +162,32 @@ def level_for(mpps: Sequence[float], mpp: float) -> int:
 def patch_spec(
     mpps: Sequence[float], size_px: int, mpp: float, *, where: str, allow_upsampling: bool = False
 ) -> PatchSpec:
-    """How patches of `size_px` pixels at `mpp` are read from levels with the scales `mpps`.
+    """How to read patches of `size_px` pixels at `mpp` from levels with the scales `mpps`.
 
-    Raises `StoreError`, naming `where`, where the finest level is coarser than that.
+    Raises `StoreError`, naming `where`, where the finest level is coarser than `mpp`.
     """
     level = level_for(mpps, mpp)
-    own = mpps[level]
-    if own > mpp * (1 + MPP_TOLERANCE) and not allow_upsampling:
+    level_mpp = mpps[level]
+    if level_mpp > mpp * (1 + MPP_TOLERANCE) and not allow_upsampling:
         raise StoreError(
-            f"{where}: the slide has {own:.4g} um per pixel, coarser than the {mpp:.4g} asked for",
+            f"{where}: the slide has {level_mpp:.4g} um per pixel, coarser than the requested {mpp:.4g}",
             remedy="Use a model and patches of a coarser mpp, take the slide out of the sheet or, if only its heatmap "
             "is wanted, set heatmap.allow_upsampling (--allow-upsampling)",
         )
-    native = abs(own - mpp) <= MPP_TOLERANCE * mpp
-    real = own if native else mpp
+    native = abs(level_mpp - mpp) <= MPP_TOLERANCE * mpp
+    patch_mpp = level_mpp if native else mpp
     return PatchSpec(
         size_px=size_px,
-        mpp=real,
+        mpp=patch_mpp,
         level=level,
-        read_px=size_px if native else max(1, round(size_px * mpp / own)),
-        level0_px=size_px * real / mpps[0],
-        um=size_px * real,
+        read_px=size_px if native else max(1, round(size_px * mpp / level_mpp)),
+        level0_px=size_px * patch_mpp / mpps[0],
+        um=size_px * patch_mpp,
     )
 
 
-def _summed(values: NDArray[Any], edges: NDArray[np.int64], axis: int) -> NDArray[np.uint32]:
-    """Sums of the values from each edge up to the next; all parts have the same length or one more."""
+def _sums_between(values: NDArray[Any], edges: NDArray[np.int64], axis: int) -> NDArray[np.uint32]:
+    """Sums of the values between consecutive edges along `axis`. Lengths may differ by at most one."""
     lengths = np.diff(edges)
     shortest = int(lengths.min())
     sums = values.take(edges[:-1], axis).astype(np.uint32)
@@ -206,7 +206,7 @@ def _edges(start: int, stop: int, ratio: float) -> NDArray[np.int64]:
 
 
 def resample_patch(pixels: NDArray[np.uint8], spec: PatchSpec) -> NDArray[np.uint8]:
-    """What was read for a patch, (read_px, read_px, 3) uint8, at the patch's own size, anti-aliased."""
+    """Resample (read_px, read_px, 3) uint8 to the size of the patch: bicubic with anti-aliasing."""
     if spec.read_px == spec.size_px:
         return pixels
     size = (spec.size_px, spec.size_px)

@@ -1,4 +1,4 @@
-"""Levels that are decoded and encoded again: read through OpenSlide, or halved from the finer level."""
+"""Write re-encoded levels: read through OpenSlide, or downsampled from the finer level."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from wsi_pipeline.pyramid.writing import DamagedTiles, Tile, WrittenLevel, pad_t
 from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 
-# Regions of about this edge are read at once: small enough to bound memory, large enough to cost few calls.
-_READ_PX = 1024
+# Edge of the regions that are read at once: large enough for few calls, small enough to bound memory.
+_REGION_PX = 1024
 
 ReadRegion = Callable[[Box], NDArray[np.uint8]]
 
@@ -30,49 +30,52 @@ ReadRegion = Callable[[Box], NDArray[np.uint8]]
 def reencode_level(
     source: SourceSlide, number: int, folder: Path, options: StorageOptions, threads: int
 ) -> WrittenLevel:
-    """Write the array `folder` with the pixels that OpenSlide reads at level `number`.
+    """Write the array `folder` with level `number` as OpenSlide reads it.
 
     Raises `SlideError`, naming level, column and row of the chunk, where the slide is damaged, unless
-    the options ask for white chunks.
+    `damaged_tiles` is `white`.
     """
     size = source.metadata.levels[number]
-    # Where OpenSlide interpolates, what it reads depends on the corner, which then is that of the chunk.
-    step = _step(options) if source.has_integer_downsample(number) else 1
-    damaged = DamagedTiles(source, number, ChunkGrid.of(size, _chunk(options), 0).count, options.damaged_tiles)
-    return _make(folder, size, lambda box: source.read(box, number), "read", step, damaged, options, threads)
+    # Where OpenSlide interpolates, pixels depend on the corner of the region. Reading single chunks makes a level the
+    # same for any region size, and comparable chunk by chunk.
+    step = _chunks_per_read(options) if source.has_integer_downsample(number) else 1
+    damaged = DamagedTiles(source, number, ChunkGrid.of(size, _chunk_size(options), 0).count, options.damaged_tiles)
+    return _write_level(folder, size, lambda box: source.read(box, number), "read", step, damaged, options, threads)
 
 
 def downsample_level(finer: Level, folder: Path, options: StorageOptions, threads: int) -> WrittenLevel:
-    """Write the array `folder` with the level `finer` at half its size: means of 2 x 2 pixels."""
+    """Write the array `folder` with the level `finer` at half its size (means of 2 x 2 pixels)."""
 
     def read(box: Box) -> NDArray[np.uint8]:
         return downsample(finer.read(Box(2 * box.x, 2 * box.y, 2 * box.width, 2 * box.height).clipped(finer.size)))
 
-    return _make(folder, half_size(finer.size), read, "halved", _step(options), None, options, threads)
+    return _write_level(
+        folder, half_size(finer.size), read, "halved", _chunks_per_read(options), None, options, threads
+    )
 
 
-def _chunk(options: StorageOptions) -> Size:
+def _chunk_size(options: StorageOptions) -> Size:
     return Size(options.chunk_px, options.chunk_px)
 
 
-def _step(options: StorageOptions) -> int:
-    return max(1, _READ_PX // options.chunk_px)
+def _chunks_per_read(options: StorageOptions) -> int:
+    return max(1, _REGION_PX // options.chunk_px)
 
 
 def half_size(size: Size) -> Size:
-    """Half the size, rounded up."""
+    """Half of a size, rounded up."""
     return Size((size.width + 1) // 2, (size.height + 1) // 2)
 
 
 def downsample(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8 at half size: means of 2 along either axis, each rounded, the last repeated where odd."""
+    """Downsample (h, w, 3) uint8 by 2: means of 2 along each axis, each rounded; an odd last pixel is repeated."""
     height, width, bands = pixels.shape
     image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, "uchar")
     out: NDArray[np.uint8] = image.shrink(2, 2, ceil=True).numpy()
     return out
 
 
-def _make(
+def _write_level(
     folder: Path,
     size: Size,
     read: ReadRegion,
@@ -82,23 +85,25 @@ def _make(
     options: StorageOptions,
     threads: int,
 ) -> WrittenLevel:
-    chunk = _chunk(options)
+    chunk = _chunk_size(options)
     grid = ChunkGrid.of(size, chunk, options.shard_px)
     codec = chunk_codec(options, chunk)
     create_level(folder, grid, level_array_codecs(codec))
 
     def read_chunks(tiles: list[Tile]) -> dict[Tile, NDArray[np.uint8] | None]:
-        """Pixels of neighbouring chunks, of one region if that can be read; None where one is damaged."""
+        """Pixels of neighbouring chunks, read as one region, or one by one if that fails; None for a damaged chunk."""
         boxes = [grid.box(*tile) for tile in tiles]
-        x, y = min(box.x for box in boxes), min(box.y for box in boxes)
-        right, bottom = max(box.right for box in boxes), max(box.bottom for box in boxes)
+        x = min(box.x for box in boxes)
+        y = min(box.y for box in boxes)
+        right = max(box.right for box in boxes)
+        bottom = max(box.bottom for box in boxes)
         try:
             region = read(Box(x, y, right - x, bottom - y).clipped(size))
         except SlideError as error:
             if damaged is None:
                 raise
             if len(tiles) > 1:
-                return {tile: pixels for own in tiles for tile, pixels in read_chunks([own]).items()}
+                return {tile: pixels for single in tiles for tile, pixels in read_chunks([single]).items()}
             damaged.add(tiles[0], f"of {options.chunk_px} px: {error.problem}")
             return {tiles[0]: None}
         parts = [region[b.y - y : b.bottom - y, b.x - x : b.right - x] for b in boxes]

@@ -1,8 +1,8 @@
-"""Zarr v3 shard files, written from chunks that are already encoded and read one chunk at a time.
+"""Zarr v3 shard files: written from encoded chunks, read one chunk at a time.
 
-Layout of `sharding_indexed` with its index at the end: the chunks, then for each chunk its offset and
-its length as little-endian uint64 (both 2^64 - 1 where there is none), then the CRC-32C of the index.
-Before the index there are zeros, so that the file is a whole number of blocks.
+Layout of `sharding_indexed` with the index at the end: the chunks, then offset and length of each chunk as
+little-endian uint64 (both 2^64 - 1 for an absent chunk), then the CRC-32C of the index. Zeros before the index pad the
+file to a whole number of blocks.
 Specification: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
 """
 
@@ -24,13 +24,13 @@ from wsi_pipeline.progress_bar import track
 _ABSENT = np.uint64(2**64 - 1)
 _CRC_BYTES = 4
 
-# A chunk is written in parts, so that nobody has to join them first.
+# An encoded chunk in parts, which are written one after another without joining them in memory.
 Chunk = tuple[bytes | memoryview, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkGrid:
-    """How a level of `size` is cut into chunks, and `across` x `down` of them into a shard."""
+    """Division of a level of `size` into chunks, and of chunks into shards of `shard_columns` x `shard_rows`."""
 
     size: Size
     chunk: Size
@@ -39,7 +39,7 @@ class ChunkGrid:
 
     @classmethod
     def of(cls, size: Size, chunk: Size, shard_px: int) -> ChunkGrid:
-        """Shards of as many chunks as fit into `shard_px`, at least one."""
+        """A grid with as many chunks per shard as fit into `shard_px`, at least one."""
         return cls(size, chunk, max(1, shard_px // chunk.width), max(1, shard_px // chunk.height))
 
     @property
@@ -52,7 +52,7 @@ class ChunkGrid:
 
     @property
     def count(self) -> int:
-        """How many chunks there are."""
+        """Number of chunks."""
         return self.columns * self.rows
 
     @property
@@ -69,7 +69,7 @@ class ChunkGrid:
         ]
 
     def chunks(self, shard: tuple[int, int]) -> list[tuple[int, int]]:
-        """(column, row) of each chunk of a shard that begins inside the level."""
+        """(column, row) of each chunk of a shard that overlaps the level."""
         x, y = shard[0] * self.shard_columns, shard[1] * self.shard_rows
         return [
             (column, row)
@@ -78,15 +78,15 @@ class ChunkGrid:
         ]
 
     def index_in_shard(self, column: int, row: int) -> int:
-        """Place of a chunk in the index of its shard."""
+        """Position of a chunk in the index of its shard."""
         return row % self.shard_rows * self.shard_columns + column % self.shard_columns
 
     def box(self, column: int, row: int) -> Box:
-        """The chunk's pixels, beyond the edge of the level too."""
+        """The chunk in pixels of the level; it may reach beyond the edge."""
         return Box(column * self.chunk.width, row * self.chunk.height, self.chunk.width, self.chunk.height)
 
     def path(self, shard: tuple[int, int]) -> str:
-        """The shard's file, below the folder of its array (c, y, x)."""
+        """Path of the shard file below the folder of its array (c, y, x)."""
         return f"c/0/{shard[1]}/{shard[0]}"
 
 
@@ -96,10 +96,10 @@ def write_shards(
     encoded: Callable[[list[tuple[int, int]]], Sequence[Chunk | None]],
     threads: int,
 ) -> tuple[int, dict[str, str]]:
-    """Write all shards of the array `folder`; `encoded` gives the bytes of the chunks (column, row) of one shard.
+    """Write all shards of the array `folder`; `encoded` maps the (column, row) of one shard's chunks to their bytes.
 
-    Returns how many chunks there are and the digest of each file by its path below `folder`. Memory is
-    bounded by one shard a thread.
+    Returns the number of present chunks, and the digest of each file by its path below `folder`. Memory is
+    bounded by one shard per thread.
     """
 
     def write(shard: tuple[int, int]) -> tuple[int, str]:
@@ -109,7 +109,7 @@ def write_shards(
 
     shards = grid.shards()
     with ThreadPoolExecutor(threads) as pool:
-        # Not one more is begun after the first error.
+        # Cancel all pending shards after the first error.
         futures = [pool.submit(write, shard) for shard in shards]
         try:
             finished = (future.result() for future in futures)
@@ -122,10 +122,10 @@ def write_shards(
 
 
 def write_shard(path: Path, positions: Sequence[int], chunks: Sequence[Chunk | None], count: int) -> tuple[int, str]:
-    """Write a shard with room for `count` chunks; returns how many there are and the file's CRC-32C and size.
+    """Write a shard of `count` chunks; returns the number of present chunks, and CRC-32C and size of the file.
 
-    A cryptographic digest would take as long as all the rest; the source has one. A shard without any chunk is written
-    as well: so one that is lost is not taken for fill values.
+    A cryptographic digest would double the time, and the source has one already. A shard without any chunk is
+    written too, so that a lost file is not read as fill values.
     """
     present = [(position, chunk) for position, chunk in zip(positions, chunks, strict=True) if chunk is not None]
     lengths = np.array([sum(map(len, chunk)) for _, chunk in present], np.int64)
@@ -143,19 +143,19 @@ def write_shard(path: Path, positions: Sequence[int], chunks: Sequence[Chunk | N
 
 
 class Shard:
-    """A shard file open for reading: its index is read once, its chunks by `pread`, from any thread."""
+    """A shard file open for reading: the index is read once, chunks by `pread`; thread-safe."""
 
     __slots__ = ("_file", "_index", "_length")
 
     def __init__(self, path: Path, count: int) -> None:
-        """Open a shard of `count` chunks; `FileNotFoundError` where there is none, `ValueError` where it is damaged."""
+        """Open a shard of `count` chunks. Raises `FileNotFoundError`, and `ValueError` for a damaged file."""
         self._file = os.open(path, os.O_RDONLY)
         self._length = os.fstat(self._file).st_size - 16 * count - _CRC_BYTES
         if self._length < 0:
             raise ValueError("the file is too short for its index")
         raw = os.pread(self._file, 16 * count + _CRC_BYTES, self._length)
         if google_crc32c.value(raw[:-_CRC_BYTES]) != int.from_bytes(raw[-_CRC_BYTES:], "little"):
-            raise ValueError("the checksum of its index is wrong")
+            raise ValueError("the checksum of the index is wrong")
         self._index = np.frombuffer(raw, "<u8", 2 * count).reshape(count, 2)
 
     def __del__(self) -> None:
@@ -163,10 +163,10 @@ class Shard:
             os.close(self._file)
 
     def chunk(self, position: int) -> bytes | None:
-        """The bytes of a chunk, None where there is none; `ValueError` where the index is wrong."""
+        """The bytes of a chunk, None for an absent one. Raises `ValueError` for an invalid index."""
         offset, length = self._index[position].tolist()
         if length == _ABSENT:
             return None
         if offset + length > self._length:
-            raise ValueError("the index points behind the end of the file")
+            raise ValueError("the index points beyond the end of the file")
         return os.pread(self._file, length, offset)

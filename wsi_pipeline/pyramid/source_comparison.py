@@ -1,4 +1,4 @@
-"""Comparing a converted level with the slide's pixels as OpenSlide reads them."""
+"""Compare a converted level with the pixels that OpenSlide reads from the source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsi_pipeline.slides.openslide_reader import DAMAGED_REMEDY, SourceSlide
 
 SAMPLE_TILES = 16
 _CENTRE_PX = 128
-# Where OpenSlide interpolates, it does so with weights of 7 bits on either axis and rounds.
+# OpenSlide interpolates with 7-bit weights along each axis, and rounds.
 _INTERPOLATION_TOLERANCE = 3
 
 
@@ -45,7 +45,7 @@ def compare_level(
         box = level.grid.box(*tile)
         inside = box.clipped(level.size)
         try:
-            own = level.chunk(*tile)
+            stored = level.chunk(*tile)
         except StoreError as error:
             column, row = tile
             raise source.error(
@@ -53,13 +53,13 @@ def compare_level(
             ) from error
         if made.codec is None:
             whole = everything or number == 0
-            if not matches_source(source, own, inside if whole else central_box(inside), box, number):
-                raise _differs(source, number, tile)
+            if not matches_source(source, stored, inside if whole else central_box(inside), box, number):
+                raise _mismatch(source, number, tile)
             return 0, 0, 0
         pixels = pad_to_box(source.read(inside, number), box)
-        if not np.array_equal(own, made.codec.decode(made.codec.encode(pixels))):
-            raise _differs(source, number, tile)
-        difference = np.abs(own.astype(np.int16) - pixels)[: inside.height, : inside.width]
+        if not np.array_equal(stored, made.codec.decode(made.codec.encode(pixels))):
+            raise _mismatch(source, number, tile)
+        difference = np.abs(stored.astype(np.int16) - pixels)[: inside.height, : inside.width]
         return int(difference.max()), int(difference.sum()), difference.size
 
     tiles = list(_all_tiles(level) if everything else _sample(source.slide, level, number))
@@ -77,34 +77,34 @@ def compare_level(
     return made.facts.model_copy(update=compared)
 
 
-def matches_source(source: SourceSlide, own: NDArray[np.uint8], part: Box, box: Box, level: int) -> bool:
-    """Whether `own`, the pixels of `box`, are in `part` of it those that OpenSlide reads there.
+def matches_source(source: SourceSlide, pixels: NDArray[np.uint8], part: Box, box: Box, level: int) -> bool:
+    """Whether `pixels`, which cover `box`, equal OpenSlide's pixels within `part`; boxes in pixels of `level`.
 
-    Where OpenSlide interpolates between the level's pixels, ours are interpolated in the same way.
+    Where OpenSlide interpolates between the pixels of the level, `pixels` are interpolated in the same way.
     """
     left, top = part.x - box.x, part.y - box.y
-    own = own[top : top + part.height, left : left + part.width]
+    pixels = pixels[top : top + part.height, left : left + part.width]
     if source.interpolation_offset(part, level) == (0, 0):
-        return np.array_equal(own, source.read(part, level))
+        return np.array_equal(pixels, source.read(part, level))
     inner = Box(part.x + 1, part.y + 1, part.width - 2, part.height - 2)
     if inner.width < 1 or inner.height < 1:
         return True
     right, below = source.interpolation_offset(inner, level)
-    shifted = _shifted(_shifted(own.astype(np.float32), below, 0), right, 1)
+    shifted = _shifted(_shifted(pixels.astype(np.float32), below, 0), right, 1)
     return bool(np.abs(shifted - source.read(inner, level)).max() <= _INTERPOLATION_TOLERANCE)
 
 
 def central_box(box: Box) -> Box:
-    """The middle of a tile, where comparing all of it would cost more than it tells."""
+    """The centre of a tile, for comparisons where the whole tile would take too long."""
     width, height = min(box.width, _CENTRE_PX), min(box.height, _CENTRE_PX)
     return Box(box.x + (box.width - width) // 2, box.y + (box.height - height) // 2, width, height)
 
 
 def _shifted(pixels: NDArray[np.float32], by: float, axis: int) -> NDArray[np.float32]:
-    """The values `by` (-1 to 1) pixels further along an axis, without the first and the last pixel."""
+    """Linear interpolation at a shift of `by` (-1 to 1) pixels along an axis; the first and last pixel are cut off."""
     steps = (1, 2 if by > 0 else 0)
-    own, other = (pixels.take(range(k, pixels.shape[axis] - 2 + k), axis) for k in steps)
-    return own + np.float32(abs(by)) * (other - own)
+    inner, neighbour = (pixels.take(range(k, pixels.shape[axis] - 2 + k), axis) for k in steps)
+    return inner + np.float32(abs(by)) * (neighbour - inner)
 
 
 def _all_tiles(level: Level) -> Iterator[Tile]:
@@ -112,21 +112,21 @@ def _all_tiles(level: Level) -> Iterator[Tile]:
 
 
 def _sample(slide: str, level: Level, number: int) -> list[Tile]:
-    """Up to 16 tiles that are there and as many that are not, of those met first in a seeded order."""
+    """Up to `SAMPLE_TILES` present and as many absent tiles, the first of each in a seeded order."""
     order = generator(0, "compare", slide, number).permutation(level.grid.count)
-    there, absent = list[Tile](), list[Tile]()
+    present, absent = list[Tile](), list[Tile]()
     for index in order.tolist():
         row, column = divmod(index, level.grid.columns)
-        kind = absent if level.stream(column, row) is None else there
+        kind = absent if level.stream(column, row) is None else present
         if len(kind) < SAMPLE_TILES:
             kind.append((column, row))
-        if len(there) == SAMPLE_TILES:
+        if len(present) == SAMPLE_TILES:
             break
-    return sorted(there + absent)
+    return sorted(present + absent)
 
 
-def _differs(source: SourceSlide, number: int, tile: Tile) -> Exception:
+def _mismatch(source: SourceSlide, number: int, tile: Tile) -> Exception:
     return source.error(
-        f"the tile at level {number}, column {tile[0]}, row {tile[1]} of the store is not what OpenSlide reads there",
+        f"the tile at level {number}, column {tile[0]}, row {tile[1]} of the store differs from OpenSlide's pixels",
         "Set pyramid.passthrough to false in the config, and report the slide's format",
     )

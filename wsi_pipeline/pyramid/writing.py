@@ -37,7 +37,8 @@ class DamagedTiles:
     def __init__(self, source: SourceSlide, number: int, count: int, policy: str) -> None:
         """`count` is the number of tiles of the level, `policy` is `error` or `white`."""
         self.tiles = set[Tile]()
-        self._source, self._number = source, number
+        self._source = source
+        self._number = number
         self._most = 0 if policy == "error" else max(_MOST_DAMAGED_TILES, int(_MOST_DAMAGED_SHARE * count))
 
     def add(self, tile: Tile, problem: str) -> None:
