@@ -1,4 +1,4 @@
-"""Annotation files of each format, whole, awkward and broken."""
+"""Annotation files of each format: valid, unusual and malformed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_same_regions_in_each_format(tmp_path: Path) -> None:
         assert regions.tumor.area == pytest.approx(400**2 - 100**2 - 150**2), path
         assert regions.ignore.area == 300**2
         assert not regions.tumor.intersects(shapely.Point(250, 250))
-    # A hole is not annotated, where a cut-out says that the tissue in it is normal.
+    # A hole is not annotated, whereas a cut-out marks its tissue as normal.
     assert [read(path).cut_out.area for path in files] == [100**2, 100**2, 0, 0]
 
 
@@ -135,12 +135,12 @@ def test_annotations_without_any_vertex_are_nothing(tmp_path: Path) -> None:
 def test_rings_inside_and_over_each_other_and_off_the_slide(tmp_path: Path) -> None:
     rings = [
         ("_0", square(100, 100, 300)),
-        ("_0", square(150, 150, 50)),  # inside another one: no hole
-        ("_0", square(350, 350, 100)),  # over it
+        ("_0", square(150, 150, 50)),  # inside another outline: not a hole
+        ("_0", square(350, 350, 100)),  # overlaps it
         ("_2", square(120, 300, 50)),
         ("_0", square(130, 310, 10)),  # tumour inside a cut-out: cut out
         ("_0", square(1500, 1100, 400)),  # three corners off the slide
-        ("_2", square(800, 800, 50)),  # nothing to cut out of
+        ("_2", square(800, 800, 50)),  # no tumour to cut it from
         ("_0", [*square(700, 100, 10), (700, 100)]),  # closed by its last vertex
     ]
     regions = read(write_asap(tmp_path / "a.xml", rings))

@@ -64,14 +64,14 @@ def test_pen_is_taken_out_and_reported(tmp_path: Path, ink: tuple[int, int, int]
     mask = run(folder, tmp_path, mpp=8)
     assert not mask[:9].any()
     assert mask[20:50, 20:80].all()
-    # 40 x 700 um are 437 pixels of 8 um; the rim, where ink and glass mix, may count or not.
+    # 40 x 700 um are 437 pixels of 8 um; the rim, where ink and background mix, may count or not.
     assert json.loads((tmp_path / "tissue.json").read_text())["pen_pixels"] == pytest.approx(437, abs=100)
     with_pen = run(folder, tmp_path, mpp=8, remove_pen=False)
     assert with_pen[:9].any() == (ink[2] > 50)
 
 
 def test_ink_on_tissue_is_taken_out_too(tmp_path: Path) -> None:
-    """A long stroke of 28 um stays out of the tissue, though closing would cover it; a dot of 28 um does not."""
+    """A stroke 28 um wide is excluded although closing would cover it; a dot of 28 um is not."""
     rgb = tissue_picture()
     stroke = np.zeros(rgb.shape[:2], bool)
     stroke[400:456] = stroke[700:756] = stroke[400:756, :56] = True
@@ -80,12 +80,12 @@ def test_ink_on_tissue_is_taken_out_too(tmp_path: Path) -> None:
     rgb[stroke | dot] = (rgb[stroke | dot] * np.array([0.15, 0.35, 0.75])).astype(np.uint8)
     folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))
     mask = run(folder, tmp_path, mpp=4)
-    # All of it but the odd pixel whose colour the JPEG has moved.
+    # All but a few pixels, whose colours JPEG has changed.
     assert mask[51:56].mean() < 0.02
     assert mask[89:93].mean() < 0.02
     assert mask[30:48, 30:170].all()
     assert mask[60:86, 30:170].all()
-    # Not even where the closing is what covers it.
+    # Not even where only the closing would include it.
     assert run(folder, tmp_path, mpp=4, min_hole_um2=1e6)[51:56, 30:170].all()
 
 

@@ -43,7 +43,7 @@ def painted(area: shapely.Geometry, pixel: float, size: Size, band: int) -> np.n
 @given(st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 35)), min_size=3, max_size=12), st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
 def test_a_pixel_is_inside_where_its_centre_is(points: list[tuple[float, float]], band: int) -> None:
-    # Vertices off the lattice of pixel centres, where inside and outside would be a matter of convention.
+    # No vertices on pixel centres, where inside and outside depend on convention.
     shape = shapely.make_valid(shapely.Polygon([(round(x, 2) + 0.0013, round(y, 2) + 0.0017) for x, y in points]))
     area = shapely.union_all([g for g in shapely.get_parts(shape) if g.geom_type == "Polygon"])
     drawn = painted(area, 1.0, Size(40, 30), band)
@@ -68,7 +68,7 @@ def test_areas_are_right_without_bias() -> None:
 
 @pytest.mark.parametrize(("mm2", "within"), [(0.05, 0.01), (0.5, 0.003)])
 def test_regions_and_cut_outs_have_their_area_at_8_um(mm2: float, within: float) -> None:
-    """Wavy regions at random places between the pixels, each with a cut-out of `mm2`, a quarter of it."""
+    """Wavy regions at random sub-pixel positions, each with a cut-out of a quarter of its area."""
     rng = np.random.default_rng(0)
     differences = []
     for _ in range(150):
@@ -110,7 +110,7 @@ def test_awkward_rings_are_defined(tmp_path: Path) -> None:
         [
             ("Tumor", bow_tie),
             ("_0", square(200, 0, 100)),
-            ("_1", square(250, 0, 100)),  # overlaps the one before
+            ("_1", square(250, 0, 100)),  # overlaps the previous outline
             ("_0", [(500, 500), (600, 500)]),  # a line
             ("_0", [(700, 700), (700, 700), (700, 700)]),  # a point
         ],
@@ -182,7 +182,7 @@ def test_unknown_groups_and_annotations_of_other_slides_are_errors(tmp_path: Pat
         regions_of(tmp_path, [("Necrosis", square(0, 0, 10))])
     with pytest.raises(AnnotationError, match="4 of 4 vertices lie outside"):
         regions_of(tmp_path, [("_0", square(9000, 9000, 100))])
-    with pytest.raises(AnnotationError, match="a coordinate is no number"):
+    with pytest.raises(AnnotationError, match="a coordinate is not a number"):
         regions_of(tmp_path, [("_0", [("x", 1), (2, 3), (4, 5)])])  # type: ignore[list-item]
 
 
@@ -210,7 +210,7 @@ def test_a_band_along_the_borders_is_ignored(tumor_first: bool) -> None:
     band = np.zeros_like(image, bool)
     band[17:43, 27:63] = True
     band[23:37, 33:57] = False
-    # Around the corners the band is round.
+    # The band is rounded at the corners.
     for y, x in ((17, 27), (17, 62), (42, 27), (42, 62)):
         band[y, x] = False
     assert (image == IGNORE).sum() == pytest.approx(band.sum(), abs=8)
@@ -229,7 +229,7 @@ def test_the_band_is_wanted_by_the_config(tissue_slide: Path, tmp_path: Path) ->
         label="tumor",
     )
     pixels = json.loads((tmp_path / "t.json").read_text())["pixels"]
-    # 200 um of tumour, 20 um taken off on each side.
+    # 200 um of tumour, reduced by 20 um on each side.
     assert pixels["tumor"] * 16 == pytest.approx(160**2, rel=0.02)
     assert pixels["ignore"] * 16 == pytest.approx(240**2 - 160**2, rel=0.03)
 
@@ -245,7 +245,7 @@ def test_micrometres_taken_for_pixels_are_noticed(tissue_slide: Path, tmp_path: 
     run(square(300, 300, 80))
     with pytest.raises(AnnotationError, match=r"0 % of its vertices lie on tissue; 100 % would if they were micromet"):
         run(square(110, 110, 60))
-    # On glass either way: that may be.
+    # On background in either unit: not an error.
     run(square(10, 10, 20))
 
 
@@ -269,7 +269,7 @@ def test_truth_is_the_same_for_any_bands_and_workers(
 
 
 def test_the_geojson_is_the_same_truth(tissue_slide: Path, tmp_path: Path) -> None:
-    """What QuPath is given, read as an annotation again, says what the first one said."""
+    """The GeoJSON export, read as an annotation, gives the same truth."""
     pyramid = tissue_slide / "pyramid.ome.zarr"
     rings = [("_0", square(300, 300, 400)), ("_2", square(400, 400, 100)), ("Ignore*", square(900, 300, 200))]
     first, second = tmp_path / "first", tmp_path / "second"

@@ -1,5 +1,5 @@
-"""Tissue and annotations as areas and label images.
+"""Tissue and annotations, as polygons and as label images.
 
-Tissue detection, annotation files and their meaning, rasterisation, label images and their share of a patch,
-GeoJSON for QuPath. It imports `pyramid`, `slides`, `io`, `config` and `geometry`.
+Tissue detection, annotation formats and their interpretation, rasterisation, label images and their fractions of a
+patch, GeoJSON for QuPath. Imports `pyramid`, `slides`, `io`, `config` and `geometry`.
 """

@@ -1,7 +1,7 @@
-"""Annotation files as outlines: ASAP XML, Aperio ImageScope XML and QuPath GeoJSON.
+"""Parsers of annotation files: ASAP XML, Aperio ImageScope XML and QuPath GeoJSON.
 
-Files are read from top to bottom without keeping their trees, so memory is that of the vertices. XML
-with a DTD or entities is refused and nothing outside the file is read.
+XML is parsed as a stream without a tree, so memory grows with the vertices alone. XML with a DTD or entities is
+rejected, so that no file other than the annotation is read.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ Ring = NDArray[np.float64]
 Attributes = dict[str, str]
 
 _GEOJSON_SUFFIXES = (".geojson", ".json")
-_AGAIN = "Export the annotation again"
-_CHUNK = 1 << 16
-# ImageScope draws an ellipse by the corners of its box; so many vertices keep its area to 0.1 %.
+_EXPORT_AGAIN = "Export the annotation again"
+_CHUNK_BYTES = 1 << 16
+# ImageScope stores the bounding box of an ellipse; this many vertices approximate its area to 0.1 %.
 _ELLIPSE_VERTICES = 90
-_RECTANGLE, _ELLIPSE, _NO_AREA = "1", "2", frozenset({"3", "4"})
+# Values of the attribute Type of a Region; 3 and 4 enclose no area.
+_RECTANGLE, _ELLIPSE = "1", "2"
+_REGIONS_WITHOUT_AREA = frozenset({"3", "4"})
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
     """One annotated area in level-0 pixels: an outer ring (n, 2) and holes.
 
-    `group` is what the file calls it; `is_negative` marks what the file itself cuts out.
+    `group` is the group, layer or class in the file; `is_negative` marks an area that the file itself excludes.
     """
 
     group: str
@@ -46,10 +48,10 @@ class Outline:
 
 
 def read_outlines(slide: str, path: Path) -> list[Outline]:
-    """All outlines of an annotation file; what has no area (points, lines, rulers) is left out.
+    """All outlines of an annotation file; shapes without area (points, lines, rulers) are skipped.
 
-    The format is told by the suffix (.geojson, .json) or by the root element of the XML. Raises
-    `AnnotationError`, with the line where the file is broken.
+    The suffix (.geojson, .json) or the root element of the XML determines the format. Raises `AnnotationError`,
+    with the position of a syntax error.
     """
     if path.suffix.lower() in _GEOJSON_SUFFIXES:
         return _read_geojson(slide, path)
@@ -57,7 +59,7 @@ def read_outlines(slide: str, path: Path) -> list[Outline]:
 
 
 class _Reader(Protocol):
-    """What takes the elements of one XML format in turn."""
+    """Event handler for the elements of one XML format."""
 
     outlines: list[Outline]
 
@@ -66,10 +68,10 @@ class _Reader(Protocol):
     def end(self, tag: str) -> None: ...
 
 
-class _Asap:
+class _AsapReader:
     """ASAP: Annotation (PartOfGroup) / Coordinates / Coordinate (Order, X, Y)."""
 
-    _WITHOUT_AREA = frozenset({"Dot", "PointSet", "Measurement"})
+    _TYPES_WITHOUT_AREA = frozenset({"Dot", "PointSet", "Measurement"})
 
     def __init__(self) -> None:
         self.outlines = list[Outline]()
@@ -85,12 +87,12 @@ class _Asap:
             self._points.append((order, _number(attributes.get("X"), name), _number(attributes.get("Y"), name)))
 
     def end(self, tag: str) -> None:
-        if tag == "Annotation" and self._attributes.get("Type") not in self._WITHOUT_AREA:
+        if tag == "Annotation" and self._attributes.get("Type") not in self._TYPES_WITHOUT_AREA:
             points = [point[1:] for point in sorted(self._points, key=lambda point: point[0])]
             self.outlines.append(Outline(self._attributes.get("PartOfGroup", ""), (_ring(points),)))
 
 
-class _ImageScope:
+class _ImageScopeReader:
     """ImageScope: Annotation (Name) / Regions / Region (Type, NegativeROA) / Vertices / Vertex (X, Y)."""
 
     def __init__(self) -> None:
@@ -109,7 +111,7 @@ class _ImageScope:
 
     def end(self, tag: str) -> None:
         kind = self._attributes.get("Type")
-        if tag != "Region" or kind in _NO_AREA:
+        if tag != "Region" or kind in _REGIONS_WITHOUT_AREA:
             return
         ring = _ring(self._points)
         if kind == _ELLIPSE and len(ring):
@@ -120,11 +122,11 @@ class _ImageScope:
         self.outlines.append(Outline(self._layer, (ring,), self._attributes.get("NegativeROA") == "1"))
 
 
-_READERS: dict[str, type[_Reader]] = {"ASAP_Annotations": _Asap, "Annotations": _ImageScope}
+_READERS: dict[str, type[_Reader]] = {"ASAP_Annotations": _AsapReader, "Annotations": _ImageScopeReader}
 
 
-class _Elements:
-    """The parser's target: hands the elements to the reader of the format that the root element names."""
+class _Dispatcher:
+    """Parser target that forwards elements to the handler of the format that the root element names."""
 
     def __init__(self) -> None:
         self.reader: _Reader | None = None
@@ -141,23 +143,23 @@ class _Elements:
             self.reader.end(tag)
 
     def close(self) -> None:
-        """The parser asks for it."""
+        """Required by the parser."""
 
 
 class _UnknownRootError(Exception):
     pass
 
 
-class _NoNumberError(ValueError):
+class _InvalidNumberError(ValueError):
     pass
 
 
 def _read_xml(slide: str, path: Path) -> list[Outline]:
-    target = _Elements()
+    target = _Dispatcher()
     parser = XMLParser(target=target, forbid_dtd=True)
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
+            while chunk := file.read(_CHUNK_BYTES):
                 parser.feed(chunk)
         parser.close()
     except DefusedXmlException as error:
@@ -174,22 +176,22 @@ def _read_xml(slide: str, path: Path) -> list[Outline]:
             f"neither ASAP nor ImageScope XML (root element {error})",
             remedy="Export it from ASAP or ImageScope, or as GeoJSON from QuPath",
         ) from error
-    except _NoNumberError as error:
-        raise AnnotationError(slide, path, str(error), remedy=_AGAIN) from error
+    except _InvalidNumberError as error:
+        raise AnnotationError(slide, path, str(error), remedy=_EXPORT_AGAIN) from error
     except (ParseError, ValueError) as error:
-        raise AnnotationError(slide, path, f"not well-formed XML ({error})", remedy=_AGAIN) from error
+        raise AnnotationError(slide, path, f"not well-formed XML ({error})", remedy=_EXPORT_AGAIN) from error
     except OSError as error:
-        _cannot_be_read(slide, path, error)
+        _raise_unreadable(slide, path, error)
     return [] if target.reader is None else target.reader.outlines
 
 
 def _read_geojson(slide: str, path: Path) -> list[Outline]:
     try:
-        content = json.loads(path.read_bytes(), object_hook=_with_arrays)
+        content = json.loads(path.read_bytes(), object_hook=_convert_rings)
     except OSError as error:
-        _cannot_be_read(slide, path, error)
+        _raise_unreadable(slide, path, error)
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(slide, path, f"not JSON ({error})", remedy=_AGAIN) from error
+        raise AnnotationError(slide, path, f"not JSON ({error})", remedy=_EXPORT_AGAIN) from error
     try:
         return [outline for feature in _features(content) for outline in _feature_outlines(feature)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -201,21 +203,21 @@ def _read_geojson(slide: str, path: Path) -> list[Outline]:
         ) from error
 
 
-def _with_arrays(found: dict[str, Any]) -> dict[str, Any]:
-    """Rings become arrays while the file is read: as lists those of all features would take ten times the memory."""
+def _convert_rings(found: dict[str, Any]) -> dict[str, Any]:
+    """JSON object hook: convert rings to arrays during parsing, as nested lists take ten times the memory."""
     try:
         if found.get("type") == "Polygon":
             return found | {"coordinates": [_ring(ring) for ring in found["coordinates"]]}
         if found.get("type") == "MultiPolygon":
             return found | {"coordinates": [[_ring(ring) for ring in polygon] for polygon in found["coordinates"]]}
     except (KeyError, TypeError, ValueError):
-        # What is wrong with it is said when it is looked at.
+        # `_features` and `_polygons` report the malformed geometry with its context.
         pass
     return found
 
 
 def _features(content: Any) -> Iterator[dict[str, Any]]:
-    """QuPath writes a FeatureCollection, a list of features, or one feature (RFC 7946)."""
+    """The features of a FeatureCollection, a list of features, or one feature (RFC 7946); QuPath writes all three."""
     if isinstance(content, list):
         yield from content
     elif content["type"] == "FeatureCollection":
@@ -229,7 +231,7 @@ def _features(content: Any) -> Iterator[dict[str, Any]]:
 def _feature_outlines(feature: dict[str, Any]) -> Iterator[Outline]:
     properties = feature.get("properties") or {}
     classification = properties.get("classification") or {}
-    # Older exports of QuPath have the name in the properties themselves.
+    # Older versions of QuPath export the class name instead of an object.
     group = classification.get("name") if isinstance(classification, dict) else classification
     for polygon in _polygons(feature["geometry"]):
         yield Outline(str(group or ""), tuple(_ring(ring) for ring in polygon))
@@ -269,19 +271,19 @@ def _number(text: str | float | None, name: str) -> float:
     except ValueError:
         value = _with_decimal_comma(str(text))
     if not math.isfinite(value):
-        raise _NoNumberError(f"annotation {name!r}: a coordinate is no number ({text!r})")
+        raise _InvalidNumberError(f"annotation {name!r}: a coordinate is not a number ({text!r})")
     return value
 
 
 def _with_decimal_comma(text: str) -> float:
-    """Some locales write one; NaN where that does not help."""
+    """Parse a number with a decimal comma, as some locales write it; NaN for other text."""
     try:
         return float(text.replace(",", "."))
     except ValueError:
         return math.nan
 
 
-def _cannot_be_read(slide: str, path: Path, error: OSError) -> NoReturn:
+def _raise_unreadable(slide: str, path: Path, error: OSError) -> NoReturn:
     raise AnnotationError(
         slide, path, f"cannot be read ({error.strerror})", remedy="Correct the sheet's column annotation"
     ) from error

@@ -1,4 +1,4 @@
-"""What the outlines of an annotation file mean on a slide: tumour, normal tissue cut out of it, or to be ignored."""
+"""Interpretation of annotations: tumour, areas cut out of tumour, and areas to ignore."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsi_pipeline.masks.annotation_formats import Outline, read_outlines
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Annotated areas in level-0 pixels, inside the slide; they do not overlap."""
+    """Annotated areas in level-0 pixels: disjoint, and clipped to the slide. `polygons` counts the outlines used."""
 
     tumor: BaseGeometry
     cut_out: BaseGeometry
@@ -30,12 +30,12 @@ NO_REGIONS = Regions(shapely.Polygon(), shapely.Polygon(), shapely.Polygon(), 0)
 
 
 def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -> Regions:
-    """Read an annotation file. Group names mean what `options` says; all outlines of a meaning are united.
+    """Read an annotation file; `options` maps group names to their meaning, `size` is that of level 0.
 
-    Holes stay holes, self-crossing rings are repaired, unclosed ones are closed, those of fewer than
-    three points or without area are left out, and so is what lies outside the slide. What is cut out is
-    cut out of all tumour; what is to be ignored is neither. Raises `AnnotationError` for broken or
-    unsafe files, unknown groups and annotations that lie off the slide.
+    The outlines of each meaning are merged. Holes are kept, self-intersecting rings repaired and open rings closed.
+    Rings with fewer than three points or without area are skipped; areas outside the slide are cut off. Cut-out areas
+    are removed from all tumour, and ignored areas from both. Raises `AnnotationError` for malformed or unsafe files,
+    unknown groups, and annotations that lie mostly off the slide.
     """
     meaning = {
         **dict.fromkeys(options.tumor_groups, "tumor"),
@@ -44,7 +44,7 @@ def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -
     }
     areas: dict[str, list[BaseGeometry]] = {"tumor": [], "cut_out": [], "ignore": []}
     outlines = read_outlines(slide, path)
-    _check_place(slide, path, outlines, size)
+    _check_on_slide(slide, path, outlines, size)
     for outline in outlines:
         if outline.group not in meaning:
             raise AnnotationError(
@@ -53,19 +53,19 @@ def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -
                 f"unknown annotation group {outline.group!r}",
                 remedy=f"Say in the config's truth section what it means (known: {', '.join(meaning)})",
             )
-        area = _area(outline)
+        area = _polygon(outline)
         if not area.is_empty:
             areas["cut_out" if outline.is_negative else meaning[outline.group]].append(area)
-    tumor, cut_out, ignore = (_inside(shapely.union_all(areas[kind]), size) for kind in ("tumor", "cut_out", "ignore"))
+    tumor, cut_out, ignore = (_clipped(shapely.union_all(areas[kind]), size) for kind in ("tumor", "cut_out", "ignore"))
     return Regions(
-        tumor=_without(_without(tumor, cut_out), ignore),
-        cut_out=_without(_areal(tumor & cut_out), ignore),
+        tumor=_difference(_difference(tumor, cut_out), ignore),
+        cut_out=_difference(_polygonal(tumor & cut_out), ignore),
         ignore=ignore,
         polygons=sum(map(len, areas.values())),
     )
 
 
-def _check_place(slide: str, path: Path, outlines: list[Outline], size: Size) -> None:
+def _check_on_slide(slide: str, path: Path, outlines: list[Outline], size: Size) -> None:
     points = [ring for outline in outlines for ring in outline.rings]
     x, y = np.concatenate([np.empty((0, 2)), *points]).T
     outside = int(np.count_nonzero((x < 0) | (y < 0) | (x > size.width) | (y > size.height)))
@@ -78,25 +78,25 @@ def _check_place(slide: str, path: Path, outlines: list[Outline], size: Size) ->
         )
 
 
-def _area(outline: Outline) -> BaseGeometry:
+def _polygon(outline: Outline) -> BaseGeometry:
     if not outline.rings or len(outline.rings[0]) < 3:
         return shapely.Polygon()
     outer, *holes = outline.rings
-    return _areal(shapely.make_valid(shapely.Polygon(outer, [hole for hole in holes if len(hole) > 2])))
+    return _polygonal(shapely.make_valid(shapely.Polygon(outer, [hole for hole in holes if len(hole) > 2])))
 
 
-def _inside(area: BaseGeometry, size: Size) -> BaseGeometry:
+def _clipped(area: BaseGeometry, size: Size) -> BaseGeometry:
     slide = shapely.box(0, 0, size.width, size.height)
-    return area if slide.contains(shapely.box(*area.bounds)) else _areal(shapely.intersection(area, slide))
+    return area if slide.contains(shapely.box(*area.bounds)) else _polygonal(shapely.intersection(area, slide))
 
 
-def _without(area: BaseGeometry, other: BaseGeometry) -> BaseGeometry:
-    # Taking nothing away would cost as much as taking something away.
-    return area if other.is_empty else _areal(area - other)
+def _difference(area: BaseGeometry, other: BaseGeometry) -> BaseGeometry:
+    # A difference with an empty geometry takes GEOS as long as any other.
+    return area if other.is_empty else _polygonal(area - other)
 
 
-def _areal(geometry: BaseGeometry) -> BaseGeometry:
-    """The polygons of a geometry, without the lines and points that repairs and differences leave."""
+def _polygonal(geometry: BaseGeometry) -> BaseGeometry:
+    """The polygons of a geometry, without the lines and points that repairs and overlays leave behind."""
     if geometry.geom_type in ("Polygon", "MultiPolygon"):
         return geometry
     parts: Iterable[BaseGeometry] = shapely.get_parts(shapely.get_parts(geometry))

@@ -1,6 +1,6 @@
-"""Areas and points as GeoJSON that QuPath opens as annotations; coordinates are level-0 pixels.
+"""GeoJSON annotations for QuPath; coordinates are level-0 pixels.
 
-Format: RFC 7946, with the properties of QuPath's own export (https://qupath.readthedocs.io).
+Format: RFC 7946, with the properties of QuPath's export (https://qupath.readthedocs.io).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def feature(
     name: str | None = None,
     measurements: Mapping[str, float] | None = None,
 ) -> Feature:
-    """An annotation of a class."""
+    """A QuPath annotation with a class, and optionally a name and measurements."""
     properties: dict[str, Any] = {
         "objectType": "annotation",
         "classification": {"name": classification, "color": list(color)},
@@ -42,23 +42,26 @@ def feature(
 
 
 def write_features(path: Path, features: Iterable[Feature]) -> None:
-    """Write a collection atomically, one feature at a time: outlines of a slide may have millions of points."""
+    """Write a FeatureCollection atomically, one feature at a time, as outlines may have millions of points."""
     with atomic_output(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        between = "\n"
-        for one in features:
-            file.write(between + json.dumps(one, allow_nan=False))
-            between = ",\n"
+        separator = "\n"
+        for item in features:
+            file.write(separator + json.dumps(item, allow_nan=False))
+            separator = ",\n"
         file.write("\n]}\n")
 
 
 def polygon_parts(geometry: BaseGeometry) -> list[BaseGeometry]:
-    """The polygons of an area, one by one."""
+    """The non-empty polygons of a geometry."""
     return [part for part in shapely.get_parts(geometry).tolist() if part.geom_type == "Polygon" and not part.is_empty]
 
 
 def cells_polygon(cells: NDArray[np.bool_], stride_px: float, first_px: float) -> BaseGeometry:
-    """The area of cells of a grid, (rows, columns), each `stride_px` wide; the first one begins at `first_px`."""
+    """Outline the set cells of a grid, (rows, columns) bool, as polygons in level-0 pixels.
+
+    Cells are `stride_px` wide; the first one starts at `first_px` in x and y.
+    """
     if not cells.any():
         return shapely.Polygon()
     padded = np.pad(cells, ((0, 0), (1, 1))).astype(np.int8)
@@ -66,5 +69,5 @@ def cells_polygon(cells: NDArray[np.bool_], stride_px: float, first_px: float) -
     _, stops = np.nonzero(np.diff(padded, axis=1) == -1)
     left, top, right, bottom = (first_px + stride_px * edge for edge in (starts, rows, stops, rows + 1))
     runs = shapely.box(left, top, right, bottom)
-    found: BaseGeometry = shapely.union_all(runs)
-    return found
+    union: BaseGeometry = shapely.union_all(runs)
+    return union

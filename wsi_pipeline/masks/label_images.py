@@ -1,4 +1,4 @@
-"""Tissue and truth as images on a slide, and what they say about patches."""
+"""Label images of tissue and truth, and their values for patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue
 Floats = NDArray[np.floating[Any]]
 
 NORMAL, TUMOR, IGNORE = 0, 1, 2
-_ROUNDING = 1e-6
+_ROUNDING_PX = 1e-6
 TISSUE_LABELS = (LabelValue(1, "tissue", (0, 114, 178, 96)),)
 TRUTH_LABELS = (
     LabelValue(NORMAL, "normal", (0, 0, 0, 0)),
@@ -23,9 +23,9 @@ TRUTH_LABELS = (
 
 
 class AreaFractions:
-    """Share of a mask within boxes, exact for boxes at fractional positions (summed-area table).
+    """Fraction of boxes that a mask covers, from a summed-area table; exact for boxes at fractional positions.
 
-    `mask` is a boolean (y, x) image; what lies outside it counts as not set.
+    `mask` is a boolean image (y, x) with pixels `mpp` um wide; pixels outside it count as False.
     """
 
     def __init__(self, mask: NDArray[np.bool_], mpp: float) -> None:
@@ -35,15 +35,15 @@ class AreaFractions:
         self._mpp = mpp
 
     def of(self, x_um: Floats, y_um: Floats, edge_um: float) -> Floats:
-        """Share of each square of `edge_um` with its top left corner at (x_um, y_um), as len(y) x len(x)."""
+        """Covered fraction of squares of `edge_um` with top left corners at (x_um, y_um), (len(y), len(x))."""
         top, bottom = self._rows(y_um), self._rows(y_um + edge_um)
         left, right = self._columns(x_um), self._columns(x_um + edge_um)
         area = (edge_um / self._mpp) ** 2
         total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
-        # Rounding must not turn "nothing" into a little of something, nor "all" into almost all.
-        total = np.where(total < _ROUNDING, 0.0, np.where(total > area - _ROUNDING, area, total))
-        shares: Floats = total / area
-        return shares
+        # Snap rounding errors to exactly 0 and 1: thresholds compare with > 0 and >= 1.
+        total = np.where(total < _ROUNDING_PX, 0.0, np.where(total > area - _ROUNDING_PX, area, total))
+        fractions: Floats = total / area
+        return fractions
 
     def _rows(self, um: Floats) -> Floats:
         rows: Floats = np.clip(um / self._mpp, 0, self._table.shape[0] - 1)
@@ -54,7 +54,7 @@ class AreaFractions:
         return columns
 
     def _at(self, y: Floats, x: Floats) -> Floats:
-        # Within a mask pixel the integral is bilinear, so interpolating the table is exact.
+        # The integral is bilinear within a mask pixel, so bilinear interpolation of the table is exact.
         y0 = np.minimum(y.astype(np.int64), self._table.shape[0] - 2)
         x0 = np.minimum(x.astype(np.int64), self._table.shape[1] - 2)
         fy, fx = (y - y0)[:, None], (x - x0)[None, :]
@@ -66,9 +66,9 @@ class AreaFractions:
 
 
 def grid_fractions(mask: NDArray[np.bool_], mask_mpp: float, grid: Grid, slide_mpp: float) -> Floats:
-    """Share of `mask` in each patch of a grid, (rows, columns) float64."""
-    shares = AreaFractions(mask, mask_mpp)
-    return shares.of(grid.x() * slide_mpp, grid.y() * slide_mpp, grid.patch_px * slide_mpp)
+    """Fraction of each patch of a grid that `mask` covers, (rows, columns) float64."""
+    fractions = AreaFractions(mask, mask_mpp)
+    return fractions.of(grid.x() * slide_mpp, grid.y() * slide_mpp, grid.patch_px * slide_mpp)
 
 
 def grid_truth(
@@ -76,9 +76,9 @@ def grid_truth(
 ) -> NDArray[np.uint8]:
     """Truth of each patch of a grid (0 normal, 1 tumour, 2 ignore), (rows, columns) uint8.
 
-    `centre_nearest` takes the truth pixel nearest to the patch's centre. `centre_region` is tumour
-    where the central square of `region_um` has any tumour, `area_fraction` where at least `min_tumor`
-    of the patch is tumour; both are ignored where anything else in that area is to be ignored.
+    `centre_nearest` takes the truth pixel nearest to the patch's centre. `centre_region` labels a patch tumour
+    where the central square of `region_um` contains any tumour, `area_fraction` where at least `min_tumor` of the
+    patch is tumour. Under both, any other patch is ignored where that area contains pixels to ignore.
     """
     patch_um = grid.patch_px * slide_mpp
     x_um, y_um = grid.x() * slide_mpp, grid.y() * slide_mpp
