@@ -1,4 +1,4 @@
-"""Temperature: what it does to scores, and that the best one is found."""
+"""Temperature scaling: its effect on scores, and the fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi_pipeline.metrics.steps import STEPS, dequantize
 
 
 def drawn(temperature: float, count: int = 200_000) -> Histogram:
-    """Truth drawn with the probability that the score has once it is divided by the temperature."""
+    """Scores, with truth drawn at the probability after division of the log odds by the temperature."""
     rng = np.random.default_rng(1)
     odds = rng.normal(-1, 3, count)
     truth = rng.random(count) < expit(odds / temperature)

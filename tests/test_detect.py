@@ -27,7 +27,7 @@ from wsi_pipeline.metrics.lesions import (
 from wsi_pipeline.stages import detect
 
 NAN = np.nan
-# Scores below, at and above the least one of 0.5, exact in float32, with ties.
+# Scores below, at and above the minimum of 0.5, exact in float32, with ties.
 LEVELS = (0.25, 0.5, 0.75, 0.875, NAN)
 
 
@@ -44,7 +44,7 @@ def test_suppression_takes_the_highest_and_clears_its_circle() -> None:
     heat = np.full((9, 9), 0.1, np.float32)
     heat[2, 2], heat[2, 4], heat[2, 5], heat[8, 8] = 0.9, 0.8, 0.7, 0.6
     heat[0, 0] = NAN
-    # 0.8 lies 2 pixels from 0.9 and goes; 0.7 lies 3 pixels away and stays.
+    # 0.8 lies 2 pixels from 0.9 and is suppressed; 0.7 lies 3 pixels away and is kept.
     found = non_maximum_suppression(heat, radius=2, min_score=0.5)
     assert [(round(s, 3), x, y) for s, x, y in found] == [(0.9, 2, 2), (0.7, 5, 2), (0.6, 8, 8)]
     assert non_maximum_suppression(heat, 2, 0.95) == []
@@ -53,7 +53,7 @@ def test_suppression_takes_the_highest_and_clears_its_circle() -> None:
 
 def test_connected_areas_are_one_detection_each_at_their_maximum() -> None:
     heat = np.full((9, 9), 0.1, np.float32)
-    heat[1, 1:4], heat[2, 4], heat[1, 2] = 0.6, 0.7, 0.9  # joined over the corner
+    heat[1, 1:4], heat[2, 4], heat[1, 2] = 0.6, 0.7, 0.9  # connected diagonally
     heat[5, 5] = heat[5, 6] = 0.9  # a tie: the first in reading order
     heat[8, 0] = 0.5
     heat[3, 8] = NAN
@@ -123,8 +123,8 @@ def test_hits_count_once_and_isolated_cells_not_at_all() -> None:
     points = [
         Detection(0.7, 40 * 4, 50 * 4),
         Detection(0.9, 45 * 4, 52 * 4),  # the same lesion again
-        Detection(0.8, 150 * 4, 50 * 4),  # isolated cells
-        Detection(0.6, 100 * 4, 90 * 4),  # nothing
+        Detection(0.8, 150 * 4, 50 * 4),  # isolated tumour cells
+        Detection(0.6, 100 * 4, 90 * 4),  # outside all lesions
         Detection(0.5, 9999, 9999),  # off the slide
     ]
     hits = match_detections(points, lesions, 4.0)
@@ -153,7 +153,7 @@ def test_froc_by_hand() -> None:
 
 
 def test_froc_with_ties_by_hand() -> None:
-    # A hit and a false positive at .8, two hits and a false positive at .5: equal confidences are called together.
+    # A hit and a false positive at .8, two hits and a false positive at .5: equal confidences share a threshold.
     slides = [SlideHits((0.8, 0.5), (0.8,)), SlideHits((0.5,), (0.5, 0.3))]
     # Thresholds without the lowest (.3): at .5 2 false positives on 2 slides and 3 of 3 lesions, at .8 1 and 1.
     result = froc(slides)

@@ -13,7 +13,7 @@ from wsi_pipeline.metrics.lesions import SlideHits
 from wsi_pipeline.metrics.operating_points import at_false_positives, at_sensitivity, max_f1, youden
 from wsi_pipeline.metrics.steps import STEPS
 
-# Called at or above .9: 4 of 10 tumour and 0 of 20 normal patches; .7: 7 and 2; .5: 9 and 5; .3: 10 and 12; .1: all.
+# Positives at or above .9: 4 of 10 tumour and 0 of 20 normal patches; .7: 7 and 2; .5: 9 and 5; .3: 10 and 12; .1: all.
 BY_HAND = Histogram(
     np.array([0.1, 0.3, 0.5, 0.7, 0.9]), normal=np.array([8, 7, 3, 2, 0]), tumor=np.array([0, 1, 2, 3, 4])
 )
@@ -64,7 +64,7 @@ def test_false_positives_per_slide_by_hand() -> None:
     assert at_false_positives(slides, 0.99) == 0.6
     assert at_false_positives(slides, 0.5) == 0.7
     assert at_false_positives(slides, 0.25) == 0.7
-    # None is allowed: the next step above the highest false one.
+    # No false positive allowed: one step above the highest.
     assert at_false_positives(slides, 0.0) == pytest.approx(0.9 + 1 / STEPS, abs=0.6 / STEPS)
     assert (at_false_positives(slides, 0.0) or 0) > 0.9
     assert at_false_positives([SlideHits((0.0,), ())], 1.0) is None

@@ -1,4 +1,4 @@
-"""Scores of many slides: exact together, nearly exact in resamples, small in memory."""
+"""Pooled scores of many slides: exact over all, nearly exact in resamples, small in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi_pipeline.metrics.steps import STEPS, dequantize
 
 
 def draw(rng: np.random.Generator, count: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scores in steps and truth of a slide; most scores lie near 0 and 1, as a network's do."""
+    """Scores in steps and truth of a slide; most scores lie near 0 and 1, as those of a network."""
     truth = rng.random(count) < rng.choice((0, 0.02, 0.3))
     logits = rng.normal(np.where(truth, 1.5, -2.5), 2) * sharpness
     return np.rint(STEPS / (1 + np.exp(-logits))).astype(np.int64), truth
@@ -46,7 +46,7 @@ def test_resamples_are_nearly_those_of_the_scores_themselves(sharpness: float) -
     assert area == pytest.approx(metrics.roc_auc_score(truth, scores), abs=1e-12)
     assert precision == pytest.approx(metrics.average_precision_score(truth, scores), abs=1e-12)
     weights = bootstrap_weights(12, 40, 1, "x")
-    # Steps of precision are steeper than those of the area, the more so where a resample has few tumour patches.
+    # Binning affects average precision more than AUC, especially in resamples with few tumour patches.
     for statistic, exact, reference, largest, mean in (
         (histogram_aucs, area, metrics.roc_auc_score, 5e-4, 1e-4),
         (histogram_average_precisions, precision, metrics.average_precision_score, 5e-3, 5e-4),
@@ -59,7 +59,7 @@ def test_resamples_are_nearly_those_of_the_scores_themselves(sharpness: float) -
         differences = np.abs(pooled.resampled(statistic, exact, weights) - wanted)
         assert differences.max() < largest
         assert differences.mean() < mean
-    # As they are, the slides give the exact figure.
+    # The resample that draws each slide once gives the exact figure.
     assert pooled.resampled(histogram_aucs, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
 
 

@@ -1,4 +1,4 @@
-"""Figures of merit as pure functions of arrays: ROC, precision-recall, FROC, calibration, intervals.
+"""Figures of merit as pure functions of arrays: ROC, precision-recall, FROC, calibration, confidence intervals.
 
-Nothing here reads or writes a file. It imports `geometry`, `seeds` and `errors` only.
+No module here reads or writes files. Imports only `geometry`, `seeds` and `errors`.
 """

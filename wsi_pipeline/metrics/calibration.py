@@ -1,7 +1,7 @@
-"""Whether scores mean probabilities: reliability in bins, Brier score, and a temperature that mends them.
+"""Calibration of scores: reliability curve, Brier score and temperature scaling.
 
-Expected calibration error: Naeini et al., AAAI 2015. Temperature: Guo et al., ICML 2017; for two classes it
-divides the log odds of a score.
+Expected calibration error: Naeini et al., AAAI 2015. Temperature scaling: Guo et al., ICML 2017; for two classes the
+temperature divides the log odds of a score. Scores are in steps of 1/65535 (see `steps`).
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from wsi_pipeline.metrics.intervals import Weights
 from wsi_pipeline.metrics.steps import STEPS, bin_sums, dequantize, quantize
 
 RELIABILITY_BINS = 15
-# Temperatures outside say that the network knows nothing, or everything.
-_RANGE = (0.01, 100.0)
+# Bounds of the fit: the optimum is 0 for scores without errors, and infinite for scores without skill.
+_TEMPERATURE_RANGE = (0.01, 100.0)
 
 _VALUES = dequantize(np.arange(STEPS + 1))
-_SQUARES, _SQUARES_BELOW_1 = _VALUES**2, (1 - _VALUES) ** 2
-# The first step of each bin, and one past the last step.
+_SQUARED_ERROR_NORMAL = _VALUES**2
+_SQUARED_ERROR_TUMOR = (1 - _VALUES) ** 2
+# The first step of each bin, then one past the last step.
 _EDGES = np.append(np.searchsorted(_VALUES, np.arange(RELIABILITY_BINS) / RELIABILITY_BINS), STEPS + 1)
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
-# From, to, number of scores, their mean, share of tumour.
+# Lower and upper bound, number of scores, mean score, fraction of tumour; the last two None in an empty bin.
 Bin = tuple[float, float, int, float | None, float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSums:
-    """Of the scores of one slide.
+    """Calibration sums of one slide.
 
-    `bins` is (3, bins): number of scores, their sum in steps, and number of tumour among them, whole numbers;
-    `squares` the sum of squared differences of score and truth.
+    `bins` is (3, bins), integers as float64: number of scores, sum of scores in steps, number of tumour
+    positions. `squares` is the sum of squared differences between score and truth.
     """
 
     bins: Floats
@@ -47,14 +48,15 @@ class CalibrationSums:
 
     @classmethod
     def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
-        """Of scores in steps, ascending, and how often each has either truth."""
+        """Sums of distinct scores in steps, ascending, with the number of normal and tumour positions at each."""
         both = normal + tumor
         bins = np.stack([bin_sums(_EDGES, steps, counts) for counts in (both, both * steps, tumor)])
-        return cls(bins.astype(np.float64), float((normal * _SQUARES[steps] + tumor * _SQUARES_BELOW_1[steps]).sum()))
+        squares = normal * _SQUARED_ERROR_NORMAL[steps] + tumor * _SQUARED_ERROR_TUMOR[steps]
+        return cls(bins.astype(np.float64), float(squares.sum()))
 
 
 class PooledCalibration:
-    """The sums of many slides."""
+    """The calibration sums of many slides, for figures of all slides and of bootstrap resamples."""
 
     def __init__(self, slides: Sequence[CalibrationSums]) -> None:
         self._bins = np.array([one.bins for one in slides]).reshape(len(slides), 3, RELIABILITY_BINS)
@@ -76,44 +78,44 @@ class PooledCalibration:
         return errors
 
     def brier_scores(self, weights: Weights) -> Floats:
-        """Mean squared difference of score and truth of each resample, (resamples,)."""
+        """Brier score (mean squared difference between score and truth) of each resample, (resamples,)."""
         counts = self._bins[:, 0].sum(axis=1)
         with np.errstate(invalid="ignore"):
-            # These are no whole numbers: how many threads share the sum must not decide its last bits.
+            # Not `weights @ squares`: the sum of a BLAS product of non-integers depends on the number of threads.
             scores: Floats = (weights * self._squares).sum(axis=1) / (weights @ counts)
         return scores
 
 
 def fit_temperature(histogram: Histogram) -> float:
-    """The temperature with the least cross-entropy, from 0.01 to 100; both classes have to be there."""
+    """The temperature that minimises cross-entropy, from 0.01 to 100; requires both classes."""
     odds = _log_odds(quantize(histogram.values))
     counts = histogram.normal + histogram.tumor
 
     def slope(log_temperature: float) -> float:
-        # Of the cross-entropy by the inverse of the temperature; it falls with rising temperature.
+        # Derivative of cross-entropy with respect to 1 / temperature; it decreases with the temperature.
         return float((odds * (counts * expit(odds / np.exp(log_temperature)) - histogram.tumor)).sum())
 
-    low, high = np.log(_RANGE)
+    low, high = np.log(_TEMPERATURE_RANGE)
     if slope(low) <= 0:
-        return _RANGE[0]
+        return _TEMPERATURE_RANGE[0]
     if slope(high) >= 0:
-        return _RANGE[1]
+        return _TEMPERATURE_RANGE[1]
     return float(np.exp(brentq(slope, low, high, xtol=1e-12)))
 
 
 def cross_entropy(histogram: Histogram, temperature: float = 1.0) -> float:
-    """Mean negative log likelihood of the truth, nats."""
+    """Mean negative log likelihood of the truth, in nats."""
     odds = _log_odds(quantize(histogram.values)) / temperature
     total = -(histogram.tumor * log_expit(odds) + histogram.normal * log_expit(-odds)).sum()
     return float(total / (histogram.n_normal + histogram.n_tumor))
 
 
 def at_temperature(steps: Counts, temperature: float) -> Counts:
-    """Scores in steps, divided by a temperature, in steps again."""
+    """Apply a temperature to scores in steps; returns steps."""
     return quantize(expit(_log_odds(steps) / temperature))
 
 
 def _log_odds(steps: Counts) -> Floats:
-    # The first and the last step stand for what rounds to them.
+    # Finite log odds for steps 0 and 65535: take a value inside the interval that rounds to them.
     odds: Floats = logit(np.clip(steps, 0.25, STEPS - 0.25) / STEPS)
     return odds

@@ -1,8 +1,7 @@
 """ROC and precision-recall from histograms of scores, exact with ties.
 
-Scores are counted by value: `values` ascending and distinct, `normal` and `tumor` the numbers of
-negatives and positives at each. Curves and areas follow Fawcett (Pattern Recognit. Lett. 27, 2006);
-average precision is the step-wise sum that scikit-learn computes.
+Curves and areas follow Fawcett (Pattern Recognit. Lett. 27, 2006). Average precision is the step-wise sum without
+interpolation, as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts of scores by truth; `values` ascending."""
+    """Numbers of normal and tumour positions at each distinct score; `values` ascending."""
 
     values: NDArray[np.float64]
     normal: NDArray[np.int64]
@@ -24,7 +23,7 @@ class Histogram:
 
     @classmethod
     def of(cls, scores: NDArray[Any], is_tumor: NDArray[np.bool_]) -> Histogram:
-        """Count scores; one entry a position."""
+        """Count scores (n,) with their labels (n,)."""
         values, index = np.unique(np.asarray(scores, np.float64), return_inverse=True)
         tumor = np.bincount(index[is_tumor], minlength=len(values))
         return cls(values, np.bincount(index, minlength=len(values)) - tumor, tumor)
@@ -40,7 +39,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class ConfusionCounts:
-    """Confusion at a threshold: called tumour where score >= threshold."""
+    """Confusion matrix at a threshold: positive where score >= threshold."""
 
     tp: int
     fp: int
@@ -56,9 +55,9 @@ class ConfusionCounts:
 
 
 def confusion_counts(histogram: Histogram, threshold: float) -> ConfusionCounts:
-    """Confusion counts of a histogram at a threshold."""
-    called = histogram.values >= threshold
-    tp, fp = int(histogram.tumor[called].sum()), int(histogram.normal[called].sum())
+    """Confusion matrix of a histogram at a threshold."""
+    is_positive = histogram.values >= threshold
+    tp, fp = int(histogram.tumor[is_positive].sum()), int(histogram.normal[is_positive].sum())
     return ConfusionCounts(tp=tp, fp=fp, fn=histogram.n_tumor - tp, tn=histogram.n_normal - fp)
 
 
@@ -72,18 +71,18 @@ def auc(histogram: Histogram) -> float | None:
 
 
 def average_precision(histogram: Histogram) -> float | None:
-    """Sum of precision times step in recall; None without positives."""
+    """Average precision: sum of precision times increase in recall; None without positives."""
     if not histogram.n_tumor:
         return None
     tp = np.cumsum(histogram.tumor[::-1])
-    called = tp + np.cumsum(histogram.normal[::-1])
-    precision = np.divide(tp, called, out=np.ones(len(tp)), where=called > 0)
+    predicted = tp + np.cumsum(histogram.normal[::-1])
+    precision = np.divide(tp, predicted, out=np.ones(len(tp)), where=predicted > 0)
     return float((precision * histogram.tumor[::-1]).sum() / histogram.n_tumor)
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points of a curve by falling threshold."""
+    """Points of a curve, by descending threshold."""
 
     threshold: NDArray[np.float64]
     x: NDArray[np.float64]
@@ -92,7 +91,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """An interval of a curve's height, `low` to `high`, at each `x`."""
+    """Pointwise confidence band of a curve: `low` to `high` at each `x`, at confidence `level`."""
 
     x: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -101,22 +100,22 @@ class Band:
 
 
 def roc_curve(histogram: Histogram) -> Curve:
-    """False positive rate and true positive rate; starts at (0, 0) with an infinite threshold."""
+    """ROC curve: false positive rate (x) and true positive rate (y), from (0, 0) at an infinite threshold."""
     tpr = np.concatenate([[0.0], np.cumsum(histogram.tumor[::-1]) / max(histogram.n_tumor, 1)])
     fpr = np.concatenate([[0.0], np.cumsum(histogram.normal[::-1]) / max(histogram.n_normal, 1)])
     return Curve(np.concatenate([[np.inf], histogram.values[::-1]]), fpr, tpr)
 
 
 def pr_curve(histogram: Histogram) -> Curve:
-    """Recall and precision at each distinct score, highest first."""
+    """Precision-recall curve: recall (x) and precision (y) at each distinct score, highest first."""
     tp = np.cumsum(histogram.tumor[::-1])
-    called = tp + np.cumsum(histogram.normal[::-1])
-    precision = np.divide(tp, called, out=np.ones(len(tp)), where=called > 0)
+    predicted = tp + np.cumsum(histogram.normal[::-1])
+    precision = np.divide(tp, predicted, out=np.ones(len(tp)), where=predicted > 0)
     return Curve(histogram.values[::-1], tp / max(histogram.n_tumor, 1), precision)
 
 
 def thin_curve(curve: Curve, points: int) -> Curve:
-    """At most about `points` points of a curve, evenly along its length, ends kept."""
+    """Reduce a curve to about `points` points, evenly spaced along its length; keeps both ends."""
     if len(curve.x) <= points:
         return curve
     length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(curve.x)) + np.abs(np.diff(curve.y)))])

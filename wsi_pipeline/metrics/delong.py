@@ -1,8 +1,8 @@
-"""Variance of the AUC and comparison of two AUCs on the same cases.
+"""Variance of the AUC, and comparison of two correlated AUCs (same cases).
 
-E. R. DeLong, D. M. DeLong and D. L. Clarke-Pearson, Biometrics 44, 1988, by midranks as X. Sun and
-W. Xu, IEEE Signal Process. Lett. 21, 2014; permutation test of A. I. Bandos, H. E. Rockette and D. Gur,
-Stat. Med. 24, 2005.
+Method: E. R. DeLong, D. M. DeLong and D. L. Clarke-Pearson, Biometrics 44, 1988, computed from midranks as in X. Sun
+and W. Xu, IEEE Signal Process. Lett. 21, 2014. Permutation test: A. I. Bandos, H. E. Rockette and D. Gur, Stat. Med.
+24, 2005.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ class Comparison:
 
 
 def structural_components(scores: Scores, is_tumor: Labels) -> tuple[Scores, Scores]:
-    """Of each tumour case the share of normal ones below it, and of each normal case that of tumour ones above it.
+    """Structural components of the AUC: for each tumour and for each normal case.
 
-    Ties count half. Either's mean is the AUC. `scores` is (cases,) or (models, cases), and so are the results.
+    For a tumour case it is the fraction of normal cases with a lower score; for a normal case the fraction of
+    tumour cases with a higher score. Ties count half. The mean of either is the AUC. `scores` is (..., cases);
+    the results are (..., tumour cases) and (..., normal cases).
     """
-    tumor, normal = scores[..., is_tumor], scores[..., ~is_tumor]
+    tumor = scores[..., is_tumor]
+    normal = scores[..., ~is_tumor]
     m, n = tumor.shape[-1], normal.shape[-1]
-    together = stats.rankdata(np.concatenate((tumor, normal), axis=-1), axis=-1)
-    of_tumor = (together[..., :m] - stats.rankdata(tumor, axis=-1)) / n
-    of_normal = 1 - (together[..., m:] - stats.rankdata(normal, axis=-1)) / m
+    pooled_ranks = stats.rankdata(np.concatenate((tumor, normal), axis=-1), axis=-1)
+    of_tumor = (pooled_ranks[..., :m] - stats.rankdata(tumor, axis=-1)) / n
+    of_normal = 1 - (pooled_ranks[..., m:] - stats.rankdata(normal, axis=-1)) / m
     return of_tumor, of_normal
 
 
@@ -56,19 +59,22 @@ def auc_covariance(scores: Scores, is_tumor: Labels) -> NDArray[np.float64] | No
 
 
 def delong_interval(scores: Scores, is_tumor: Labels, level: float) -> list[float] | None:
-    """Interval of the AUC of (cases,) scores by the normal distribution, within 0 and 1."""
+    """Confidence interval of the AUC of (cases,) scores: normal approximation, clipped to 0 and 1.
+
+    None with fewer than 2 cases of a class.
+    """
     variance = auc_covariance(scores[None], is_tumor)
     if variance is None:
         return None
     area = float(structural_components(scores, is_tumor)[0].mean())
-    reach = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(max(0.0, variance[0, 0]))
-    return [max(0.0, area - reach), min(1.0, area + reach)]
+    half_width = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(max(0.0, variance[0, 0]))
+    return [max(0.0, area - half_width), min(1.0, area + half_width)]
 
 
 def compare(first: Scores, second: Scores, is_tumor: Labels, *, permutations: int, seed: int) -> Comparison | None:
     """Compare two models on the same cases; None with fewer than 2 cases of a class.
 
-    The permutation test exchanges the two models' ranks case by case.
+    The permutation test swaps the ranks of the two models independently for each case.
     """
     scores = np.stack((first, second))
     variance = auc_covariance(scores, is_tumor)
@@ -80,13 +86,13 @@ def compare(first: Scores, second: Scores, is_tumor: Labels, *, permutations: in
     p_delong = float(2 * stats.norm.sf(abs(difference) / error)) if error > 0 else None
     ranks = stats.rankdata(scores, axis=-1)
     rng: Any = generator(seed, "permutation")
-    reached = 0
+    at_least_as_extreme = 0
     for start in range(0, permutations, _PERMUTATIONS_AT_ONCE):
         count = min(_PERMUTATIONS_AT_ONCE, permutations - start)
         swap = rng.random((count, len(is_tumor))) < 0.5
         one, other = np.where(swap, ranks[1], ranks[0]), np.where(swap, ranks[0], ranks[1])
         area, other_area = (structural_components(part, is_tumor)[0].mean(axis=-1) for part in (one, other))
         drawn = area - other_area
-        # Sums in another order must not make an equal difference a smaller one.
-        reached += int((np.abs(drawn) >= abs(difference) - 1e-12).sum())
-    return Comparison(difference, error, p_delong, (1 + reached) / (1 + permutations))
+        # Tolerance: sums in a different order round differently, and equal differences must count.
+        at_least_as_extreme += int((np.abs(drawn) >= abs(difference) - 1e-12).sum())
+    return Comparison(difference, error, p_delong, (1 + at_least_as_extreme) / (1 + permutations))

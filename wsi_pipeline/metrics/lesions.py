@@ -1,4 +1,4 @@
-"""Lesions, detections and FROC by the protocol of Camelyon16.
+"""Lesions, detections and FROC after the Camelyon16 protocol.
 
 Source: the challenge's evaluation rules (Ehteshami Bejnordi et al., JAMA 318, 2017, supplement) and
 its public evaluation script, as restated in `docs/metrics.md`.
@@ -22,21 +22,21 @@ NO_LESION = 0
 
 @dataclass(frozen=True, slots=True)
 class Lesions:
-    """Labels (h, w) int32, 0 outside, and the labels that are isolated tumour cells."""
+    """Label image (h, w) int32, 0 outside lesions, and the labels of isolated tumour cells."""
 
     labels: NDArray[np.int32]
     isolated: frozenset[int]
 
     @property
     def counted(self) -> list[int]:
-        """Labels that count as lesions, ascending."""
+        """Labels of the lesions that FROC counts, ascending: all but isolated tumour cells."""
         return [k for k in range(1, int(self.labels.max(initial=0)) + 1) if k not in self.isolated]
 
 
 def find_lesions(tumor: NDArray[np.bool_], mpp: float, *, merge_um: float, itc_um: float) -> Lesions:
-    """Lesions of a tumour mask: foci up to `merge_um` apart are one, holes are part of it.
+    """Lesions of a tumour mask (h, w): foci closer than `merge_um` are merged, and holes are filled.
 
-    A lesion whose major axis is shorter than `itc_um` holds isolated tumour cells.
+    A lesion with a major axis shorter than `itc_um` counts as isolated tumour cells.
     """
     if not tumor.any():
         return Lesions(np.zeros(tumor.shape, np.int32), frozenset())
@@ -50,7 +50,7 @@ def find_lesions(tumor: NDArray[np.bool_], mpp: float, *, merge_um: float, itc_u
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """A point that is called tumour; x and y are level-0 pixels."""
+    """A detected point; x and y are level-0 pixels."""
 
     confidence: float
     x: float
@@ -60,48 +60,49 @@ class Detection:
 def non_maximum_suppression(heat: NDArray[np.float32], radius: float, min_score: float) -> list[tuple[float, int, int]]:
     """Non-maximum suppression (Liu et al., arXiv:1703.02442): (score, column, row), highest first.
 
-    The highest value is taken and everything within `radius` pixels of it is removed, until nothing
-    reaches `min_score`. Ties go to the first in reading order.
+    Repeatedly takes the maximum and clears everything within `radius` pixels of it, until no value reaches
+    `min_score`. Ties go to the first in reading order.
     """
-    left = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
-    reach = int(radius)
+    remaining = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
+    radius_px = int(radius)
     found = []
-    while left.size:
-        row, column = divmod(int(left.argmax()), left.shape[1])
-        score = float(left[row, column])
+    while remaining.size:
+        row, column = divmod(int(remaining.argmax()), remaining.shape[1])
+        score = float(remaining[row, column])
         if score < min_score:
             break
         found.append((score, column, row))
-        top, first = max(0, row - reach), max(0, column - reach)
-        window = left[top : row + reach + 1, first : column + reach + 1]
-        y, x = np.ogrid[top : top + window.shape[0], first : first + window.shape[1]]
+        top = max(0, row - radius_px)
+        left = max(0, column - radius_px)
+        window = remaining[top : row + radius_px + 1, left : column + radius_px + 1]
+        y, x = np.ogrid[top : top + window.shape[0], left : left + window.shape[1]]
         window[(y - row) ** 2 + (x - column) ** 2 <= radius**2] = -1.0
     return found
 
 
 def component_maxima(heat: NDArray[np.float32], min_score: float) -> list[tuple[float, int, int]]:
-    """The maximum of each 8-connected area at or above `min_score`: (score, column, row), highest first.
+    """The maximum of each 8-connected component at or above `min_score`: (score, column, row), highest first.
 
-    Ties, within an area and between areas, go to the first in reading order.
+    Ties, within a component and between components, go to the first in reading order.
     """
     known = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
     labels, _ = ndimage.label(known >= min_score, structure=np.ones((3, 3), bool))
     inside = np.flatnonzero(labels)
-    falling = inside[np.argsort(-known.ravel()[inside], kind="stable")]
-    _, first = np.unique(labels.ravel()[falling], return_index=True)
+    descending = inside[np.argsort(-known.ravel()[inside], kind="stable")]
+    _, first = np.unique(labels.ravel()[descending], return_index=True)
     found = []
-    for at in falling[np.sort(first)].tolist():
-        row, column = divmod(at, heat.shape[1])
+    for index in descending[np.sort(first)].tolist():
+        row, column = divmod(index, heat.shape[1])
         found.append((float(known[row, column]), column, row))
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class SlideHits:
-    """What the detections of one slide hit.
+    """Detections of one slide matched with its lesions.
 
-    `lesions` holds the highest confidence on each lesion, 0 for a miss; `false_positives` the
-    confidences of detections outside all lesions. Hits on isolated tumour cells are in neither.
+    `lesions` holds the highest confidence on each lesion, 0 for a missed lesion. `false_positives` holds the
+    confidences of detections outside all lesions. Hits on isolated tumour cells count as neither.
     """
 
     lesions: tuple[float, ...]
@@ -109,7 +110,7 @@ class SlideHits:
 
 
 def match_detections(detections: Sequence[Detection], lesions: Lesions, mask_px: float) -> SlideHits:
-    """Match detections with lesions; a mask pixel is `mask_px` level-0 pixels wide."""
+    """Match detections with lesions; a pixel of the label image is `mask_px` level-0 pixels wide."""
     best = dict.fromkeys(lesions.counted, 0.0)
     false_positives = []
     height, width = lesions.labels.shape
@@ -126,9 +127,10 @@ def match_detections(detections: Sequence[Detection], lesions: Lesions, mask_px:
 
 @dataclass(frozen=True, slots=True)
 class Froc:
-    """Points by rising threshold, the last at zero; and the sensitivity at each of `FALSE_POSITIVES_PER_SLIDE`.
+    """FROC curve by ascending threshold, ending at no detections, and sensitivity at `FALSE_POSITIVES_PER_SLIDE`.
 
-    `reached` is the highest at or below that number (step rule), `interpolated` that between the points.
+    `step_sensitivity` is the highest sensitivity at or below each number of false positives per slide (step rule),
+    `interpolated_sensitivity` the linear interpolation between the points.
     """
 
     threshold: NDArray[np.float64]
@@ -147,46 +149,50 @@ class Froc:
 
 
 class PooledHits:
-    """The hits of many slides, sorted once for any number of resamples."""
+    """The hits of many slides, sorted once for all resamples."""
 
     def __init__(self, slides: Sequence[SlideHits]) -> None:
-        confidences, is_hit, slide = list[float](), list[bool](), list[int]()
-        for number, own in enumerate(slides):
-            count = len(own.lesions) + len(own.false_positives)
-            confidences += (*own.lesions, *own.false_positives)
-            is_hit += [True] * len(own.lesions) + [False] * len(own.false_positives)
+        confidences = list[float]()
+        is_hit = list[bool]()
+        slide = list[int]()
+        for number, hits in enumerate(slides):
+            count = len(hits.lesions) + len(hits.false_positives)
+            confidences += (*hits.lesions, *hits.false_positives)
+            is_hit += [True] * len(hits.lesions) + [False] * len(hits.false_positives)
             slide += [number] * count
         order = np.argsort(confidences, kind="stable")
         ascending = np.array(confidences, np.float64)[order]
         self._starts = np.flatnonzero(np.diff(ascending, prepend=-np.inf))
         self._values = ascending[self._starts]
-        self._is_hit, self._slide = np.array(is_hit, bool)[order], np.array(slide, np.int64)[order]
+        self._is_hit = np.array(is_hit, bool)[order]
+        self._slide = np.array(slide, np.int64)[order]
         self._slides = len(slides)
 
     def __len__(self) -> int:
         return self._slides
 
     def froc(self, weights: Weights | None = None) -> Froc | None:
-        """FROC with each slide counted as often as `weights` (slides,) say, once without; None where no lesion is."""
+        """FROC with each slide counted `weights` (slides,) times, once where None; None without lesions."""
         counted: Weights = np.ones(self._slides, np.int64) if weights is None else weights
-        own = counted[self._slide]
-        lesions = int(own[self._is_hit].sum())
+        draws = counted[self._slide]
+        lesions = int(draws[self._is_hit].sum())
         if not lesions:
             return None
-        hits = np.add.reduceat(np.where(self._is_hit, own, 0), self._starts)
-        misses = np.add.reduceat(np.where(self._is_hit, 0, own), self._starts)
-        # The lowest confidence is left out, as in the official script; a missed lesion counts as 0.
+        hits = np.add.reduceat(np.where(self._is_hit, draws, 0), self._starts)
+        misses = np.add.reduceat(np.where(self._is_hit, 0, draws), self._starts)
+        # Drop the lowest confidence, as the official script does; a missed lesion has confidence 0.
         used = np.flatnonzero(hits + misses)[1:]
         per_slide = np.cumsum(misses[::-1])[::-1][used] / counted.sum()
         sensitivity = np.cumsum(hits[::-1])[::-1][used] / lesions
-        per_slide, sensitivity = np.append(per_slide, 0.0), np.append(sensitivity, 0.0)
-        at = np.array(FALSE_POSITIVES_PER_SLIDE)
-        reached = tuple(float(sensitivity[per_slide <= limit].max()) for limit in at)
-        interpolated = tuple(np.interp(at, per_slide[::-1], sensitivity[::-1]).tolist())
+        per_slide = np.append(per_slide, 0.0)
+        sensitivity = np.append(sensitivity, 0.0)
+        limits = np.array(FALSE_POSITIVES_PER_SLIDE)
+        reached = tuple(float(sensitivity[per_slide <= limit].max()) for limit in limits)
+        interpolated = tuple(np.interp(limits, per_slide[::-1], sensitivity[::-1]).tolist())
         return Froc(np.append(self._values[used], np.inf), per_slide, sensitivity, reached, interpolated)
 
     def resampled(self, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Interpolated score and that of the step rule of each resample, (resamples,); not a number without lesions."""
+        """FROC score, interpolated and by the step rule, of each resample: 2 x (resamples,); NaN without lesions."""
         drawn = [self.froc(row) for row in weights]
         scores = [(np.nan, np.nan) if f is None else (f.interpolated_score, f.step_score) for f in drawn]
         interpolated, step = np.array(scores, np.float64).reshape(-1, 2).T
@@ -194,5 +200,5 @@ class PooledHits:
 
 
 def froc(slides: Sequence[SlideHits]) -> Froc | None:
-    """FROC over slides; None where there is no lesion."""
+    """FROC over slides; None without lesions."""
     return PooledHits(slides).froc()

@@ -1,9 +1,9 @@
-"""Scores of many slides together: exact figures of all of them, and figures of resamples of slides.
+"""Pooled scores of many slides: exact figures over all slides, and figures of bootstrap resamples of slides.
 
-Slides are added one by one and only their sums are kept: the exact histogram of all, and for each slide
-one of some 1,300 bins, narrow near 0 and 1 where most scores lie. Figures of resamples come from
-the bins, moved by what binning changes in the figure of all slides. Sums are of whole numbers below
-2**53 and so exact, in any order.
+Slides are added one at a time. Only two things are kept: the exact histogram of all slides, and per slide a histogram
+of about 1,300 bins, which are narrow near 0 and 1 where most scores lie. Figures of resamples come from the binned
+histograms, shifted by the binning error of the figure over all slides. All sums are of integers below 2**53, so they
+are exact in any order.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _RESAMPLES_AT_ONCE = 100
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
-# Figures (resamples,) of normal and tumour histograms (resamples, bins); not a number where there is none.
+# Maps normal and tumour histograms (resamples, bins) to figures (resamples,), NaN where undefined.
 Statistic = Callable[[Floats, Floats], Floats]
 
 
 def _bin_edges() -> NDArray[np.int64]:
-    """First steps of bins, evenly spaced in log odds, so that the first and the last steps have one each."""
-    reach = np.log(2.0 * STEPS)
-    edges = np.rint(STEPS / (1 + np.exp(-np.linspace(-reach, reach, _LOGIT_BINS))))
+    """The first step of each bin: evenly spaced in log odds, with a bin each for the first and the last step."""
+    limit = np.log(2.0 * STEPS)
+    edges = np.rint(STEPS / (1 + np.exp(-np.linspace(-limit, limit, _LOGIT_BINS))))
     return np.unique(np.append(edges, (0, STEPS + 1))).astype(np.int64)
 
 
@@ -41,7 +41,7 @@ _EDGES = _bin_edges()
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """What is kept of the scores of one slide: counts in bins, sums for calibration, and its own AUC (or NaN)."""
+    """Summary of the scores of one slide: counts in bins, calibration sums, and the AUC of the slide (or NaN)."""
 
     normal: NDArray[np.int32]
     tumor: NDArray[np.int32]
@@ -50,67 +50,67 @@ class ScoreSummary:
 
     @classmethod
     def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
-        """Of the distinct scores of a slide in steps of 1 / 65535, ascending, and how often each has either truth."""
-        in_bins = [bin_sums(_EDGES, steps, counts).astype(np.int32) for counts in (normal, tumor)]
+        """Summarise distinct scores in steps of 1/65535, ascending, with the normal and tumour positions at each."""
+        binned_normal, binned_tumor = (bin_sums(_EDGES, steps, counts).astype(np.int32) for counts in (normal, tumor))
         area = auc(Histogram(dequantize(steps), normal, tumor))
         return cls(
-            in_bins[0],
-            in_bins[1],
-            CalibrationSums.of(steps, normal, tumor),
-            np.nan if area is None else area,
+            normal=binned_normal,
+            tumor=binned_tumor,
+            calibration=CalibrationSums.of(steps, normal, tumor),
+            auc=np.nan if area is None else area,
         )
 
 
 class PooledScores:
-    """Counts of the scores of slides by truth; slides are numbered in the order in which they are added."""
+    """Scores of slides by truth; slides are numbered in the order of `add`."""
 
     def __init__(self) -> None:
         self._normal, self._tumor = np.zeros((2, STEPS + 1), np.int64)
-        self._sketches = list[ScoreSummary]()
+        self._summaries = list[ScoreSummary]()
 
-    def add(self, steps: Counts, normal: Counts, tumor: Counts, sketch: ScoreSummary) -> None:
-        """Add a slide and its sketch, which several collections may share."""
+    def add(self, steps: Counts, normal: Counts, tumor: Counts, summary: ScoreSummary) -> None:
+        """Add a slide: distinct scores in steps, counts by truth, and its summary, which several pools may share."""
         self._normal[steps] += normal
         self._tumor[steps] += tumor
-        self._sketches.append(sketch)
+        self._summaries.append(summary)
 
     def __len__(self) -> int:
-        return len(self._sketches)
+        return len(self._summaries)
 
     @property
     def histogram(self) -> Histogram:
-        """Of all slides, exact."""
+        """The exact histogram of all slides."""
         known = np.flatnonzero(self._normal + self._tumor)
         return Histogram(dequantize(known), self._normal[known], self._tumor[known])
 
     @property
     def aucs(self) -> Floats:
-        """AUC of each slide by itself, not a number where it lacks a class."""
-        return np.array([sketch.auc for sketch in self._sketches], np.float64)
+        """AUC of each slide, (slides,); NaN where a class is missing."""
+        return np.array([summary.auc for summary in self._summaries], np.float64)
 
     def resampled(self, statistic: Statistic, exact: float, weights: Weights) -> Floats:
-        """The statistic, a share, of each resample, (resamples,); `exact` is that of all slides as they are."""
-        normal = np.array([sketch.normal for sketch in self._sketches], np.float64)
-        tumor = np.array([sketch.tumor for sketch in self._sketches], np.float64)
-        found = np.concatenate([statistic(w @ normal, w @ tumor) for w in _parts(weights)])
-        of_bins = statistic(normal.sum(axis=0, keepdims=True), tumor.sum(axis=0, keepdims=True))
-        moved: Floats = np.clip(found + (exact - of_bins[0]), 0.0, 1.0)
-        return moved
+        """A statistic between 0 and 1 of each resample, (resamples,); `exact` is its exact value over all slides."""
+        normal = np.array([summary.normal for summary in self._summaries], np.float64)
+        tumor = np.array([summary.tumor for summary in self._summaries], np.float64)
+        found = np.concatenate([statistic(w @ normal, w @ tumor) for w in _batches(weights)])
+        binned = statistic(normal.sum(axis=0, keepdims=True), tumor.sum(axis=0, keepdims=True))
+        shifted: Floats = np.clip(found + (exact - binned[0]), 0.0, 1.0)
+        return shifted
 
     def resampled_rocs(self, rates: Floats, weights: Weights) -> Floats:
-        """True positive rate of each resample at false positive rates, (resamples, rates); those with both classes."""
-        normal = np.array([sketch.normal for sketch in self._sketches], np.float64)
-        tumor = np.array([sketch.tumor for sketch in self._sketches], np.float64)
-        return np.concatenate([_rocs_of(w @ normal, w @ tumor, rates) for w in _parts(weights)])
+        """True positive rates at false positive `rates`, (resamples, rates); only resamples with both classes."""
+        normal = np.array([summary.normal for summary in self._summaries], np.float64)
+        tumor = np.array([summary.tumor for summary in self._summaries], np.float64)
+        return np.concatenate([_rocs(w @ normal, w @ tumor, rates) for w in _batches(weights)])
 
     @property
     def calibration(self) -> PooledCalibration:
-        """Sums for calibration."""
-        return PooledCalibration([sketch.calibration for sketch in self._sketches])
+        """The calibration sums of all slides."""
+        return PooledCalibration([summary.calibration for summary in self._summaries])
 
 
 def histogram_aucs(normal: Floats, tumor: Floats) -> Floats:
-    """Area under the ROC curve of each histogram (n, bins) by rising score; not a number where a class is missing."""
+    """AUC (n,) of histograms (n, bins) with ascending scores; NaN where a class is missing."""
     below = np.cumsum(normal, axis=1) - normal
     with np.errstate(invalid="ignore"):
         areas: Floats = (tumor * (2 * below + normal)).sum(axis=1) / (2 * normal.sum(axis=1) * tumor.sum(axis=1))
@@ -118,19 +118,19 @@ def histogram_aucs(normal: Floats, tumor: Floats) -> Floats:
 
 
 def resampled_aucs(scores: Floats, is_tumor: NDArray[np.bool_], weights: Weights) -> Floats:
-    """AUC over slides with one score each, (slides,), of each resample, (resamples,)."""
+    """AUC of slide scores (slides,) in each resample, (resamples,)."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
     tumor = is_tumor[order]
     found = []
-    for part in _parts(weights):
+    for part in _batches(weights):
         drawn = part[:, order]
         normal_counts = np.add.reduceat(np.where(tumor, 0, drawn), starts, axis=1)
         found.append(histogram_aucs(normal_counts, np.add.reduceat(np.where(tumor, drawn, 0), starts, axis=1)))
     return np.concatenate(found)
 
 
-def _rocs_of(normal: Floats, tumor: Floats, rates: Floats) -> Floats:
+def _rocs(normal: Floats, tumor: Floats, rates: Floats) -> Floats:
     found = []
     for negatives, positives in zip(normal, tumor, strict=True):
         if negatives.any() and positives.any():
@@ -140,15 +140,15 @@ def _rocs_of(normal: Floats, tumor: Floats, rates: Floats) -> Floats:
 
 
 def histogram_average_precisions(normal: Floats, tumor: Floats) -> Floats:
-    """Sum of precision times step in recall of each histogram (n, bins); not a number without tumour."""
+    """Average precision (n,) of histograms (n, bins) with ascending scores; NaN without tumour."""
     tp = np.cumsum(tumor[:, ::-1], axis=1)
-    called = tp + np.cumsum(normal[:, ::-1], axis=1)
-    precision = np.divide(tp, called, out=np.ones_like(tp), where=called > 0)
+    predicted = tp + np.cumsum(normal[:, ::-1], axis=1)
+    precision = np.divide(tp, predicted, out=np.ones_like(tp), where=predicted > 0)
     with np.errstate(invalid="ignore"):
         found: Floats = (precision * tumor[:, ::-1]).sum(axis=1) / tumor.sum(axis=1)
     return found
 
 
-def _parts(weights: Weights) -> Iterator[Floats]:
+def _batches(weights: Weights) -> Iterator[Floats]:
     for start in range(0, len(weights), _RESAMPLES_AT_ONCE):
         yield weights[start : start + _RESAMPLES_AT_ONCE].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Probabilities are stored as multiples of 1/65535, so that a histogram of 65,536 bins holds them exactly."""
+"""Probabilities are quantized to multiples of 1/65535 (steps), so that a histogram of 65,536 bins is exact."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ STEPS = 65535
 
 
 def bin_sums(edges: NDArray[np.int64], steps: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum of the counts whose step, ascending, is from one edge up to the next, (edges - 1,)."""
+    """Sum of counts in each bin, (edges - 1,); `steps` ascending, a bin includes its lower edge only."""
     total = np.concatenate([[0], np.cumsum(counts)])
     sums: NDArray[np.int64] = np.diff(total[np.searchsorted(steps, edges)])
     return sums
 
 
 def dequantize(steps: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities as the heatmap stores them (float32), so that a threshold means the same here and there."""
+    """Probabilities with the values of float32 heatmaps, so that a threshold gives the same result on both."""
     return (steps.astype(np.float32) / np.float32(STEPS)).astype(np.float64)
 
 
 def quantize(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """The nearest steps."""
+    """Round probabilities to the nearest steps."""
     return np.rint(probabilities.astype(np.float64) * STEPS).astype(np.int64)
