@@ -1,4 +1,4 @@
-"""Camelyon16's sheet, its dry run, and slides in a bucket."""
+"""The sheet of Camelyon16, its dry run, and slides in a bucket."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_validation_slides_are_a_property_of_their_names(tmp_path: Path) -> None
     assert Counter(name.split("_")[0] for name in held_out) == {"normal": 40, "tumor": 40}
     more = names + [f"normal_{n:03d}.tif,normal,x,0" for n in range(101, 111)]
     again = set(sheet_of(tmp_path, "\n".join(more)).of_split("validation"))
-    # Ten more slides of a stratum of forty move at most as many of the others across its middle.
+    # Ten more slides in a stratum of forty change the split of at most ten others.
     others = {name for name in held_out ^ again if name < "normal_101" or name.startswith("tumor")}
     assert len(others) <= 5
     assert all(name.startswith("normal") for name in others)
@@ -71,7 +71,7 @@ def test_validation_slides_are_a_property_of_their_names(tmp_path: Path) -> None
     [
         ("slide,label\na,b\n", "no column image, type, center"),
         ("", "no column"),
-        ("image,type,class,center\nx.tif,normal,y,0\n", "row 2: 'x.tif', 'normal', '0' are no slide of Camelyon16"),
+        ("image,type,class,center\nx.tif,normal,y,0\n", "row 2: 'x.tif', 'normal', '0' are not a slide of Camelyon16"),
         ("image,type,class,center\ntest_001.tif,benign,y,0\n", "'benign'"),
         ("image,type,class,center\ntest_001.tif,normal,y,3\n", "row 2"),
     ],
@@ -116,7 +116,7 @@ def test_the_dry_run_of_all_slides(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A local S3 server and its bucket; requests without credentials are answered for what is public."""
+    """A local S3 server with a bucket; it answers requests without credentials for public objects."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     _, port = server.get_host_and_port()
@@ -147,7 +147,7 @@ def test_slides_and_annotations_come_from_a_bucket(tmp_path: Path, bucket: str) 
     taken = {one["name"]: one["object"] for one in crate if one["@id"].startswith("#job-")}
     assert taken["convert"] == {"@id": f"s3://{bucket}/c/images/tumor_001.tif"}
     assert {"@id": f"s3://{bucket}/c/annotations/tumor_001.xml"} in taken["truth"]
-    # What was fetched is not kept beside its store.
+    # The fetched slide is not kept.
     assert not list(tmp_path.rglob("tumor_001.tif"))
 
 
@@ -168,7 +168,7 @@ def test_results_in_a_bucket_are_those_in_a_folder(
         assert stored == (finished / "results" / name).read_bytes(), name
     again = snakemake(tmp_path, *storage, "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
-    # The records of the runs and the training's checkpoints stay here.
+    # Run records and training checkpoints stay local.
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["logs"]
     frozen = snakemake(tmp_path, *storage, "--dry-run", config=CONFIG | {"training": {"retrain": "frozen"}})
     assert frozen.returncode == 1

@@ -50,7 +50,7 @@ def test_the_plan_is_near_what_happens(tmp_path: Path, compression: str) -> None
         assert plan.store_bytes == pytest.approx(size, rel=0.02, abs=20_000)
         assert plan.read_levels == 0
     else:
-        # A few chunks were sampled.
+        # Estimated from a few sampled chunks.
         assert 0.3 * size < plan.store_bytes < 3 * size
         assert plan.copied_levels == 0
     made = tissue.Outputs(tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png")
@@ -82,7 +82,7 @@ def test_a_good_cohort_is_described(tmp_path: Path) -> None:
     assert "1600 x 1200" in lines[1]
     assert "4 copied" in lines[1]
     assert "2 slides: 2 generic-tiff" in text
-    assert "2 are copied tile by tile, 0 are decoded" in text
+    assert "2 are copied tile by tile, 0 are re-encoded" in text
     assert "at 50 a second" in text
     written = json.loads((tmp_path / "plan.json").read_text())
     assert [slide["mpp"] for slide in written["slides"]] == pytest.approx([0.5, 0.25])
@@ -115,12 +115,12 @@ def test_what_looks_wrong_is_said_with_its_remedy_and_the_rest_is_planned(tmp_pa
     errors = {problem.slide: problem.text for problem in plan.problems if problem.error}
     assert set(errors) == {"scaleless", "coarse", "broken", "gone", "far"}
     assert "Set the sheet's column mpp" in errors["scaleless"]
-    assert "coarser than the 0.5 asked for" in errors["coarse"]
+    assert "coarser than the requested 0.5" in errors["coarse"]
     assert "not a slide that OpenSlide can read" in errors["broken"]
     assert "Correct the sheet's column path" in errors["gone"]
     warnings = {problem.slide: problem.text for problem in plan.problems if not problem.error}
     assert set(warnings) == {"odd", "blank"}
-    assert "level 1 is 3.00 times smaller across but 2.00 times down" in warnings["odd"]
+    assert "level 1 is downsampled by 3.00 in x but by 2.00 in y" in warnings["odd"]
     assert "no tissue found" in warnings["blank"]
     assert all("\n" not in problem.text for problem in plan.problems)
     config = tmp_path / "config.yaml"

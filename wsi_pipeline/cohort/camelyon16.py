@@ -1,7 +1,7 @@
 """The slide sheet of Camelyon16 (Ehteshami Bejnordi et al., JAMA 318, 2017; https://camelyon16.grand-challenge.org).
 
-399 slides of as many patients: 270 for training and 129 for test. What is known of single files
-(not exhaustively annotated, renamed, gone) is from the data set's README.
+399 slides, one per patient: 270 for training and 129 for test. Facts about single files (not exhaustively annotated,
+renamed, withdrawn) come from the data set's README.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ _REFERENCE_COLUMNS = ("image", "type", "center")
 _CENTRES = {"0": "radboud", "1": "utrecht"}
 _NAME = re.compile(r"(normal|tumor|test)_\d{3}")
 
-# Tumour that is not annotated lies in these.
+# Slides with tumour that is not annotated.
 NOT_EXHAUSTIVE = frozenset(
     [f"tumor_{n:03d}" for n in (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)]
     + ["test_114"]
 )
-# Named sets of slides that papers leave out: lesion-128 are the 129 without the one that is not annotated
-# exhaustively. (The 130 of the MathWorks example have the duplicate test_049, which is no longer distributed.)
+# Subsets of the 129 test slides that papers evaluate: lesion-128 omits the slide that is not exhaustively annotated.
+# (The 130 slides of the MathWorks example include the duplicate test_049, which is no longer distributed.)
 _EXCLUDED_FROM = {"test_114": "lesion-128"}
 # normal_086 holds tumour and became tumor_111; test_049 is a duplicate.
 WITHDRAWN = frozenset({"normal_086", "test_049"})
 
 
 def write_sheet(reference: Path, folder: str, output: Path, validation_share: float) -> int:
-    """Write the sheet; returns how many slides it has.
+    """Write the sheet; returns the number of slides.
 
-    `reference` is the data set's table of labels (image, type, center). `folder`, or s3:// prefix, has
-    images/ and annotations/. Of the training slides of each class and centre about
-    `validation_share` validate; which ones is a property of their names. Raises `ConfigError`.
+    `reference` is the data set's table of labels (image, type, center). `folder` is a folder or s3:// prefix with
+    images/ and annotations/. A fraction `validation_share` of the training slides of each class and centre is used
+    for validation, selected by a hash of their names, so that the selection is stable. Raises `ConfigError`.
     """
     rows = sorted(_rows(reference, folder))
-    validation = set(_held_out(rows, validation_share))
+    validation = set(_validation_slides(rows, validation_share))
     text = io.StringIO()
     text.write("# Camelyon16, written by wsi-pipeline camelyon16-sheet\n")
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
@@ -70,20 +70,21 @@ def _rows(reference: Path, folder: str) -> Iterator[tuple[str, ...]]:
         slide = image.removesuffix(".tif")
         if not _NAME.fullmatch(slide) or label not in CLASSES or centre not in _CENTRES:
             raise ConfigError(
-                f"{reference}, row {number}: {image!r}, {label!r}, {centre!r} are no slide of Camelyon16, its label "
-                "and its centre (0 or 1)"
+                f"{reference}, row {number}: {image!r}, {label!r}, {centre!r} are not a slide of Camelyon16 with its "
+                "label and its centre (0 or 1)"
             )
         if slide in WITHDRAWN:
             continue
         annotation = _join(folder, f"annotations/{slide}.xml") if label == "tumor" else ""
         exhaustive = "no" if slide in NOT_EXHAUSTIVE else "yes"
         split = "test" if slide.startswith("test_") else "train"
-        # Each patient gave one slide, and the data set does not name them.
-        path, excluded = _join(folder, f"images/{slide}.tif"), _EXCLUDED_FROM.get(slide, "")
+        # One slide per patient, and the data set has no patient ids: the slide id serves as one.
+        path = _join(folder, f"images/{slide}.tif")
+        excluded = _EXCLUDED_FROM.get(slide, "")
         yield slide, path, split, label, annotation, exhaustive, slide, _CENTRES[centre], excluded
 
 
-def _held_out(rows: Iterable[tuple[str, ...]], share: float) -> Iterator[str]:
+def _validation_slides(rows: Iterable[tuple[str, ...]], share: float) -> Iterator[str]:
     strata: dict[tuple[str, str], list[str]] = {}
     for slide, _, split, label, *_, centre, _ in rows:
         if split == "train":

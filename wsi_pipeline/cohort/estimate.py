@@ -1,8 +1,8 @@
-"""What a cohort will cost, and what looks wrong with it, before anything runs.
+"""Estimate the cost of a cohort, and find problems with it, before a run.
 
-Slides are opened and a few of their pixels are read; nothing is written. Disk and times are
-estimates: copied levels are counted by the bytes of their tiles, the others by a few chunks that are
-read and encoded; patches by a mask of tissue on the slide's coarsest level.
+Slides are opened and a few of their pixels are read; nothing is written. Disk space and times are estimates: for copied
+levels from the sizes of their tiles, for other levels from a few chunks that are read and encoded. The number of
+patches comes from a tissue mask of the coarsest level.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from wsi_pipeline.seeds import generator
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff
 
-# Two cores of a current server copy a slide at about this rate, digests included (docs/benchmarks.md).
+# Rate of two cores of a current server, digests included (docs/benchmarks.md).
 COPIED_BYTES_PER_SECOND = 400e6
 _SAMPLE_CHUNKS = 4
-# A larger coarsest level is not read just for an estimate.
-_OVERVIEW_PIXELS = 64_000_000
+# A coarsest level with more pixels is not read, as that would take too long for an estimate.
+_MAX_MASK_PIXELS = 64_000_000
 _ASPECT_TOLERANCE = 0.02
 _SMALL_PX = 64
 
 
 @dataclass(frozen=True, slots=True)
 class SlideEstimate:
-    """What is known of one slide before the run; `patches` is None where tissue cannot be estimated."""
+    """Estimate for one slide; `tissue_share` and `patches` are None where tissue is not estimated."""
 
     slide: str
     split: str
@@ -67,7 +67,7 @@ class SlideEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with a slide, in one line with its remedy; an `error` stops it, a warning does not."""
+    """A problem with a slide, as one line with a remedy; `error` is False for a warning, which does not stop a run."""
 
     slide: str
     text: str
@@ -76,7 +76,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CohortEstimate:
-    """The plans of all slides that can be read, all problems, the splits that are predicted, and `pyramid.keep`."""
+    """Estimates of all readable slides, all problems, the splits to be predicted, and the config's `pyramid.keep`."""
 
     slides: list[SlideEstimate]
     problems: list[Problem]
@@ -88,22 +88,23 @@ class CohortEstimate:
         return any(problem.error for problem in self.problems)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The estimates and problems as JSON values."""
         return {"slides": [asdict(s) for s in self.slides], "problems": [asdict(p) for p in self.problems]}
 
 
 def estimate_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortEstimate:
-    """Look at every slide of a sheet."""
+    """Estimate the cost of each slide of a sheet, with `threads` slides at a time."""
     with ThreadPoolExecutor(threads) as pool:
-        looked = list(track(pool.map(lambda row: _look(row, config), sheet.values()), "slides", len(sheet)))
-    plans, problems = [plan for plan, _ in looked if plan is not None], [p for _, found in looked for p in found]
+        results = list(track(pool.map(lambda row: _inspect(row, config), sheet.values()), "slides", len(sheet)))
+    plans = [plan for plan, _ in results if plan is not None]
+    problems = [problem for _, found in results for problem in found]
     return CohortEstimate(plans, problems, ("test", *config.evaluation.extra_predicted_splits), config.pyramid.keep)
 
 
-def _look(row: SlideRow, config: Config) -> tuple[SlideEstimate | None, list[Problem]]:
+def _inspect(row: SlideRow, config: Config) -> tuple[SlideEstimate | None, list[Problem]]:
     path, problems = Path(row.path), list[Problem]()
     if is_remote(row.path):
-        text = f"slide {row.slide}: {row.path}: not looked at, as it lies in a bucket"
+        text = f"slide {row.slide}: {row.path}: not inspected, as it is in a bucket"
         return None, [Problem(row.slide, text, error=False)]
     try:
         source = SourceSlide(row.slide, path, row.mpp)
@@ -112,7 +113,7 @@ def _look(row: SlideRow, config: Config) -> tuple[SlideEstimate | None, list[Pro
     try:
         problems += _level_problems(row, source)
         problems += _annotation_problems(row, source, config)
-        return _plan(row, source, config, problems), problems
+        return _estimate(row, source, config, problems), problems
     except PipelineError as error:
         return None, [*problems, Problem(row.slide, str(error), error=True)]
     finally:
@@ -125,8 +126,8 @@ def _level_problems(row: SlideRow, source: SourceSlide) -> Iterator[Problem]:
         across, down = base.width / size.width, base.height / size.height
         if min(size.width, size.height) >= _SMALL_PX and abs(across / down - 1) > _ASPECT_TOLERANCE:
             text = source.error(
-                f"level {k} is {across:.2f} times smaller across but {down:.2f} times down",
-                "Look at the slide in a viewer: its levels may not show the same picture",
+                f"level {k} is downsampled by {across:.2f} in x but by {down:.2f} in y",
+                "View the slide: its levels may not show the same image",
             )
             yield Problem(row.slide, str(text), error=False)
 
@@ -140,12 +141,16 @@ def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> 
         yield Problem(row.slide, str(error), error=True)
 
 
-def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Problem]) -> SlideEstimate:
-    facts, options = source.metadata, config.pyramid
-    sizes = level_sizes(facts)
+def _estimate(row: SlideRow, source: SourceSlide, config: Config, problems: list[Problem]) -> SlideEstimate:
+    metadata = source.metadata
+    options = config.pyramid
+    sizes = level_sizes(metadata)
     chunk = Size(options.chunk_px, options.chunk_px)
-    stored, seconds, files, copied = 0.0, 0.0, 1, 0
-    # Levels that are halved are encoded as those that are read are.
+    stored = 0.0
+    seconds = 0.0
+    files = 1
+    copied = 0
+    # Downsampled levels are encoded like those read from the slide, so the same measurement serves for both.
     per_chunk: tuple[float, float] | None = None
     with TiledTiff(source.path) as tiff:
         for level, size in enumerate(sizes):
@@ -161,21 +166,21 @@ def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Pro
                 seconds += size_bytes / COPIED_BYTES_PER_SECOND
             else:
                 if per_chunk is None:
-                    per_chunk = _sampled(source, min(level, len(facts.levels) - 1), config)
+                    per_chunk = _measure_chunks(source, min(level, len(metadata.levels) - 1), config)
                 stored += count * per_chunk[0]
                 seconds += count * per_chunk[1]
             stored += 16 * len(grid.shards()) * grid.shard_columns * grid.shard_rows
-    share, patches = _tissue(row, source, config, problems)
+    share, patches = _estimate_tissue(row, source, config, problems)
     return SlideEstimate(
         slide=row.slide,
         split=row.split,
-        vendor=facts.vendor,
+        vendor=metadata.vendor,
         width=sizes[0].width,
         height=sizes[0].height,
-        mpp=facts.mpp,
+        mpp=metadata.mpp,
         copied_levels=copied,
-        read_levels=len(facts.levels) - copied,
-        added_levels=len(sizes) - len(facts.levels),
+        read_levels=len(metadata.levels) - copied,
+        added_levels=len(sizes) - len(metadata.levels),
         source_bytes=source.path.stat().st_size,
         store_bytes=round(stored),
         files=files,
@@ -185,13 +190,14 @@ def _plan(row: SlideRow, source: SourceSlide, config: Config, problems: list[Pro
     )
 
 
-def _sampled(source: SourceSlide, level: int, config: Config) -> tuple[float, float]:
-    """Mean bytes and seconds of a chunk of a level, of a few that are read and encoded."""
+def _measure_chunks(source: SourceSlide, level: int, config: Config) -> tuple[float, float]:
+    """Mean bytes and seconds per chunk of a level, from a sample of chunks that are read and encoded."""
     options, size = config.pyramid, source.metadata.levels[level]
     grid = ChunkGrid.of(size, Size(options.chunk_px, options.chunk_px), options.shard_px)
     codec = chunk_codec(options, grid.chunk)
     places = generator(0, "plan", source.slide).integers(grid.count, size=_SAMPLE_CHUNKS)
-    written, started = 0, time.perf_counter()
+    written = 0
+    started = time.perf_counter()
     for index in places.tolist():
         row, column = divmod(index, grid.columns)
         box = grid.box(column, row)
@@ -199,38 +205,39 @@ def _sampled(source: SourceSlide, level: int, config: Config) -> tuple[float, fl
     return written / _SAMPLE_CHUNKS, (time.perf_counter() - started) / _SAMPLE_CHUNKS
 
 
-def _tissue(
+def _estimate_tissue(
     row: SlideRow, source: SourceSlide, config: Config, problems: list[Problem]
 ) -> tuple[float | None, int | None]:
-    """Share of the slide that is tissue and the patches that a heatmap predicts, from the coarsest level."""
-    facts, scales = source.metadata, level_scales(source.metadata, len(source.metadata.levels))
+    """Fraction of the slide that is tissue, and number of patches of its heatmap, from a mask of the coarsest level."""
+    metadata = source.metadata
+    scales = level_scales(metadata, len(metadata.levels))
     mpps = [(y + x) / 2 for y, x in scales]
     spec = patch_spec(mpps, config.patches.size_px, config.patches.mpp, where=f"slide {row.slide}: {source.path}")
-    size = facts.levels[-1]
-    if size.width * size.height > _OVERVIEW_PIXELS:
+    size = metadata.levels[-1]
+    if size.width * size.height > _MAX_MASK_PIXELS:
         return None, None
     options = row.tissue_options(TissueRun.of(config)).model_copy(update={"mpp": mpps[-1]})
-    feature, ink = tissue_features(source.read(Box(0, 0, size.width, size.height), len(facts.levels) - 1), options)
+    feature, ink = tissue_features(source.read(Box(0, 0, size.width, size.height), len(metadata.levels) - 1), options)
     mask, _ = segment_tissue(feature, ink, options)
     if not mask.any():
         text = source.error(
             f"no tissue found by {options.method} at {mpps[-1]:.3g} um per pixel",
-            "Look at the slide; set the sheet's columns tissue_threshold or tissue_method for it",
+            "View the slide; set the sheet's columns tissue_threshold or tissue_method for it",
         )
         problems.append(Problem(row.slide, str(text), error=False))
     stride = spec.level0_px if config.heatmap.stride_um is None else config.heatmap.stride_um / mpps[0]
-    grid = Grid.over(facts.levels[0], spec.level0_px, stride)
+    grid = Grid.over(metadata.levels[0], spec.level0_px, stride)
     shares = grid_fractions(mask, mpps[-1], grid, mpps[0])
     return round(float(mask.mean()), 4), int((shares > config.heatmap.min_tissue).sum())
 
 
 def format_estimate(plan: CohortEstimate, rate: float) -> str:
-    """The plan for a terminal; `rate` is how many patches a second are predicted."""
+    """The estimate as a table for a terminal; `rate` is the predicted patches per second."""
     header = ("slide", "split", "format", "pixels", "um/px", "levels", "disk", "files", "convert", "patches")
     rows = [header, *(_cells(slide) for slide in plan.slides)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *_totals(plan, rate), *_said(plan.problems)])
+    return "\n".join([*lines, "", *_totals(plan, rate), *_problem_lines(plan.problems)])
 
 
 def _cells(slide: SlideEstimate) -> tuple[str, ...]:
@@ -256,20 +263,20 @@ def _totals(plan: CohortEstimate, rate: float) -> Iterator[str]:
     formats = Counter(slide.vendor for slide in slides)
     copied = sum(not slide.read_levels for slide in slides)
     yield f"{len(slides)} slides: {', '.join(f'{count} {vendor}' for vendor, count in sorted(formats.items()))}"
-    yield f"{copied} are copied tile by tile, {len(slides) - copied} are decoded and encoded, all or in part"
+    yield f"{copied} are copied tile by tile, {len(slides) - copied} are re-encoded, in whole or in part"
     sources, stores = sum(s.source_bytes for s in slides), sum(s.store_bytes for s in slides)
     kept = "" if plan.keeps_pyramids else ", none of them kept"
     count = sum(s.files for s in slides)
     yield f"pyramids: about {_gigabytes(stores)} in {count} files{kept}; slides {_gigabytes(sources)}"
     seconds = sum(slide.convert_seconds for slide in slides)
-    yield f"conversion: about {_duration(seconds)} in all, one slide after the other"
+    yield f"conversion: about {_duration(seconds)} in total, one slide after the other"
     known = [slide.patches for slide in slides if slide.split in plan.predicted and slide.patches is not None]
     if known:
         time_taken = _duration(sum(known) / rate)
         yield f"heatmaps of {len(known)} slides: about {sum(known)} patches, {time_taken} at {rate:g} a second (--rate)"
 
 
-def _said(problems: list[Problem]) -> Iterator[str]:
+def _problem_lines(problems: list[Problem]) -> Iterator[str]:
     for kind, error in (("error", True), ("warning", False)):
         found = [problem.text for problem in problems if problem.error == error]
         if found:

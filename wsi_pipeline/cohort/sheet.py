@@ -1,7 +1,7 @@
 """The slide sheet: a TSV file with a row for each slide.
 
 Required columns: `slide, path, split`. Optional: `label, annotation, exhaustive, patient, centre,
-mpp, tissue_method, tissue_threshold, excluded_from`. Empty cells and columns that are left out mean "not said".
+mpp, tissue_method, tissue_threshold, excluded_from`. An empty cell and an omitted column mean "unknown".
 Lines that start with `#` are comments. Paths are relative to the working directory, or s3:// URLs.
 """
 
@@ -40,7 +40,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class SlideRow:
-    """One slide of the sheet. `label` is None where neither label nor annotation tells it."""
+    """One slide of the sheet. `label` is None where neither the column label nor an annotation determines it."""
 
     slide: str
     path: str
@@ -56,7 +56,7 @@ class SlideRow:
     excluded_from: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """The row as plain values for JSON."""
+        """The row as JSON values."""
         return asdict(self)
 
     def tissue_options(self, options: TissueRun) -> TissueRun:
@@ -67,21 +67,21 @@ class SlideRow:
 
 
 class Sheet(dict[str, SlideRow]):
-    """The rows of a sheet by slide id, in the sheet's order; `excluded` are those that the config leaves out."""
+    """Rows by slide id, in the order of the sheet; `excluded` holds the rows that the config excludes."""
 
     def __init__(self, rows: Mapping[str, SlideRow] | None = None) -> None:
         super().__init__(rows or {})
         self.excluded = dict[str, SlideRow]()
 
     def of_split(self, *splits: str) -> list[str]:
-        """Ids of the slides of these splits, in the sheet's order."""
+        """Ids of the slides of these splits, in the order of the sheet."""
         return [row.slide for row in self.values() if row.split in splits]
 
     def left_out(self, used: Collection[str], whole: str) -> dict[str, Any]:
-        """Which test slides a figure lacks that rests on `used`, and the name of the set of those that it has.
+        """The test slides that a figure over the slides `used` omits, and the name of the set that it covers.
 
-        The name is `whole` where none is left out, else that of the set that leaves out just these
-        (column excluded_from); None where there is none.
+        The name is `whole` where no slide is omitted, otherwise that of the set that omits exactly these slides
+        (column excluded_from), or None.
         """
         tests = [row for row in (*self.values(), *self.excluded.values()) if row.split == "test"]
         missing = {row.slide for row in tests} - set(used)
@@ -93,7 +93,7 @@ class Sheet(dict[str, SlideRow]):
         return {"left_out": sorted(missing), "slide_set": names[0] if names else None if missing else whole}
 
     def check_training(self) -> None:
-        """`SheetError` where no model can be trained on these slides."""
+        """Raise `SheetError` where no model can be trained on these slides."""
         labels = {self[slide].label for slide in self.of_split("train")}
         if "tumor" not in labels:
             missing = "training slide" if not labels else "tumour training slide"
@@ -103,7 +103,7 @@ class Sheet(dict[str, SlideRow]):
             )
 
     def check_evaluation(self, options: EvaluationOptions) -> None:
-        """`SheetError` where the slides are missing that the evaluation is to choose or to be fitted on."""
+        """Raise `SheetError` where slides are missing that the evaluation fits or selects on."""
         if options.uses_validation and not self.of_split("validation"):
             raise SheetError(
                 "the sheet has no validation slide, on which the operating point or the temperature could be chosen",
@@ -119,22 +119,22 @@ class Sheet(dict[str, SlideRow]):
             )
 
     def digest(self, *splits: str) -> str:
-        """SHA-256 of all rows; or of which slides are in some splits, which other columns do not change."""
+        """SHA-256 of all rows, or, with `splits`, of the slide ids in these splits only."""
         if splits:
             return digest_json([(row.slide, row.split) for row in self.values() if row.split in splits])
         return digest_json([row.facts() for row in self.values()])
 
     def check_digest(self, expected: str | None, *splits: str) -> None:
-        """`SheetError` where the digest is not the expected one."""
+        """Raise `SheetError` where the digest differs from `expected`."""
         if expected is not None and self.digest(*splits) != expected:
             raise SheetError("the slide sheet has changed since the run began", remedy="Start it again")
 
 
 def load_sheet(path: Path, *, exclude: tuple[str, ...] = (), check_files: bool = True) -> Sheet:
-    """Read and check a sheet; `SheetError` names the row of the first mistake.
+    """Read and check a sheet. Raises `SheetError`, naming the row of the first mistake.
 
-    Slides of `exclude` are checked like the others and then left out. With `check_files` each slide
-    and annotation has to exist.
+    Slides in `exclude` are checked like the others and then moved to `excluded`. With `check_files` each slide and
+    annotation must exist. Raises `ConfigError` for an unknown slide in `exclude`.
     """
     sheet = Sheet()
     patients: dict[str, SlideRow] = {}
@@ -211,7 +211,7 @@ def _parse(cells: dict[str, str], where: str) -> SlideRow:
     def one_of(column: str, allowed: tuple[str, ...]) -> str | None:
         value = cells[column]
         if value and value not in allowed:
-            raise SheetError(f"{where}: {column} {value!r} is none of {', '.join(allowed)}")
+            raise SheetError(f"{where}: {column} {value!r} is not one of {', '.join(allowed)}")
         return value or None
 
     def number(column: str, low: float, high: float) -> float | None:
@@ -223,7 +223,7 @@ def _parse(cells: dict[str, str], where: str) -> SlideRow:
         except ValueError:
             parsed = float("nan")
         if not low <= parsed <= high:
-            raise SheetError(f"{where}: {column} {value!r} is no number from {low:g} to {high:g}")
+            raise SheetError(f"{where}: {column} {value!r} is not a number from {low:g} to {high:g}")
         return parsed
 
     if not re.fullmatch(NAME_PATTERN, cells["slide"]):
@@ -266,7 +266,7 @@ def _parse(cells: dict[str, str], where: str) -> SlideRow:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a slide or an annotation lies in a bucket; Snakemake fetches it."""
+    """Whether the path of a slide or annotation is in a bucket, from where Snakemake fetches it."""
     return path.startswith(REMOTE)
 
 

@@ -1,8 +1,8 @@
-"""A small cohort of synthetic slides, drawn by a program, to run the whole pipeline on.
+"""A small cohort of synthetic slides, to run the whole pipeline without patient data.
 
-Nothing here is tissue of anybody. Tumour differs from normal tissue in the size, density and
-arrangement of its nuclei; the share of the area that nuclei cover, and so the mean colour, is the
-same. Stain vectors are those of Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 23, 2001).
+Tumour differs from normal tissue in the size, density and arrangement of its nuclei. The fraction of the area that
+nuclei cover, and therefore the mean colour, is the same, so that a colour threshold cannot separate them. Stain vectors
+are those of Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 23, 2001).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HAEMATOXYLIN = np.array([0.65, 0.70, 0.29], np.float32)
 EOSIN = np.array([0.07, 0.99, 0.11], np.float32)
 GLASS = 243.0
 
-# Both cover 15 % of the tissue with nuclei: pi r² x density.
+# Both types of nuclei cover 15 % of the tissue: pi r² x density.
 NORMAL_RADIUS_UM, TUMOR_RADIUS_UM = 3.1, 5.6
 NUCLEAR_SHARE = 0.15
 
@@ -49,7 +49,7 @@ Gray = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SlideSpec:
-    """One slide of the cohort and what is awkward about it."""
+    """One slide of the cohort, and the special cases that it covers."""
 
     slide: str
     split: str
@@ -84,10 +84,10 @@ SLIDE_SPECS = (
 def write_cohort(folder: Path, plans: Sequence[SlideSpec] = SLIDE_SPECS, size: Size = SIZE, processes: int = 2) -> Path:
     """Write slides, annotations and `slides.tsv` into `folder`; returns the path of the sheet.
 
-    The same arguments give the same pixels. Paths in the sheet begin with `folder` as it was given.
+    Equal arguments give equal pixels. Paths in the sheet start with `folder` as given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Forked children would inherit libvips' threads in an undefined state.
+    # Not fork: forked processes inherit the threads of libvips in an undefined state.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         drawn = pool.map(_write_slide, [folder] * len(plans), plans, [size] * len(plans))
         rows = list(track(drawn, "slides", len(plans)))
@@ -121,7 +121,7 @@ def _write_slide(folder: Path, plan: SlideSpec, size: Size) -> dict[str, str]:
     }
     if lesions:
         annotation = folder / f"{plan.slide}.xml"
-        # The last lesion of a slide that is not annotated exhaustively is left out.
+        # A slide that is not exhaustively annotated lacks the outline of its last lesion.
         outlined = lesions[:-1] if plan.unannotated else lesions
         write_asap(annotation, outlined, holes)
         row["annotation"] = str(annotation)
@@ -138,7 +138,7 @@ def _noise(rng: np.random.Generator, size: Size, scale_px: int) -> Gray:
 
 
 def tissue_shape(rng: np.random.Generator, size: Size) -> tuple[Gray, BaseGeometry]:
-    """Tissue coverage (0 to 1) and an ellipse that lies inside it, in pixels."""
+    """Tissue coverage (h, w) float32, 0 to 1, and an ellipse inside the tissue, in pixels."""
     y, x = np.ogrid[: size.height, : size.width]
     cx, cy = size.width * rng.uniform(0.46, 0.54), size.height * rng.uniform(0.46, 0.54)
     rx, ry = size.width * rng.uniform(0.36, 0.42), size.height * rng.uniform(0.36, 0.42)
@@ -150,7 +150,7 @@ def tissue_shape(rng: np.random.Generator, size: Size) -> tuple[Gray, BaseGeomet
 
 
 def place_lesions(rng: np.random.Generator, plan: SlideSpec, inner: BaseGeometry, size: Size) -> list[BaseGeometry]:
-    """Irregular tumour outlines inside the tissue, apart from each other."""
+    """Irregular tumour outlines inside the ellipse `inner`, at least 100 um apart, in pixels."""
     left, top, right, bottom = inner.bounds
     radius = (0.19 if plan.lesions == 1 else 0.12) * size.height
     step = (right - left) / max(plan.lesions, 1)
@@ -179,20 +179,20 @@ def draw_slide(rng: np.random.Generator, plan: SlideSpec, tissue: Gray, tumor: B
         inside = shapely.contains_xy(tumor, centres[:, 0], centres[:, 1]) == is_tumor
         x, y = centres[inside].astype(int).T
         on_tissue = tissue[y, x] > 0.9
-        stamp(rng, nuclei, x[on_tissue], y[on_tissue], is_tumor)
+        draw_nuclei(rng, nuclei, x[on_tissue], y[on_tissue], is_tumor)
     fibres = np.clip(1 + 0.22 * _noise(rng, size, 12) + 0.12 * _noise(rng, size, 48), 0.2, 2)
     strength = rng.uniform(0.9, 1.1) * (1.0 if plan.centre == "north" else 0.85)
     rgb = np.empty((size.height, size.width, 3), np.uint8)
     for top in range(0, size.height, _BAND_PX):
         band = slice(top, top + _BAND_PX)
-        rgb[band] = stained(rng, strength, nuclei[band], tissue[band], fibres[band])
+        rgb[band] = render(rng, strength, nuclei[band], tissue[band], fibres[band])
     if plan.pen:
         draw_pen(rgb)
     return rgb
 
 
-def stained(rng: np.random.Generator, strength: float, nuclei: Gray, tissue: Gray, fibres: Gray) -> NDArray[np.uint8]:
-    """Light through haematoxylin in the nuclei and eosin in the tissue, with the camera's noise, as uint8."""
+def render(rng: np.random.Generator, strength: float, nuclei: Gray, tissue: Gray, fibres: Gray) -> NDArray[np.uint8]:
+    """Render a band, (h, w, 3) uint8: haematoxylin in nuclei, eosin in tissue (Beer-Lambert law), and camera noise."""
     haematoxylin = strength * (1.15 * nuclei + 0.1 * tissue)
     eosin = strength * 0.38 * tissue * fibres * (1 - 0.5 * nuclei)
     density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * EOSIN
@@ -201,9 +201,9 @@ def stained(rng: np.random.Generator, strength: float, nuclei: Gray, tissue: Gra
 
 
 def nuclear_centres(rng: np.random.Generator, size: Size, is_tumor: bool) -> NDArray[np.float64]:
-    """Nuclei over the whole slide, (n, 2) x and y in pixels.
+    """Centres of nuclei over the whole slide, (n, 2): x and y in pixels.
 
-    Normal nuclei stand evenly; tumour nuclei crowd into nests with gaps between, at the same mean share.
+    Normal nuclei are spread evenly. Tumour nuclei form dense nests with gaps, at the same mean area fraction.
     """
     radius_px = (TUMOR_RADIUS_UM if is_tumor else NORMAL_RADIUS_UM) / MPP
     crowding = 1.5 if is_tumor else 1.0
@@ -215,19 +215,21 @@ def nuclear_centres(rng: np.random.Generator, size: Size, is_tumor: bool) -> NDA
     if not is_tumor:
         return centres
     field = _noise(rng, size, round(45 / MPP))
-    at = field[centres[:, 1].astype(int), centres[:, 0].astype(int)]
-    nests: NDArray[np.float64] = centres[at > np.quantile(field[::8, ::8], 1 - 1 / crowding)]
+    values = field[centres[:, 1].astype(int), centres[:, 0].astype(int)]
+    nests: NDArray[np.float64] = centres[values > np.quantile(field[::8, ::8], 1 - 1 / crowding)]
     return nests
 
 
-def stamp(rng: np.random.Generator, canvas: Gray, x: NDArray[np.int64], y: NDArray[np.int64], is_tumor: bool) -> None:
-    """Draw nuclei at the given centres."""
-    kinds = [_nucleus(rng, is_tumor) for _ in range(48)]
-    half = kinds[0].shape[0] // 2
+def draw_nuclei(
+    rng: np.random.Generator, canvas: Gray, x: NDArray[np.int64], y: NDArray[np.int64], is_tumor: bool
+) -> None:
+    """Draw nuclei at the given centres, in place."""
+    sprites = [_nucleus(rng, is_tumor) for _ in range(48)]
+    half = sprites[0].shape[0] // 2
     padded = np.pad(canvas, half)
-    for cx, cy, kind in zip(x, y, rng.integers(len(kinds), size=len(x)), strict=True):
+    for cx, cy, sprite_index in zip(x, y, rng.integers(len(sprites), size=len(x)), strict=True):
         window = padded[cy : cy + 2 * half + 1, cx : cx + 2 * half + 1]
-        np.maximum(window, kinds[kind], out=window)
+        np.maximum(window, sprites[sprite_index], out=window)
     canvas[...] = padded[half:-half, half:-half]
 
 
@@ -245,7 +247,7 @@ def _nucleus(rng: np.random.Generator, is_tumor: bool) -> Gray:
 
 
 def draw_pen(rgb: NDArray[np.uint8]) -> None:
-    """A stroke of blue ink from the glass onto the tissue."""
+    """Draw a stroke of blue pen ink from background onto tissue, in place."""
     height, width, _ = rgb.shape
     t = np.linspace(0, 1, 200)
     x, y = width * (0.04 + 0.2 * t), height * (0.12 + 0.28 * t + 0.05 * np.sin(9 * t))
@@ -258,7 +260,7 @@ def draw_pen(rgb: NDArray[np.uint8]) -> None:
 
 
 def save_pyramid(path: Path, rgb: NDArray[np.uint8], mpp: float | None) -> None:
-    """Write a pyramidal JPEG TIFF that OpenSlide opens; without `mpp` it has no usable scale."""
+    """Write a pyramidal JPEG TIFF that OpenSlide opens; without `mpp` the file has no usable scale."""
     height, width, _ = rgb.shape
     image = pyvips.Image.new_from_memory(rgb.tobytes(), width, height, 3, "uchar").copy(interpretation="srgb")
     resolution = {} if mpp is None else {"xres": 1000 / mpp, "yres": 1000 / mpp, "resunit": "cm"}
