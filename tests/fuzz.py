@@ -37,7 +37,7 @@ SOURCES = ("generic", "aperio", "philips", "tables", "deflate", "flat", "strips"
 
 
 def write_sources(folder: Path) -> None:
-    """Small slides of several kinds, in a folder."""
+    """Write small slides of several formats into a folder."""
     picture = tissue_picture(600, 520)
     pages = [picture, np.ascontiguousarray(picture[::2, ::2])]
     write_pages(folder / "generic", pages, tile=(128, 128))
@@ -60,7 +60,7 @@ def write_sources(folder: Path) -> None:
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes changed, set to extremes, moved or cut off; most of them where the directories are."""
+    """Flip, overwrite, copy or cut off bytes, mostly near the TIFF directories."""
     data = bytearray(content)
     for _ in range(int(rng.integers(1, 6))):
         near_end = len(data) - 1 - int(rng.exponential(2000)) % len(data)
@@ -83,7 +83,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def check(sources: Path, seed: int) -> str:
-    """Convert the input of this seed and return what came of it; raises for anything that must not be."""
+    """Convert the input of this seed and return the outcome; raises for any violation."""
     rng = np.random.default_rng(seed)
     content = (sources / SOURCES[int(rng.integers(len(SOURCES)))]).read_bytes()
     options = ConvertRun(
@@ -103,7 +103,7 @@ def check(sources: Path, seed: int) -> str:
             with said.open("w") as log:
                 code = run_isolated(lambda: run(slide, out, options, log.fileno()))
         except CrashError:
-            # OpenSlide's own bugs; the command line names slide, file and remedy.
+            # Crashes in OpenSlide; the command line names slide, file and remedy.
             return "crash of a library, told"
         text = said.read_text()
         if code == 2:
@@ -158,7 +158,7 @@ def main() -> int:
     arguments = parser.parse_args()
     sources = Path(tempfile.mkdtemp())
     context = multiprocessing.get_context("fork")
-    # libvips must not have run in a process that is forked.
+    # libvips must not have started threads before the fork.
     writer = context.Process(target=write_sources, args=(sources,))
     writer.start()
     writer.join()

@@ -1,4 +1,4 @@
-"""What bad slides get: one line that says what to do, or a clean restart; never a store that looks whole."""
+"""Damaged slides give one line with a remedy, or a clean restart; never a store that looks complete."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(folder: Path, source: Path, options: ConvertRun = OPTIONS) -> list[dict[
 
 
 def refused(folder: Path, source: Path, problem: str, options: ConvertRun = OPTIONS) -> None:
-    """The error is one line that names slide, file and remedy, and nothing is left."""
+    """Assert that the error is one line that names slide, file and remedy, and that no output is left."""
     with pytest.raises(SlideError, match=problem) as caught:
         run(folder, source, options)
     text = str(caught.value)
@@ -66,7 +66,7 @@ def overwrite(source: Path, offset: int, data: bytes) -> None:
 
 @pytest.fixture
 def slide(tmp_path: Path) -> Path:
-    """A slide of two levels; OpenSlide itself reads all tiles of the last one when it opens it."""
+    """A slide of two levels; OpenSlide reads all tiles of the last level when it opens the slide."""
     picture = tissue_picture(1700, 1100)
     return write_pages(tmp_path / "s.tif", [picture, np.ascontiguousarray(picture[::2, ::2])])
 
@@ -143,7 +143,7 @@ def test_a_damaged_tile_of_a_slide_that_is_read_is_named(tmp_path: Path, slide: 
 
 
 def test_only_what_is_damaged_is_blamed(slide: Path) -> None:
-    """OpenSlide answers every call with the error of an earlier one, which may be another thread's."""
+    """After its first error, possibly in another thread, an OpenSlide handle fails in every call."""
     zeroed(slide)
     source = SourceSlide("s1", slide, 0.5)
     bad = Box(512, 256, 256, 256)
@@ -161,7 +161,7 @@ def test_only_what_is_damaged_is_blamed(slide: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read(slide: Path) -> None:
-    """What an earlier read has left in memory is not taken for the tile."""
+    """The content of the reused buffer is not mistaken for the tile."""
     with TiledTiff(slide) as tiff:
         level = tiff.level(Size(1700, 1100))
         assert level is not None
@@ -232,7 +232,7 @@ def test_bombs_and_cycles(tmp_path: Path, entries: list[tuple[int, int, int, int
 
 
 def test_a_billion_levels(tmp_path: Path) -> None:
-    """A chain of 20,000 directories without pixels: read in bounded time, and refused."""
+    """A chain of 20,000 directories without pixels is rejected in bounded time."""
     source, size = tmp_path / "s.tif", 2 + 12 * 10 + 4
     entries = tiled_entries(1024, 1024, 256, 16)
     chain = b"".join(directory(entries, 8 + size * (k + 1)) for k in range(20_000))
@@ -256,7 +256,7 @@ def convert_arguments(source: Path, out: Path) -> list[str]:
 
 
 def run_command(source: Path, out: Path, before: str = "") -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, after the Python code `before`."""
+    """Run the command line in a child process, after the Python code `before`."""
     code = f"import os, resource, sys\nfrom wsi_pipeline.cli import app as cli\n{before}\ncli.main()"
     command = [sys.executable, "-c", code, *convert_arguments(source, out)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -267,14 +267,14 @@ def test_permissions(tmp_path: Path, slide: Path) -> None:
     closed.mkdir()
     (closed / "s.tif").write_bytes(slide.read_bytes())
     closed.chmod(0o700)
-    # pytest's own folders are closed to others; how many there are depends on how it runs.
+    # Other users cannot enter pytest's folders; how many there are depends on how pytest runs.
     for folder in tmp_path.parents:
         if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
             folder.chmod(0o755)
     tmp_path.chmod(0o755)
     out, warm = tmp_path / "out", tmp_path / "warm"
     out.mkdir()
-    # Permissions do not hold for root; what is imported later could not be read by another user.
+    # Permissions do not apply to root. Modules must be imported first, as the other user may not read them.
     before = (
         f"from pathlib import Path\nfrom wsi_pipeline.config import ConvertRun\n"
         f"from wsi_pipeline.stages import convert\nfrom wsi_pipeline.config.loading import parse_options\n"
@@ -302,7 +302,7 @@ def test_permissions(tmp_path: Path, slide: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path, slide: Path) -> None:
-    """A file size limit stands in for it: the write fails in the kernel, with the error that it gives then."""
+    """A file size limit stands in for a full disk: the write fails in the kernel."""
     out = tmp_path / "out"
     done = run_command(slide, out, "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))")
     assert done.returncode == 2, done.stderr

@@ -40,9 +40,9 @@ def test_what_another_job_is_writing_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_who_began_first_gives_way_and_never_publishes_half(tmp_path: Path) -> None:
-    """A node that is not lost after all goes on writing, and its writer makes folders where they are missing."""
+    """A process presumed lost continues to write, and its writer recreates missing folders."""
     target = tmp_path / "store"
-    with pytest.raises(StoreError, match="store: another process writes it too"), atomic_output(target) as first:
+    with pytest.raises(StoreError, match="store: another process is writing it too"), atomic_output(target) as first:
         (first / "0").mkdir(parents=True)
         (first / "0" / "chunk").touch()
         with atomic_output(target) as second:
@@ -55,7 +55,7 @@ def test_who_began_first_gives_way_and_never_publishes_half(tmp_path: Path) -> N
 
 def test_a_file_that_is_taken_away_is_not_published(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
-    with pytest.raises(StoreError, match="another process writes it too"), atomic_output(target) as first:
+    with pytest.raises(StoreError, match="another process is writing it too"), atomic_output(target) as first:
         first.write_text("first")
         with atomic_output(target) as second:
             second.write_text("second")

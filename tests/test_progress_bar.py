@@ -14,7 +14,7 @@ PROGRAM = Path(sys.executable).with_name("wsi-pipeline")
 
 
 def on_a_terminal(command: list[str]) -> str:
-    """What a program writes where stderr is a terminal."""
+    """The output of a program whose stderr is a terminal."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(command, stderr=theirs, stdout=theirs, env=environment)
@@ -38,7 +38,7 @@ def test_a_terminal_has_bars_and_a_log_has_lines(tmp_path: Path) -> None:
     seen = on_a_terminal(command)
     assert re.search(r"level 0 .*\d+/\d+", seen)
     assert "comparing level 0 " in seen
-    # The cursor is there again, and the line with the result is the last one and whole.
+    # The cursor is visible again, and the result is the last line, intact.
     assert seen.count("\x1b[?25l") == seen.count("\x1b[?25h") > 0
     last = seen.rstrip().splitlines()[-1]
     assert re.fullmatch(r"(\x1b\[[?\d;]*[A-Za-z]|\r)*a: \d+ x \d+ px .*", last), last

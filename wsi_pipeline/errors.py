@@ -1,16 +1,16 @@
-"""Everything that the package raises on purpose.
+"""The exceptions of the package.
 
 ::
 
-    PipelineError              what a user can mend: one line, exit code 2
-    ├── ConfigError            a key, a value or an option of the config
+    PipelineError              a user can correct it: one line, exit code 2
+    ├── ConfigError            a key or value of the config, or an option
     ├── SheetError             a row of the slide sheet
     ├── SlideError             a slide file
     ├── AnnotationError        an annotation file
     ├── StoreError             a store or a receipt that an earlier stage wrote
     ├── ModelError             weights or a model folder
-    ├── PredictionError        a file of another system's predictions
-    └── IncompleteError        an evaluation that lacks slides
+    ├── PredictionError        a file of predictions from another system
+    └── IncompleteError        slides are missing from an evaluation
 
 Any other exception is a bug and keeps its traceback.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 class PipelineError(Exception):
-    """A mistake or a bad file that the user can mend; its text is one line."""
+    """A mistake or a bad file that the user can correct. The text is one line: the problem, then the remedy."""
 
     def __init__(self, problem: str, *, remedy: str = "") -> None:
         text = f"{problem}. {remedy}" if remedy else problem
@@ -37,7 +37,7 @@ class SheetError(PipelineError):
 
 
 class SlideFileError(PipelineError):
-    """A file of one slide is wrong; the text names both."""
+    """A file of one slide is wrong; the text names the slide and the file."""
 
     def __init__(self, slide: str, path: Path | str, problem: str, *, remedy: str) -> None:
         super().__init__(f"slide {slide}: {path}: {problem}", remedy=remedy)
@@ -56,7 +56,7 @@ class AnnotationError(SlideFileError):
 
 
 class StoreError(PipelineError):
-    """A store or a receipt that an earlier stage wrote is missing or does not fit."""
+    """A store or a receipt of an earlier stage is missing, damaged or inconsistent."""
 
 
 class ModelError(PipelineError):
@@ -64,7 +64,7 @@ class ModelError(PipelineError):
 
 
 class PredictionError(PipelineError):
-    """A file of predictions, labels or masks cannot be judged."""
+    """A file of predictions, labels or masks from another system cannot be evaluated."""
 
 
 class IncompleteError(PipelineError):

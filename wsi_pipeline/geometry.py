@@ -1,7 +1,7 @@
 """Sizes, boxes and grids.
 
-Level-0 pixels are the coordinates of every table and annotation. A `Box` is in pixels of the level
-that the function taking it names. Micrometres carry `_um`, scales are `mpp` (um per pixel).
+Tables and annotations use level-0 pixels. A `Box` is in pixels of a level, which each function that takes one states.
+Lengths in micrometres end in `_um`; scales are named `mpp` (um per pixel).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MPP_RANGE = (0.05, 50.0)
 
 
 def is_plausible_mpp(mpp: float | None) -> bool:
-    """Whether `mpp` can be the spacing of a scanned slide."""
+    """Whether `mpp` is finite and within `MPP_RANGE`, as the scale of any scanned slide is."""
     return mpp is not None and math.isfinite(mpp) and MPP_RANGE[0] <= mpp <= MPP_RANGE[1]
 
 
@@ -30,7 +30,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in pixels of some level; `x`, `y` is its top left corner."""
+    """A rectangle in pixels of a level; (`x`, `y`) is its top left corner."""
 
     x: int
     y: int
@@ -46,15 +46,16 @@ class Box:
         return self.y + self.height
 
     def clipped(self, size: Size) -> Box:
-        """The part inside an image of `size`; empty boxes have width or height 0."""
-        x, y = min(max(self.x, 0), size.width), min(max(self.y, 0), size.height)
+        """The intersection with an image of `size`; width or height is 0 where it is empty."""
+        x = min(max(self.x, 0), size.width)
+        y = min(max(self.y, 0), size.height)
         right = min(max(self.right, x), size.width)
         bottom = min(max(self.bottom, y), size.height)
         return Box(x, y, right - x, bottom - y)
 
 
 def tiles(size: Size, step: int) -> list[Box]:
-    """Boxes of at most `step` x `step` pixels that cover an image, row by row."""
+    """Divide an image into boxes of at most `step` x `step` pixels, row by row."""
     return [
         Box(x, y, min(step, size.width - x), min(step, size.height - y))
         for y in range(0, size.height, step)
@@ -64,11 +65,11 @@ def tiles(size: Size, step: int) -> list[Box]:
 
 @dataclass(frozen=True, slots=True)
 class PatchSpec:
-    """How a patch of `size_px` pixels at `mpp` is read from one slide.
+    """How to read a patch of `size_px` x `size_px` pixels at `mpp` from one slide.
 
-    `read_px` pixels of `level` cover the same square of tissue, which spans `level0_px` pixels of
-    level 0 and `um` micrometres. `mpp` is what the patch really has: that of the level where the
-    level is near enough to what was asked for, else what was asked for.
+    The same square spans `read_px` pixels of `level`, `level0_px` pixels of level 0, and `um` micrometres.
+    `mpp` is the actual scale of the patch: that of the level where it is within tolerance of the requested scale,
+    so that nothing is resampled; otherwise the requested scale.
     """
 
     size_px: int
@@ -83,7 +84,7 @@ class PatchSpec:
 class Grid:
     """Patch positions on a slide: `columns` x `rows`, `stride_px` level-0 pixels apart.
 
-    The last column and row may reach over the edge of the slide, so that all of it is covered.
+    The last column and row may reach beyond the slide, so that the grid covers all of it.
     """
 
     columns: int
@@ -93,7 +94,7 @@ class Grid:
 
     @classmethod
     def over(cls, slide: Size, patch_px: float, stride_px: float) -> Grid:
-        """The grid that covers a slide of level-0 size `slide`."""
+        """The grid that covers a slide of `slide` level-0 pixels."""
         return cls(
             columns=_positions(slide.width, patch_px, stride_px),
             rows=_positions(slide.height, patch_px, stride_px),
@@ -102,19 +103,19 @@ class Grid:
         )
 
     def x(self) -> NDArray[np.int64]:
-        """Left edge of each column, level-0 pixels."""
-        return _starts(self.columns, self.stride_px)
+        """Left edge of each column in level-0 pixels, (columns,)."""
+        return _edges(self.columns, self.stride_px)
 
     def y(self) -> NDArray[np.int64]:
-        """Top edge of each row, level-0 pixels."""
-        return _starts(self.rows, self.stride_px)
+        """Top edge of each row in level-0 pixels, (rows,)."""
+        return _edges(self.rows, self.stride_px)
 
 
 def _positions(length: int, patch_px: float, stride_px: float) -> int:
-    # A last patch is added only where it covers at least one whole pixel that the others leave.
+    # Add a last patch only where more than half a pixel remains, so that rounding errors add none.
     return 1 + max(0, math.ceil((length - patch_px - 0.5) / stride_px))
 
 
-def _starts(count: int, stride_px: float) -> NDArray[np.int64]:
-    starts: NDArray[np.int64] = np.rint(np.arange(count) * stride_px).astype(np.int64)
-    return starts
+def _edges(count: int, stride_px: float) -> NDArray[np.int64]:
+    edges: NDArray[np.int64] = np.rint(np.arange(count) * stride_px).astype(np.int64)
+    return edges

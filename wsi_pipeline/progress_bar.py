@@ -1,4 +1,4 @@
-"""Progress bars for who waits at a terminal. Where stderr is none, as in jobs, there are only the lines of the log."""
+"""Progress bars on stderr, shown only on a terminal; elsewhere, as in cluster jobs, the log reports progress."""
 
 from __future__ import annotations
 
@@ -14,63 +14,61 @@ Item = TypeVar("Item")
 
 
 def on_terminal() -> bool:
-    """Whether bars are shown."""
+    """Whether stderr is a terminal, so that bars are shown."""
     return sys.stderr.isatty()
 
 
 class ProgressBar:
-    """How much of something is done, from its beginning until it is closed; safe between threads."""
+    """A progress bar, shown until it is closed; thread-safe. Concurrent bars share one display."""
 
     _lock = threading.Lock()
-    # Where all bars are that are there at the same time, and how many.
-    _screen: Progress | None = None
-    _count = 0
+    _display: Progress | None = None
+    _open_bars = 0
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self._task: TaskID | None = None
         if not on_terminal():
             return
-        # Not needed by jobs, and slow to import.
+        # Imported here because rich is slow to import and jobs do not need it.
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         with ProgressBar._lock:
-            if ProgressBar._screen is None:
-                about = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
-                ProgressBar._screen = Progress(
-                    about[0],
+            if ProgressBar._display is None:
+                ProgressBar._display = Progress(
+                    TextColumn("{task.description}", markup=False),
                     BarColumn(),
                     MofNCompleteColumn(),
                     TimeRemainingColumn(),
-                    about[1],
+                    TextColumn("{task.fields[note]}", markup=False),
                     console=Console(stderr=True),
                     transient=True,
                 )
-                ProgressBar._screen.start()
-            ProgressBar._count += 1
-            self._task = ProgressBar._screen.add_task(title, total=total, completed=done, note="")
+                ProgressBar._display.start()
+            ProgressBar._open_bars += 1
+            self._task = ProgressBar._display.add_task(title, total=total, completed=done, note="")
 
     def advance(self, count: int = 1) -> None:
-        """So much more is done."""
-        if self._task is not None and ProgressBar._screen is not None:
-            ProgressBar._screen.advance(self._task, count)
+        """Add `count` to the completed amount."""
+        if self._task is not None and ProgressBar._display is not None:
+            ProgressBar._display.advance(self._task, count)
 
     def update(self, done: int, note: str = "") -> None:
-        """So much is done by now; `note` is shown beside it."""
-        if self._task is not None and ProgressBar._screen is not None:
-            ProgressBar._screen.update(self._task, completed=done, note=note)
+        """Set the completed amount, and a `note` beside the bar."""
+        if self._task is not None and ProgressBar._display is not None:
+            ProgressBar._display.update(self._task, completed=done, note=note)
 
     def close(self) -> None:
-        """Take it off the screen; the log says what came of it."""
+        """Remove the bar; the log reports the result."""
         with ProgressBar._lock:
-            if self._task is None or ProgressBar._screen is None:
+            if self._task is None or ProgressBar._display is None:
                 return
-            ProgressBar._screen.remove_task(self._task)
+            ProgressBar._display.remove_task(self._task)
             self._task = None
-            ProgressBar._count -= 1
-            if not ProgressBar._count:
-                ProgressBar._screen.stop()
-                ProgressBar._screen = None
+            ProgressBar._open_bars -= 1
+            if not ProgressBar._open_bars:
+                ProgressBar._display.stop()
+                ProgressBar._display = None
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +78,7 @@ class ProgressBar:
 
 
 def track(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
-    """The items; each is done when the next one is asked for."""
+    """Yield the items with a progress bar; an item counts as done when the next one is requested."""
     with ProgressBar(title, total) as shown:
         for item in items:
             yield item

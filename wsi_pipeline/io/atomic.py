@@ -1,4 +1,4 @@
-"""Writing files so that a half-written one cannot look finished."""
+"""Atomic writes: an output appears at its path only when it is complete."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ from pathlib import Path
 
 from wsi_pipeline.errors import StoreError
 
-# In the folder of what is being written: it is the writer's own still.
-_MARK = ".owned"
+# File in a staging folder while its writer still owns it.
+_OWNER_MARK = ".owned"
 
-# What a file system answers when it has no room, or may not be written to at all.
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+# No space left, or a read-only file system.
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
 
 
 def is_out_of_space(error: OSError) -> bool:
-    """Whether a file system refused to write for want of room, or altogether."""
-    return error.errno in _NO_ROOM
+    """Whether a write failed for lack of space or on a read-only file system."""
+    return error.errno in _OUT_OF_SPACE
 
 
 @contextmanager
 def atomic_output(target: Path) -> Iterator[Path]:
-    """Yield a path of the target's name in a hidden folder beside it; it takes the target's place in the end.
+    """Yield a temporary path, with the name of `target`, in a hidden staging folder beside it.
 
-    The block may make a file or a folder there. On any exception it is removed and the target is
-    left as it was. Raises `StoreError` where there is no room or no permission to write, or where
-    another process has begun to write the same target: the first one gives way, as it may be what a lost
-    node still does for a job that has been started again.
+    The block writes a file or a folder there, which replaces `target` when the block ends. On any exception it is
+    removed and `target` stays as it was. Raises `StoreError` without space or permission to write, and where another
+    process has started to write the same target: the process that started first gives up, because it may be the
+    remains of a job that a cluster has restarted after it lost a node.
     """
-    workshop = target.with_name(f".partial-{secrets.token_hex(4)}-{target.name}")
-    mark = workshop / _MARK
+    staging = target.with_name(f".partial-{secrets.token_hex(4)}-{target.name}")
+    mark = staging / _OWNER_MARK
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        leftovers = _leftovers(target)
-        workshop.mkdir()
+        partial_outputs = _partial_outputs(target)
+        staging.mkdir()
         try:
             mark.touch()
-            for leftover in leftovers:
-                _take_over(leftover, workshop)
-            yield workshop / target.name
-            # A writer that makes missing folders goes on where its own was taken away, with half of a store.
+            for partial_output in partial_outputs:
+                _take_over(partial_output, staging)
+            yield staging / target.name
+            # Fails if another process took the folder: a writer that creates missing folders would not notice.
             mark.open().close()
             if target.is_dir():
                 with suppress(FileNotFoundError):
-                    target.rename(workshop / ".replaced")
-            (workshop / target.name).replace(target)
+                    target.rename(staging / ".replaced")
+            (staging / target.name).replace(target)
         finally:
-            remove(workshop)
+            remove(staging)
     except OSError as error:
         name = None if error.filename is None else Path(os.fsdecode(error.filename))
-        here = name is not None and name.is_relative_to(target.parent)
-        # Not empty: the other one has put its own in place just now.
+        is_beside_target = name is not None and name.is_relative_to(target.parent)
+        # ENOTEMPTY: the other process has just put its own output in place.
         if error.errno == errno.ENOTEMPTY or (
-            error.errno == errno.ENOENT and name is not None and name.is_relative_to(workshop)
+            error.errno == errno.ENOENT and name is not None and name.is_relative_to(staging)
         ):
             raise StoreError(
-                f"{target}: another process writes it too", remedy="Let one run end before another one starts here"
+                f"{target}: another process is writing it too", remedy="Wait for the other run to end"
             ) from error
-        if is_out_of_space(error) or (error.errno in _NO_PERMISSION and here):
+        if is_out_of_space(error) or (error.errno in _NO_PERMISSION and is_beside_target):
             raise StoreError(
                 f"{target}: cannot be written ({os.strerror(error.errno or 0)})",
                 remedy="Free space or give permission there, or put the results elsewhere (results in the config)",
@@ -73,27 +73,27 @@ def atomic_output(target: Path) -> Iterator[Path]:
 
 
 def remove_partial_outputs(target: Path) -> None:
-    """Remove what a process that was killed has left of `target`."""
-    for leftover in _leftovers(target) if target.parent.is_dir() else ():
-        remove(leftover)
+    """Remove partial outputs of `target` that killed processes left behind."""
+    for partial_output in _partial_outputs(target) if target.parent.is_dir() else ():
+        remove(partial_output)
 
 
-def _leftovers(target: Path) -> list[Path]:
-    leftover = re.compile(rf"\.partial-[0-9a-f]{{8}}-{re.escape(target.name)}")
-    return [path for path in target.parent.iterdir() if leftover.fullmatch(path.name)]
+def _partial_outputs(target: Path) -> list[Path]:
+    partial_output = re.compile(rf"\.partial-[0-9a-f]{{8}}-{re.escape(target.name)}")
+    return [path for path in target.parent.iterdir() if partial_output.fullmatch(path.name)]
 
 
-def _take_over(leftover: Path, workshop: Path) -> None:
-    """Take away what may still be written to, at once, so that its process finds it gone and never half there."""
-    # Another process may do the same.
+def _take_over(partial_output: Path, staging: Path) -> None:
+    """Move another process's staging folder in one step, so that it finds the folder missing, never half deleted."""
+    # Another process may do the same at the same time.
     with suppress(FileNotFoundError):
-        (leftover / _MARK).unlink(missing_ok=True)
-        leftover.rename(workshop / leftover.name)
+        (partial_output / _OWNER_MARK).unlink(missing_ok=True)
+        partial_output.rename(staging / partial_output.name)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    # Another process may do the same.
+    """Remove a file or a folder if it exists."""
+    # Another process may do the same at the same time.
     with suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

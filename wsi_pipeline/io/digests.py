@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# Large, as each chunk waits for its turn among the threads that write.
-_CHUNK = 1 << 22
+# Large, because each read waits for its turn behind the writing threads.
+_CHUNK_BYTES = 1 << 22
 
 
 def canonical_json(value: Any) -> str:
@@ -30,7 +30,8 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's content."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(_CHUNK, max(1, path.stat().st_size))))
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(1, path.stat().st_size))))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
@@ -38,17 +39,17 @@ def digest_file(path: Path) -> str:
 
 
 def digest_names(digests: Mapping[str, str]) -> str:
-    """SHA-256 over names and digests, in name order."""
+    """SHA-256 over a mapping of names to digests, in order of name."""
     return digest_bytes("".join(f"{name}\0{digests[name]}\n" for name in sorted(digests)).encode())
 
 
 def digest_tree(folder: Path, threads: int = 1, known: Mapping[str, str] | None = None) -> str:
     """SHA-256 over the relative names and contents of all files below `folder`.
 
-    `known` has the digests of files that were taken when they were written.
+    `known` maps names to digests that were computed when the files were written; these files are not read.
     """
     given = known or {}
-    # Snakemake puts its own marker into folders that it tracks.
+    # Snakemake writes this marker into the folders that it tracks.
     paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.name != ".snakemake_timestamp"}
     files = {name: path for name, path in paths.items() if name in given or path.is_file()}
     with ThreadPoolExecutor(threads) as pool:
@@ -57,7 +58,7 @@ def digest_tree(folder: Path, threads: int = 1, known: Mapping[str, str] | None 
 
 
 def digest_source(source: Path) -> str:
-    """SHA-256 of the slide: of its file, and for MIRAX of the folder of data beside it."""
+    """SHA-256 of a slide file; for MIRAX also of the data folder beside it."""
     folder = source.with_suffix("")
     if source.suffix.lower() == ".mrxs" and folder.is_dir():
         return digest_names({source.name: digest_file(source), folder.name: digest_tree(folder)})

@@ -1,8 +1,7 @@
-"""Files of whole blocks, written in one go past the page cache.
+"""Direct I/O (O_DIRECT): write files of whole blocks past the page cache.
 
-Copying into new pages of the cache takes the kernel longer than all else in the conversion of a
-slide, and puts out of memory what others have there. Where a file system cannot do without the
-cache, it is used.
+Copying into new pages of the cache takes longer than any other part of a conversion, and evicts the cached data of
+other processes. File systems without direct I/O fall back to the page cache.
 """
 
 from __future__ import annotations
@@ -18,38 +17,38 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-# No device has larger ones.
+# O_DIRECT requires lengths and addresses in multiples of the device's block size, which is at most this.
 BLOCK_BYTES = 4096
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 
-class _Scratch(threading.local):
-    """Memory of a thread that begins on a page, and is used again for each file."""
+class _ThreadBuffer(threading.local):
+    """One page-aligned buffer per thread, reused for all files."""
 
     memory: memoryview = memoryview(b"")
 
-    def of(self, size: int) -> memoryview:
+    def get(self, size: int) -> memoryview:
         if len(self.memory) < size:
             self.memory = memoryview(mmap.mmap(-1, size))
         return self.memory[:size]
 
 
-_scratch = _Scratch()
+_buffer = _ThreadBuffer()
 
 
 def write_blocks(path: Path, parts: Sequence[bytes | memoryview], end: bytes) -> tuple[int, int]:
-    """Write a new file: `parts`, zeros up to a whole number of blocks, and `end` as its last bytes.
+    """Write a file of `parts`, zero padding to a whole number of blocks, and `end` as the last bytes.
 
-    Returns its CRC-32C and its length.
+    Returns the CRC-32C and the length of the file.
     """
     used = sum(map(len, parts))
     length = -(-(used + len(end)) // BLOCK_BYTES) * BLOCK_BYTES
-    buffer = _scratch.of(length)
-    at = 0
+    buffer = _buffer.get(length)
+    position = 0
     for part in (*parts, bytes(length - used - len(end)), end):
-        stop = at + len(part)
-        buffer[at:stop] = part
-        at = stop
+        stop = position + len(part)
+        buffer[position:stop] = part
+        position = stop
     file = _open(path)
     try:
         done = 0
@@ -63,7 +62,7 @@ def write_blocks(path: Path, parts: Sequence[bytes | memoryview], end: bytes) ->
                 fcntl.fcntl(file, fcntl.F_SETFL, flags & ~_O_DIRECT)
     finally:
         os.close(file)
-    # It takes no memory view.
+    # google_crc32c does not accept a memoryview.
     return int(google_crc32c.value(np.frombuffer(buffer, np.uint8))), length
 
 

@@ -48,7 +48,8 @@ class SourceSlide:
 
     def __init__(self, slide: str, path: Path, mpp: float | None = None) -> None:
         """Open the slide at `path`; `mpp` (um per pixel) overrides the value in the file. Raises `SlideError`."""
-        self.slide, self.path = slide, path
+        self.slide = slide
+        self.path = path
         self._check_file()
         self._handle = self._open()
         self._downsamples = tuple(self._handle.level_downsamples)
@@ -135,7 +136,7 @@ class SourceSlide:
 
     def _read_metadata(self, override: float | None) -> SlideMetadata:
         properties = self._handle.properties
-        mpp, mpp_source = (override, "sheet") if override is not None else (self._mpp_property(), "slide")
+        mpp = self._mpp_property() if override is None else override
         color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
         background = tuple(bytes.fromhex(color)) if color else WHITE
         levels = tuple(Size(width, height) for width, height in self._handle.level_dimensions)
@@ -151,7 +152,7 @@ class SourceSlide:
             quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1),
             bounds=self._bounds(),
             mpp=mpp,
-            mpp_source=mpp_source,
+            mpp_source="slide" if override is None else "sheet",
             levels=levels,
         )
 
