@@ -17,16 +17,20 @@ import torch
 
 from helpers.predicting import CLASSES, heat_of, run, without_tissue, write_model, write_slide
 from helpers.training import needs_bfloat16
-from wsi_pipeline.config import ConvertRun, HeatmapRun
+from wsi_pipeline.config import ConvertRun, HeatmapRun, PredictRun
 from wsi_pipeline.errors import ModelError, StoreError
+from wsi_pipeline.model import slide_prediction
 from wsi_pipeline.model.device import Device
 from wsi_pipeline.model.inception import InceptionV3
 from wsi_pipeline.model.inference import infer_on_cpu, infer_on_gpu
 from wsi_pipeline.model.model_dir import ModelMetadata, load_network
 from wsi_pipeline.model.prediction_cache import PredictionCache
 from wsi_pipeline.model.predictor import CPU_BATCH, Predictor, largest_batch, optimized_for
+from wsi_pipeline.model.slide_prediction import TrainedModel
 from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.models import PrecisionFacts, PredictReceipt
 from wsi_pipeline.stages import heatmap, predict
 
 
@@ -124,7 +128,7 @@ def test_the_gpu_loop_gives_the_results_of_the_cpu_loop(slide: Path, model: Path
     spec = pyramid.patch_spec(75, 1.0)
     grid = pyramid.grid(spec, 60)
     x, y = (part.ravel() for part in np.meshgrid(grid.x()[:6], grid.y()[:5]))
-    predictor = predict.Model(model / "weights.safetensors", model / "model.json", HeatmapRun()).predictor
+    predictor = TrainedModel(model / "weights.safetensors", model / "model.json", HeatmapRun()).predictor
     found = []
     for way in (infer_on_cpu, infer_on_gpu):
         parts = list(way(PatchReader(pyramid, spec, x, y), predictor, 2, 5))
@@ -166,7 +170,7 @@ def test_an_interrupted_heatmap_resumes_and_ends_the_same(
 def test_a_killed_job_resumes_and_ends_with_the_same_bytes(slide: Path, model: Path, tmp_path: Path) -> None:
     options = HeatmapRun(stride_um=18)
     code = (
-        "from wsi_pipeline.stages import predict; predict._SAVE_SECONDS = 0.2; "
+        "from wsi_pipeline.model import slide_prediction; slide_prediction._SAVE_SECONDS = 0.2; "
         "from wsi_pipeline.cli.app import main; main()"
     )
 
@@ -234,6 +238,58 @@ def test_another_average_needs_no_inference(
     assert (again != plain).any()
 
 
+def test_the_heatmap_takes_what_was_predicted_for_it(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, facts = model / "weights.safetensors", model / "model.json"
+    whole = run(slide, model, tmp_path / "a", stride_um=40)
+
+    def predict_into(folder: Path) -> None:
+        outputs = predict.Outputs(folder, tmp_path / "r.json", checkpoints=tmp_path / "kept")
+        predict.run(["s1"], predict.Inputs(slide, weights, facts), outputs, PredictRun(stride_um=40), threads=2)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PredictionCache, "add", stopping_at(40))
+        with pytest.raises(KeyboardInterrupt):
+            predict_into(tmp_path / "made")
+    # Half of a slide's predictions are kept, and no job gets them.
+    assert (tmp_path / "kept" / "s1.raw.npz").is_file()
+    assert not (tmp_path / "made").exists()
+    calls = count_predicted(monkeypatch)
+    predict_into(tmp_path / "made")
+    assert sum(calls) < int(np.isfinite(whole).sum())
+    calls.clear()
+    # Slides are shared out in another way.
+    predict_into(tmp_path / "again")
+    inputs = heatmap.Inputs(slide, weights, facts, predictions=tmp_path / "again")
+    heatmap.run("s1", inputs, heatmap.Outputs(tmp_path / "b", checkpoints=tmp_path / "c"), HeatmapRun(stride_um=40))
+    assert not calls
+    assert not (tmp_path / "c").exists()
+    assert (tmp_path / "b" / "s1.json").read_bytes() == (tmp_path / "a" / "s1.json").read_bytes()
+    np.testing.assert_array_equal(heat_of(tmp_path / "b"), whole)
+
+
+def test_patches_that_predict_could_not_read_stay_unread(
+    slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = PredictionCache.save
+
+    def damaged(self: PredictionCache, path: Path | None = None) -> None:
+        self.whole[3] = False
+        save(self, path)
+
+    weights, facts = model / "weights.safetensors", model / "model.json"
+    with monkeypatch.context() as broken:
+        broken.setattr(PredictionCache, "save", damaged)
+        outputs = predict.Outputs(tmp_path, tmp_path / "r.json")
+        predict.run(["s1"], predict.Inputs(slide, weights, facts), outputs, PredictRun(stride_um=40), threads=2)
+    calls = count_predicted(monkeypatch)
+    inputs = heatmap.Inputs(slide, weights, facts, predictions=tmp_path)
+    heatmap.run("s1", inputs, heatmap.Outputs(tmp_path / "b"), HeatmapRun(stride_um=40), threads=2)
+    assert not calls
+    assert json.loads((tmp_path / "b" / "s1.json").read_text())["unread_positions"] == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_predictions_begun_on_another_kind_of_device_are_discarded(
     slide: Path,
@@ -246,9 +302,9 @@ def test_predictions_begun_on_another_kind_of_device_are_discarded(
     whole = heat_of(mapped(stride_um=40))
     save = PredictionCache.save
 
-    def as_a_gpu(self: PredictionCache) -> None:
-        self.facts = {"device": "cuda", "dtype": dtype}
-        save(self)
+    def as_a_gpu(self: PredictionCache, path: Path | None = None) -> None:
+        self.precision = PrecisionFacts(device="cuda", dtype=dtype)
+        save(self, path)
 
     with monkeypatch.context() as other:
         other.setattr(PredictionCache, "save", as_a_gpu)
@@ -273,21 +329,27 @@ def test_several_slides_are_predicted_with_a_model_that_is_loaded_once(
     for name in ("s1", "s2"):
         (tmp_path / "slides" / name).symlink_to(slide / "s1")
     loaded = []
-    load = predict.load_network
-    monkeypatch.setattr(predict, "load_network", lambda *given: loaded.append(1) or load(*given))
-    files, out = (model / "weights.safetensors", model / "model.json"), tmp_path / "out"
-    slides = ["s1", "gone", "bare", "s2"]
-    predict.run(slides, tmp_path / "slides", *files, out, out / "batch.json", HeatmapRun(), 2)
+    load = slide_prediction.load_network
+    monkeypatch.setattr(slide_prediction, "load_network", lambda *given: loaded.append(1) or load(*given))
+    out = tmp_path / "out"
+    inputs = predict.Inputs(tmp_path / "slides", model / "weights.safetensors", model / "model.json")
+    predict.run(["s1", "gone", "bare", "s2"], inputs, predict.Outputs(out, out / "batch.json"), PredictRun(), threads=2)
     assert len(loaded) == 1
     assert "gone: left out here: " in caplog.text
     positions = int(np.isfinite(whole).sum())
-    assert json.loads((out / "batch.json").read_text())["positions"] == {"s1": positions, "bare": 0, "s2": positions}
+    receipt = read_receipt(out / "batch.json", PredictReceipt)
+    assert receipt.positions == {"s1": positions, "bare": 0, "s2": positions}
+
+    def finish(name: str) -> np.ndarray:
+        given = heatmap.Inputs(inputs.slides, inputs.weights, inputs.model)
+        heatmap.run(name, given, heatmap.Outputs(out), HeatmapRun(), threads=2)
+        return heat_of(out, name)
+
     for name in ("s1", "s2"):
-        heatmap.run(name, tmp_path / "slides", *files, out, HeatmapRun(), 2)
-        np.testing.assert_array_equal(heat_of(out, name), whole)
+        np.testing.assert_array_equal(finish(name), whole)
     assert len(loaded) == 1
     with pytest.raises(StoreError, match=r"gone/pyramid\.ome\.zarr: not a pyramid"):
-        heatmap.run("gone", tmp_path / "slides", *files, out, HeatmapRun(), 2)
+        finish("gone")
 
 
 def test_a_batch_that_does_not_fit_is_halved(

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from wsi_pipeline.model.prediction_cache import PredictionCache
+from wsi_pipeline.receipts.models import PrecisionFacts
+
+PRECISION = PrecisionFacts(device="cpu", dtype="float32")
 
 
 def some(path: Path) -> PredictionCache:
     scores = PredictionCache.open(path, "a" * 64, 10)
-    scores.facts = {"dtype": "float32"}
+    scores.precision = PRECISION
     scores.add(0, np.linspace(0, 1, 4, dtype=np.float32), np.ones(4, np.bool_))
     scores.save()
     return scores
@@ -21,7 +24,7 @@ def some(path: Path) -> PredictionCache:
 def test_added_predictions_are_read_back(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
     scores = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
-    assert (scores.done, scores.facts) == (4, {"dtype": "float32"})
+    assert (scores.done, scores.precision) == (4, PRECISION)
     scores.add(4, np.full(6, 0.5, np.float32), np.ones(6, np.bool_))
     found = scores.probabilities()
     np.testing.assert_allclose(found, [0, 1 / 3, 2 / 3, 1] + [0.5] * 6, atol=1 / 131070)
@@ -31,7 +34,7 @@ def test_added_predictions_are_read_back(tmp_path: Path) -> None:
 def test_predictions_of_other_inputs_are_ignored(tmp_path: Path) -> None:
     some(tmp_path / "s.raw.npz")
     scores = PredictionCache.open(tmp_path / "s.raw.npz", "b" * 64, 10)
-    assert (scores.done, scores.facts) == (0, {})
+    assert (scores.done, scores.precision) == (0, None)
 
 
 def test_patches_on_damaged_chunks_are_tried_again(tmp_path: Path) -> None:

@@ -110,9 +110,8 @@ def test_patches_and_heatmap_get_the_same_colours(stained: Path, tmp_path: Path)
     folder = tmp_path / "model"
     digest = save_weights(folder / "weights.safetensors", network.state_dict())
     write_model_json(folder / "model.json", ModelMetadata(75, 0.5, ("normal", "tumor"), digest, "macenko"))
-    heatmap.run(
-        stained.name, stained.parent, folder / "weights.safetensors", folder / "model.json", tmp_path, HeatmapRun()
-    )
+    inputs = heatmap.Inputs(stained.parent, folder / "weights.safetensors", folder / "model.json")
+    heatmap.run(stained.name, inputs, heatmap.Outputs(tmp_path), HeatmapRun())
     assert json.loads((tmp_path / f"{stained.name}.json").read_text())["stains"] == facts["stains"]
     heat = read_image(tmp_path / f"{stained.name}.ome.zarr", 0.5).data
     row = pq.read_table(tmp_path / "b" / "patches.parquet").to_pylist()[0]

@@ -44,7 +44,8 @@ def write_slide(folder: Path, pyramid: ConvertRun) -> Path:
 def run(slides: Path, model: Path, out: Path, threads: int = 2, **options: Any) -> np.ndarray:
     """The heatmap of s1."""
     weights, facts = model / "weights.safetensors", model / "model.json"
-    heatmap.run("s1", slides, weights, facts, out, HeatmapRun(**options), threads)
+    inputs = heatmap.Inputs(slides, weights, facts)
+    heatmap.run("s1", inputs, heatmap.Outputs(out), HeatmapRun(**options), threads=threads)
     return heat_of(out)
 
 

@@ -9,27 +9,14 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
-from pathlib import Path
-from typing import Annotated, TextIO, TypeVar
+from typing import TextIO
 
 import typer
 
 from wsi_pipeline.cli import tools
-from wsi_pipeline.config import STAGES, HeatmapRun, PredictRun
+from wsi_pipeline.config import STAGES
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.io.atomic import is_out_of_space
-from wsi_pipeline.stages.arguments import (
-    AllowUpsampling,
-    ModelArg,
-    Options,
-    Receipt,
-    Slide,
-    SlidesFolder,
-    Threads,
-    Weights,
-)
-
-Prediction = TypeVar("Prediction", HeatmapRun, PredictRun)
 
 app = typer.Typer(
     name="wsi-pipeline",
@@ -65,50 +52,6 @@ def main() -> None:
             raise
         print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror}). Free space", file=sys.stderr)
         sys.exit(2)
-
-
-@app.command()
-def predict(
-    slides: SlidesFolder,
-    slide: Annotated[list[str], typer.Option(help="Slide id; may be given again.")],
-    weights: Weights,
-    model: ModelArg,
-    output: Annotated[Path, typer.Option(help="Folder to write <slide>.raw.npz into.")],
-    receipt: Receipt,
-    allow_upsampling: AllowUpsampling = False,
-    options: Options = "{}",
-    threads: Threads = 1,
-) -> None:
-    """Ask the network about the patches of several slides, for the stage heatmap."""
-    from wsi_pipeline.stages import predict as stage
-
-    stage.run(
-        slide, slides, weights, model, output, receipt, _prediction(PredictRun, options, allow_upsampling), threads
-    )
-
-
-@app.command()
-def heatmap(
-    slides: SlidesFolder,
-    slide: Slide,
-    weights: Weights,
-    model: ModelArg,
-    output: Annotated[Path, typer.Option(help="Folder to write <slide>.ome.zarr and <slide>.json into.")],
-    allow_upsampling: AllowUpsampling = False,
-    options: Options = "{}",
-    threads: Threads = 1,
-) -> None:
-    """Predict the tumour probability of every patch of a slide."""
-    from wsi_pipeline.stages import heatmap as stage
-
-    stage.run(slide, slides, weights, model, output, _prediction(HeatmapRun, options, allow_upsampling), threads)
-
-
-def _prediction(model: type[Prediction], options: str, allow_upsampling: bool) -> Prediction:
-    from wsi_pipeline.config.loading import parse_options
-
-    parsed = parse_options(model, options)
-    return parsed.model_copy(update={"allow_upsampling": True}) if allow_upsampling else parsed
 
 
 for name in STAGES:

@@ -8,10 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d, gaussian_filter
 
+from wsi_pipeline.config import PredictionOptions
 from wsi_pipeline.geometry import Grid
+from wsi_pipeline.metrics.steps import dequantize, quantize
 
 Heat = NDArray[np.float32]
 Floats = NDArray[np.float64]
+
+
+def filtered(heat: Heat, grid: Grid, slide_mpp: float, options: PredictionOptions) -> Heat:
+    """The heatmap with the mean and the smoothing of the options, in steps of 1/65535; `heat` as in `overlap_mean`."""
+    if options.overlap_mean:
+        heat = overlap_mean(heat, grid)
+    if options.smoothing_um:
+        heat = gaussian_filtered(heat, options.smoothing_um / (grid.stride_px * slide_mpp))
+    known = np.isfinite(heat)
+    return np.where(known, dequantize(quantize(np.where(known, heat, 0))), np.nan).astype(np.float32)
 
 
 def overlap_mean(heat: Heat, grid: Grid) -> Heat:

@@ -11,13 +11,14 @@ import logging
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.metrics.steps import dequantize, quantize
+from wsi_pipeline.receipts.models import PrecisionFacts
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _DAMAGES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZi
 class PredictionCache:
     """Predictions of `count` patches: `steps` (count,) uint16 are known before index `done`.
 
-    `whole` (count,) bool is False for patches on damaged chunks. `facts` describes device and dtype.
+    `whole` (count,) bool is False for patches on damaged chunks. `precision` is None for an empty cache.
     """
 
     def __init__(self, path: Path, inputs: str, count: int) -> None:
@@ -36,27 +37,30 @@ class PredictionCache:
         self.steps = np.zeros(count, np.uint16)
         self.whole = np.ones(count, np.bool_)
         self.done = 0
-        self.facts: dict[str, Any] = {}
+        self.precision: PrecisionFacts | None = None
 
     @classmethod
-    def open(cls, path: Path, inputs: str, count: int) -> Self:
-        """Read the cache at `path`; empty where it is absent, damaged, or of another digest of `inputs`."""
+    def open(cls, path: Path, inputs: str, count: int, *, retry: bool = True) -> Self:
+        """Read the cache at `path`; empty where it is absent, damaged, or of another digest of `inputs`.
+
+        With `retry` it ends before the first patch on a damaged chunk: the pyramid may have been repaired.
+        """
         scores = cls(path, inputs, count)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 if str(content["inputs"]) != inputs:
                     return scores
                 steps, whole = content["steps"], content["whole"]
-                facts = json.loads(str(content["facts"]))
+                precision = PrecisionFacts.model_validate_json(str(content["facts"]))
         except FileNotFoundError:
             return scores
         except _DAMAGES as error:
             log.warning("%s: ignored, it is damaged (%s)", path, error)
             return scores
-        # Start again at the first unreadable patch: the pyramid may have been repaired.
-        scores.done = len(whole) if whole.all() else int(np.argmin(whole))
+        scores.done = int(np.argmin(whole)) if retry and not whole.all() else len(whole)
         scores.steps[: scores.done] = steps[: scores.done]
-        scores.facts = facts
+        scores.whole[: scores.done] = whole[: scores.done]
+        scores.precision = precision
         return scores
 
     def add(self, first: int, probabilities: NDArray[np.float32], whole: NDArray[np.bool_]) -> None:
@@ -71,16 +75,16 @@ class PredictionCache:
         """Number of patches on damaged chunks."""
         return int((~self.whole).sum())
 
-    def save(self) -> None:
-        """Write the known predictions, atomically."""
+    def save(self, path: Path | None = None) -> None:
+        """Write the known predictions atomically, to `path` or to the file that was opened."""
         known = slice(0, self.done)
-        with atomic_output(self._path) as partial, partial.open("wb") as file:
+        with atomic_output(path or self._path) as partial, partial.open("wb") as file:
             np.savez_compressed(
                 file,
                 inputs=np.array(self._inputs),
                 steps=self.steps[known],
                 whole=self.whole[known],
-                facts=np.array(json.dumps(self.facts)),
+                facts=np.array(json.dumps(self.precision and self.precision.as_json())),
             )
 
     def probabilities(self) -> NDArray[np.float32]:

@@ -24,6 +24,9 @@ HeatmapReceiptArg = Annotated[Path, typer.Option(help="Receipt of the heatmap.")
 SlidesFolder = Annotated[Path, typer.Option("--slides", help="Folder of the slides, with pyramids and tissue masks.")]
 Weights = Annotated[Path, typer.Option(help="weights.safetensors of the model.")]
 ModelArg = Annotated[Path, typer.Option("--model", help="model.json of the model.")]
+PredictionCheckpoints = Annotated[
+    Path | None, typer.Option("--checkpoints", help="Folder of predictions under way; by default the output folder.")
+]
 AllowUpsampling = Annotated[
     bool, typer.Option("--allow-upsampling", help="Predict slides coarser than the model's scale too.")
 ]

@@ -1,86 +1,112 @@
-"""Stage heatmap: tumour probability of every patch position with tissue.
+"""Stage heatmap: the tumour probability of every patch position with tissue.
 
-Patches lie on a grid of the model's size and scale. What the network says of them comes from the stage predict, or
-is asked for here; it may be averaged over overlapping patches and smoothed.
+Patches lie on a grid of the model's size and scale. Their probabilities come from the stage predict or from the model,
+and may be averaged over overlapping patches and smoothed.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
+import typer
 
 from wsi_pipeline.config import HeatmapRun
-from wsi_pipeline.geometry import Grid
-from wsi_pipeline.io.digests import digest_bytes
-from wsi_pipeline.io.receipts import write_receipt
-from wsi_pipeline.metrics.steps import dequantize, quantize
-from wsi_pipeline.model.heatmap_filters import gaussian_filtered, overlap_mean
-from wsi_pipeline.pyramid.ome_zarr import Image, write_image
-from wsi_pipeline.stages.predict import Model, predict_slide
+from wsi_pipeline.config.loading import parse_options
+from wsi_pipeline.stages.arguments import (
+    AllowUpsampling,
+    ModelArg,
+    Options,
+    PredictionCheckpoints,
+    Slide,
+    SlidesFolder,
+    Threads,
+    Weights,
+)
 
 log = logging.getLogger(__name__)
 
 
-def run(
-    slide: str,
-    slides_folder: Path,
-    weights: Path,
-    model_json: Path,
-    output: Path,
-    options: HeatmapRun,
-    threads: int = 1,
-) -> None:
-    """Write <slide>.ome.zarr and <slide>.json into `output`, for the slide whose stores lie in `slides_folder`/<slide>.
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """`slides` holds the stores and receipts of each slide in a folder of its name.
 
-    Raises `ModelError` where weights and `model.json` do not belong together.
+    `predictions` is the output folder of the stage predict; by default the model is run here.
     """
-    model = Model(weights, model_json, options)
-    found = predict_slide(slide, slides_folder / slide, model, output, threads)
-    positions, grid, pyramid = found.positions, found.positions.grid, found.positions.pyramid
-    order = found.walk.order
-    heat = np.full((grid.rows, grid.columns), np.nan, np.float32)
-    heat[positions.rows[order], positions.columns[order]] = found.scores.probabilities()
-    heat = finished(heat, grid, pyramid.mpp, options)
-    image = Image(heat, mpp=grid.stride_px * pyramid.mpp, first_centre_um=positions.spec.um / 2)
-    store = output / f"{slide}.ome.zarr"
+
+    slides: Path
+    weights: Path
+    model: Path
+    predictions: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """`folder` gets <slide>.ome.zarr and <slide>.json, `checkpoints` unfinished predictions, by default `folder` too."""
+
+    folder: Path
+    checkpoints: Path | None = None
+
+
+def command(
+    slides: SlidesFolder,
+    slide: Slide,
+    weights: Weights,
+    model: ModelArg,
+    output: Annotated[Path, typer.Option(help="Folder to write <slide>.ome.zarr and <slide>.json into.")],
+    predictions: Annotated[
+        Path | None, typer.Option(help="Folder that the stage predict wrote into; else the model is run here.")
+    ] = None,
+    checkpoints: PredictionCheckpoints = None,
+    allow_upsampling: AllowUpsampling = False,
+    options: Options = "{}",
+    threads: Threads = 1,
+) -> None:
+    """Predict the tumour probability of every patch of a slide."""
+    parsed = parse_options(HeatmapRun, options)
+    if allow_upsampling:
+        parsed = parsed.model_copy(update={"allow_upsampling": True})
+    run(slide, Inputs(slides, weights, model, predictions), Outputs(output, checkpoints), parsed, threads=threads)
+
+
+def run(slide: str, inputs: Inputs, outputs: Outputs, options: HeatmapRun, *, threads: int = 1) -> None:
+    """Write the heatmap of one slide. Raises `ModelError` unless `model.json` describes the weights."""
+    import numpy as np
+
+    from wsi_pipeline.io.digests import digest_bytes
+    from wsi_pipeline.model.heatmap_filters import filtered
+    from wsi_pipeline.model.slide_prediction import TrainedModel, predict_slide
+    from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+    from wsi_pipeline.receipts.base import write_receipt
+    from wsi_pipeline.receipts.models import HeatmapReceipt
+
+    model = TrainedModel(inputs.weights, inputs.model, options)
+    checkpoints = outputs.checkpoints or outputs.folder
+    found = predict_slide(slide, inputs.slides / slide, model, checkpoints, threads, inputs.predictions)
+    pyramid, grid, spec = found.patches.pyramid, found.patches.grid, found.patches.spec
+    heat = filtered(found.heatmap(), grid, pyramid.mpp, options)
+    image = Image(heat, mpp=grid.stride_px * pyramid.mpp, first_centre_um=spec.um / 2)
+    store = outputs.folder / f"{slide}.ome.zarr"
     write_image(store, image, name="tumour probability", slide_mpp=pyramid.mpp, fill=float("nan"))
     known = np.isfinite(heat)
     write_receipt(
-        output / f"{slide}.json",
-        "heatmap",
-        {
-            "slide": slide,
-            "model_sha256": model.facts.weights_sha256,
-            "slide_mpp": pyramid.mpp,
-            "slide_size": [pyramid.size.width, pyramid.size.height],
-            "patch_mpp": positions.spec.mpp,
-            "grid": {
-                "columns": grid.columns,
-                "rows": grid.rows,
-                "stride_px": grid.stride_px,
-                "patch_px": grid.patch_px,
-            },
-            "stains": None if positions.stains is None else positions.stains.model_dump(mode="json"),
-            "precision": found.scores.facts,
-            "positions": int(known.sum()),
-            "unread_positions": found.scores.unread,
-            "maximum": float(heat[known].max()) if known.any() else None,
-            "heatmap_sha256": digest_bytes(heat.tobytes()),
-        },
-        options,
+        outputs.folder / f"{slide}.json",
+        HeatmapReceipt(
+            slide=slide,
+            model_sha256=model.metadata.weights_sha256,
+            slide_mpp=pyramid.mpp,
+            slide_size=(pyramid.size.width, pyramid.size.height),
+            patch_mpp=spec.mpp,
+            grid=grid,
+            stains=found.patches.stains,
+            precision=found.cache.precision,
+            positions=int(known.sum()),
+            unread_positions=found.cache.unread,
+            maximum=float(heat[known].max()) if known.any() else None,
+            heatmap_sha256=digest_bytes(heat.tobytes()),
+            options=options,
+        ),
     )
     log.info("%s: %d positions, highest probability %.3f", slide, known.sum(), np.nanmax(heat, initial=0))
-
-
-def finished(heat: NDArray[np.float32], grid: Grid, slide_mpp: float, options: HeatmapRun) -> NDArray[np.float32]:
-    """The network's probabilities averaged and smoothed as the options say, in steps of 1/65535."""
-    if options.overlap_mean:
-        heat = overlap_mean(heat, grid)
-    if options.smoothing_um:
-        heat = gaussian_filtered(heat, options.smoothing_um / (grid.stride_px * slide_mpp))
-    known = np.isfinite(heat)
-    heat[known] = dequantize(quantize(heat[known]))
-    return heat
