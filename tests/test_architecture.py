@@ -59,6 +59,13 @@ def test_a_module_imports_its_own_room_and_lower_ones_only(path: Path) -> None:
     assert rooms <= allowed, f"{room} imports {rooms - allowed}"
 
 
+def test_no_stage_imports_another() -> None:
+    shared = "wsi_pipeline.stages.arguments"
+    for path in sorted((PACKAGE / "stages").glob("*.py")):
+        names = [name for name in imported(path) if name.startswith("wsi_pipeline.stages")]
+        assert all(name.startswith(shared) for name in names), path
+
+
 def test_the_package_knows_nothing_of_snakemake() -> None:
     for path in MODULES:
         assert not [name for name in imported(path) if name.split(".")[0].startswith("snakemake")], path

@@ -44,7 +44,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """`folder` gets <slide>.ome.zarr and <slide>.json, `checkpoints` unfinished predictions, by default `folder` too."""
+    """`folder` gets <slide>.ome.zarr and <slide>.json; `checkpoints`, by default the same, unfinished predictions."""
 
     folder: Path
     checkpoints: Path | None = None
