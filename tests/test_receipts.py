@@ -9,7 +9,16 @@ import pytest
 
 from wsi_pipeline.config import TissueRun
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.receipts.base import read_receipt, write_receipt
+from wsi_pipeline.receipts.evaluation import (
+    CalibrateReceipt,
+    ConfusionReceipt,
+    DetectReceipt,
+    OperatingPoint,
+    ScoresReceipt,
+)
+from wsi_pipeline.receipts.models import HeatmapReceipt
 from wsi_pipeline.receipts.slides import TissueReceipt
 
 
@@ -54,10 +63,31 @@ def test_other_content_is_refused(tmp_path: Path, change: dict[str, object], sai
         read_receipt(tmp_path / "r.json", TissueReceipt)
 
 
-def test_missing_and_damaged_receipts_are_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_receipt_is_named(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    with pytest.raises(StoreError, match=r"no such receipt\. Run the stage tissue first"):
+    with pytest.raises(StoreError, match=r"r\.json: no such receipt\. Run the stage tissue first"):
         read_receipt(path, TissueReceipt)
-    path.write_text("{")
-    with pytest.raises(StoreError, match="not a receipt"):
-        read_receipt(path, TissueReceipt)
+    for content in ("{", "[]", "{}"):
+        path.write_text(content)
+        with pytest.raises(StoreError, match=r"r\.json: not a receipt"):
+            read_receipt(path, TissueReceipt)
+
+
+def test_receipts_of_the_evaluation_come_back_with_the_same_bytes(scored: Path) -> None:
+    models = {
+        "heatmaps": HeatmapReceipt,
+        "scores": ScoresReceipt,
+        "confusion": ConfusionReceipt,
+        "detections": DetectReceipt,
+    }
+    paths = {path: model for folder, model in models.items() for path in (scored / folder).glob("*.json")}
+    paths[scored / "calibration.json"] = CalibrateReceipt
+    assert len(paths) == 17
+    for path, model in paths.items():
+        assert canonical_json(read_receipt(path, model).as_json()) == path.read_text()
+
+
+def test_fields_that_were_not_given_are_left_out() -> None:
+    fixed = OperatingPoint(rule="fixed", threshold=1, chosen_on="given")
+    assert fixed.as_json() == {"rule": "fixed", "threshold": 1.0, "chosen_on": "given"}
+    assert OperatingPoint(**fixed.as_json(), aim=None).as_json()["aim"] is None

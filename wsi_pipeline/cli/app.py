@@ -55,7 +55,5 @@ def main() -> None:
 
 
 for name in STAGES:
-    module = import_module(f"wsi_pipeline.stages.{name}")
-    if hasattr(module, "command"):
-        app.command(name)(module.command)
+    app.command(name)(import_module(f"wsi_pipeline.stages.{name}").command)
 app.add_typer(tools.app)
