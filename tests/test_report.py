@@ -186,7 +186,7 @@ def test_the_page_is_kept_small(results: Path, tmp_path: Path) -> None:
     assert len(set(counts.values())) == 2
     assert left["name"] == max(counts, key=lambda name: counts[name])
     assert max(left["pictureSize"]) == 128
-    assert "Pictures of 1 of 2 slides, those with the most errors" in smaller
+    assert "This page shows 1 of 2 slides, those with the most errors" in smaller
     assert "those with the most errors" not in whole
 
 

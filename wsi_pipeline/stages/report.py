@@ -14,7 +14,10 @@ from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.stages.arguments import Exclude, Options, SheetArg, State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wsi_pipeline.cohort.sheet import Sheet
+    from wsi_pipeline.report.slide_entries import Json, SlideEntry
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +63,9 @@ def run(sheet: Sheet, model: str | None, inputs: Inputs, outputs: Outputs, optio
 
     import pandas as pd
 
-    from wsi_pipeline.evaluation.summary import SYNTHETIC, headline, read_metrics
+    from wsi_pipeline.evaluation.summary import headline, read_metrics
     from wsi_pipeline.evaluation.tables import read_table
-    from wsi_pipeline.io.atomic import atomic_output, write_text
+    from wsi_pipeline.io.atomic import write_text
     from wsi_pipeline.io.layout import Layout
     from wsi_pipeline.plots.colors import heatmap_palettes
     from wsi_pipeline.progress_bar import track
@@ -86,16 +89,7 @@ def run(sheet: Sheet, model: str | None, inputs: Inputs, outputs: Outputs, optio
         SlideEntry.read(layout.of(row["slide"]), row["label"], options.thumbnail_px)
         for row in track(rows, "slides", len(rows))
     ]
-    with atomic_output(outputs.page.with_suffix("")) as folder:
-        folder.mkdir()
-        for slide in slides:
-            page = render(
-                title=f"{options.title}: {slide.name}",
-                warnings=[f"{SYNTHETIC}."] if options.synthetic else [],
-                shown=1,
-                data=[embedded_json({**shared, "counts": None}), embedded_json(slide.content())],
-            )
-            (folder / f"{slide.name}.html").write_text(page, encoding="utf-8", newline="\n")
+    _write_slide_pages(outputs.page, slides, shared, options)
     errors = {row["slide"]: int(row["fp"]) + int(row["fn"]) for row in rows}
     shown = fit_entries(slides, errors, int(options.max_mb * 1e6) - FIXED_BYTES - embedded_size(shared))
     script, plots = curve_plots(tables)
@@ -123,3 +117,21 @@ def run(sheet: Sheet, model: str | None, inputs: Inputs, outputs: Outputs, optio
     )
     write_text(outputs.page, page)
     log.info("report of %d test slides, %.1f MB", len(table), len(page) / 1e6)
+
+
+def _write_slide_pages(page: Path, slides: Sequence[SlideEntry], shared: Json, options: ReportRun) -> None:
+    """Write the page of each slide into the folder named as the report."""
+    from wsi_pipeline.evaluation.summary import SYNTHETIC
+    from wsi_pipeline.io.atomic import atomic_output
+    from wsi_pipeline.report.page import embedded_json, render
+
+    with atomic_output(page.with_suffix("")) as folder:
+        folder.mkdir()
+        for slide in slides:
+            text = render(
+                title=f"{options.title}: {slide.name}",
+                warnings=[f"{SYNTHETIC}."] if options.synthetic else [],
+                shown=1,
+                data=[embedded_json({**shared, "counts": None}), embedded_json(slide.content())],
+            )
+            (folder / f"{slide.name}.html").write_text(text, encoding="utf-8", newline="\n")

@@ -103,13 +103,11 @@ def command(
         raise ConfigError("training needs --sheet and --slides")
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows, "train", "validation")
-    training, validation = (
-        [slides / slide / "patches.json" for slide in loaded.of_split(split)] for split in ("train", "validation")
-    )
+    receipts = {s: [slides / slide / "patches.json" for slide in loaded.of_split(s)] for s in ("train", "validation")}
     hard = [folder / f"{slide}.json" for folder in negatives or () for slide in loaded.of_split("train")]
     try:
         run(
-            Inputs((*training, *hard), tuple(validation), imagenet, go_on_from),
+            Inputs((*receipts["train"], *hard), tuple(receipts["validation"]), imagenet, go_on_from),
             outputs,
             parsed,
             checkpoints=checkpoints,
@@ -144,112 +142,44 @@ def run(
     import torch
 
     from wsi_pipeline import __version__
-    from wsi_pipeline.io.digests import digest_file, digest_json
-    from wsi_pipeline.model.checkpoints import Checkpoints
-    from wsi_pipeline.model.dataset import PatchDataset
-    from wsi_pipeline.model.device import pick_device
-    from wsi_pipeline.model.distributed import init_distributed
-    from wsi_pipeline.model.model_dir import ARCHITECTURE, NORMALISATION, initial_network
-    from wsi_pipeline.model.patch_set import (
-        PatchSet,
-        check_both_classes,
-        check_same_format,
-        class_counts,
-        read_patch_receipt,
-    )
     from wsi_pipeline.model.stop_signals import stop_on_signals
-    from wsi_pipeline.model.trainer import Trainer
-    from wsi_pipeline.model.training_log import TrainingLog, short
+    from wsi_pipeline.model.training_log import short
+    from wsi_pipeline.model.training_run import Resources, prepare_training
     from wsi_pipeline.provenance.versions import git_commit, package_versions
     from wsi_pipeline.receipts.base import write_receipt
-    from wsi_pipeline.receipts.models import ModelReceipt, PatchSetFacts
 
-    receipts = [read_patch_receipt(path) for path in (*inputs.training, *inputs.validation)]
-    check_same_format(receipts)
-    device = pick_device(options.cpu_threads, options.precision)
-    distributed = init_distributed()
-    memory_gib, workers = memory_gib / distributed.world_size, max(1, workers // distributed.world_size)
-    sets = PatchSet(inputs.training), PatchSet(inputs.validation)
-    training = PatchDataset(sets[0].stores, sets[0].indices, memory_gib=memory_gib, workers=workers)
-    check_both_classes(class_counts(training.labels))
-    validation = PatchDataset(sets[1].stores, sets[1].indices, memory_gib=memory_gib, workers=workers)
-    start = options.start if inputs.go_on_from is None else str(inputs.go_on_from)
-    network = initial_network(
-        start, len(CLASSES), options.seed, inputs.imagenet, auxiliary=options.auxiliary_weight > 0
-    )
-    went_on_from = None if inputs.go_on_from is None else digest_file(inputs.go_on_from)
-    digest = digest_json(
-        {
-            "options": options.model_dump(mode="json"),
-            "device": device.kind,
-            "dtype": device.precision,
-            "went_on_from": went_on_from,
-            "patches": [receipt.as_json() for receipt in receipts],
-        }
-    )
-    kept = Checkpoints(checkpoints)
-    training_log = TrainingLog(enabled=distributed.is_main, events=events)
-    trainer = Trainer(
-        network,
-        training,
-        validation,
+    training = prepare_training(
+        inputs.training,
+        inputs.validation,
         options,
-        device,
-        kept,
-        digest,
-        distributed=distributed,
-        workers=workers,
-        training_log=training_log,
+        imagenet=inputs.imagenet,
+        go_on_from=inputs.go_on_from,
+        checkpoints=checkpoints,
+        events=events,
+        resources=Resources(memory_gib, workers),
     )
+    trainer, distributed = training.trainer, training.distributed
     if distributed.is_main:
-        _show_augmented(trainer, outputs.augmented, training_log, synthetic)
+        _show_augmented(trainer, outputs.augmented, training.training_log, synthetic)
     try:
         with stop_on_signals(trainer.stop):
             trainer.train(checkpoint_minutes * 60)
     finally:
-        training_log.close()
+        training.training_log.close()
     if distributed.is_main:
-        progress = trainer.progress
-        kept_step = progress.best_step if trainer.keeps_best else progress.step
+        own = {"wsi_pipeline": __version__, "torch": torch.__version__, "commit": git_commit()}
         weights_sha256 = _write_weights(trainer, outputs, synthetic)
-        write_receipt(
-            outputs.receipt,
-            ModelReceipt(
-                architecture=ARCHITECTURE,
-                size_px=receipts[0].size_px,
-                mpp=receipts[0].options.mpp,
-                classes=CLASSES,
-                normalisation=NORMALISATION,
-                stain_normalisation=receipts[0].options.stain_normalisation,
-                weights_sha256=weights_sha256,
-                steps=progress.step,
-                kept_step=kept_step,
-                training=PatchSetFacts(slides=len(inputs.training), **dict(class_counts(training.labels))),
-                validation=PatchSetFacts(slides=len(inputs.validation), **dict(class_counts(validation.labels))),
-                patches_sha256=tuple((one.run.stage, one.slide, one.store_sha256) for one in receipts),
-                options=options,
-                device=device.kind,
-                dtype=device.precision,
-                went_on_from=went_on_from,
-                processes=distributed.world_size,
-                versions={
-                    "wsi_pipeline": __version__,
-                    **package_versions(),
-                    "torch": torch.__version__,
-                    "commit": git_commit(),
-                },
-            ),
-        )
-        row = next(row for row in progress.history if row["step"] == kept_step)
+        write_receipt(outputs.receipt, training.receipt(weights_sha256, {**package_versions(), **own}))
+        kept = training.kept_row
         log.info(
             "%s: %d steps, kept step %d with validation loss %s, AUC %s",
             options.model,
-            progress.step,
-            kept_step,
-            short(row["validation_loss"]),
-            short(row["validation_auc"]),
+            trainer.progress.step,
+            training.kept_step,
+            short(kept["validation_loss"]),
+            short(kept["validation_auc"]),
         )
-        kept.remove()
+        training.checkpoints.remove()
     distributed.close()
 
 
