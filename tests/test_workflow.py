@@ -26,6 +26,9 @@ pytestmark = pytest.mark.workflow
 SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
 TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1}
 AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
+# Where a receipt of a slide is another one, or that of another slide.
+EVALUATION = {"evaluation_manifest": 1, **AGGREGATION}
+TRAINING = {"training_manifest": 1, "train": 1}
 # Figures of slides and of all, and what the page shows of a slide.
 RESULTS_OF_PYRAMIDS = [
     "evaluation/inception_v3/metrics.json",
@@ -90,21 +93,21 @@ def test_nothing_changed_means_nothing_to_do(run: Path) -> None:
 def test_a_new_test_slide_costs_its_own_jobs_and_the_aggregation(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
-    assert planned(run) == TEST_JOBS | AGGREGATION
+    assert planned(run) == TEST_JOBS | EVALUATION
 
 
 def test_a_new_training_slide_reruns_training_and_what_follows(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
-    after = {"train": 1, "heatmap": 2, "scores": 2, "confusion": 2}
-    assert planned(run) == SLIDE_JOBS | {"patches": 1} | after | AGGREGATION
+    after = {"heatmap": 2, "scores": 2, "confusion": 2}
+    assert planned(run) == SLIDE_JOBS | {"patches": 1} | TRAINING | after | EVALUATION
 
 
 def test_a_removed_slide_costs_what_rested_on_it(run: Path) -> None:
     remove_row(run, "normal-3")
-    assert planned(run) == AGGREGATION
+    assert planned(run) == EVALUATION
     remove_row(run, "tumor-2")
-    assert planned(run) == {"train": 1, "heatmap": 1, "scores": 1, "confusion": 1} | AGGREGATION
+    assert planned(run) == TRAINING | {"heatmap": 1, "scores": 1, "confusion": 1} | EVALUATION
 
 
 def remove_row(folder: Path, slide: str) -> None:
@@ -114,7 +117,7 @@ def remove_row(folder: Path, slide: str) -> None:
 
 def test_another_slide_under_the_same_name_is_made_again(run: Path) -> None:
     shutil.copyfile(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-3.tif")
-    assert planned(run) == TEST_JOBS | AGGREGATION
+    assert planned(run) == TEST_JOBS | EVALUATION
 
 
 @pytest.mark.slow
@@ -125,7 +128,7 @@ def test_a_deleted_store_is_made_again_when_it_is_needed_though_its_receipt_is_t
     assert planned(run) == {}
     config = changed(evaluation={"operating_point": {"threshold": 0.7}})
     judged = {"calibrate": 1, "heatmap": 1, "scores": 1, "confusion": 2}
-    assert planned(run, config) == judged | AGGREGATION
+    assert planned(run, config) == judged | EVALUATION
     result = snakemake(run, config=config)
     assert result.returncode == 0, result.stdout + result.stderr
     assert digest_tree(store) == before
@@ -139,7 +142,7 @@ def test_a_raised_step_version_makes_its_stage_again(run: Path, monkeypatch: pyt
     )
     monkeypatch.setenv("PYTHONPATH", str(run / "raised"))
     # In a process that starts with that environment.
-    assert planned(run, run_snakemake=snakemake) == {"heatmap": 2, "scores": 2, "confusion": 2} | AGGREGATION
+    assert planned(run, run_snakemake=snakemake) == {"heatmap": 2, "scores": 2, "confusion": 2} | EVALUATION
 
 
 def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
@@ -155,22 +158,22 @@ def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "jobs"),
     [
-        (changed(evaluation={"operating_point": {"threshold": 0.7}}), {"calibrate": 1, "confusion": 2, **AGGREGATION}),
+        (changed(evaluation={"operating_point": {"threshold": 0.7}}), {"calibrate": 1, "confusion": 2, **EVALUATION}),
         (
             changed(evaluation={"operating_point": {"rule": "youden"}}),
-            {"heatmap": 1, "scores": 1, "calibrate": 1, "confusion": 2, **AGGREGATION},
+            {"heatmap": 1, "scores": 1, "calibration_manifest": 1, "calibrate": 1, "confusion": 2, **EVALUATION},
         ),
         (
             changed(evaluation={"slide_level": {"score": "forest"}}),
-            {"heatmap": 3, "scores": 3, **AGGREGATION},
+            {"heatmap": 3, "scores": 3, **EVALUATION},
         ),
         (changed(report={"title": "Other"}), {"report": 1, "all": 1}),
         (
             changed(tissue={"method": "otsu_gray"}),
-            {"tissue": 5, "patches": 3, "train": 1, "heatmap": 2, "scores": 2, "confusion": 2} | AGGREGATION,
+            {"tissue": 5, "patches": 3, "heatmap": 2, "scores": 2, "confusion": 2} | TRAINING | EVALUATION,
         ),
         (changed(evaluation={"interval": {"resamples": 200}}), AGGREGATION),
-        (changed(cohort={"exclude": ["tumor-3"]}), AGGREGATION),
+        (changed(cohort={"exclude": ["tumor-3"]}), EVALUATION),
     ],
     ids=["threshold", "youden", "forest", "title", "tissue", "resamples", "exclude"],
 )
@@ -181,16 +184,16 @@ def test_a_changed_option_reruns_what_it_concerns(run: Path, config: dict[str, A
 def test_a_changed_annotation_reruns_its_slide(run: Path) -> None:
     xml = run / "cohort" / "tumor-3.xml"
     xml.write_text(xml.read_text().replace("<AnnotationGroups>", "<AnnotationGroups >"))
-    assert planned(run) == {"truth": 1, "scores": 1, "confusion": 1, **AGGREGATION}
+    assert planned(run) == {"truth": 1, "scores": 1, "confusion": 1, **EVALUATION}
 
 
 @pytest.mark.slow
 def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
     config = changed(training={"hard_negatives": {"rounds": 2, "per_slide": 20}})
     # The first model stays; each round predicts both training slides and trains once; the last one is judged.
-    rounds = {"heatmap": 2 * 2 + 2, "negatives": 2 * 2, "train": 2}
+    rounds = {"heatmap": 2 * 2 + 2, "negatives": 2 * 2, "training_manifest": 2, "train": 2}
     judged = {"scores": 2, "calibrate": 1, "confusion": 2}
-    assert planned(run, config) == rounds | judged | AGGREGATION
+    assert planned(run, config) == rounds | judged | EVALUATION
     result = snakemake(run, "results/model/inception_v3-hard1/model.json", config=config)
     assert result.returncode == 0, result.stdout + result.stderr
     model = json.loads((run / "results" / "model" / "inception_v3-hard1" / "model.json").read_text())
@@ -214,13 +217,13 @@ def test_without_keeping_pyramids_the_results_are_the_same(run: Path) -> None:
     assert not list(run.glob("results/slides/*/pyramid.ome.zarr"))
     assert planned(run, config) == {}
     assert planned(run, config | {"evaluation": {"operating_point": {"threshold": 0.3}}}) == (
-        {"calibrate": 1, "confusion": 2} | AGGREGATION
+        {"calibrate": 1, "confusion": 2} | EVALUATION
     )
     # What needs pixels has the pyramids made again, of the slides concerned.
-    assert planned(run, config | {"heatmap": {"stride_um": 40}}) == dict.fromkeys(TEST_JOBS, 2) | AGGREGATION
+    assert planned(run, config | {"heatmap": {"stride_um": 40}}) == dict.fromkeys(TEST_JOBS, 2) | EVALUATION
     shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
-    assert planned(run, config) == TEST_JOBS | AGGREGATION
+    assert planned(run, config) == TEST_JOBS | EVALUATION
 
 
 def digest(path: Path) -> str:
@@ -234,9 +237,10 @@ def test_several_slides_a_job_and_tiffs(run: Path) -> None:
     before = {path.name: path.read_bytes() for path in results.glob("*.json")}
     assert len(before) == 2
     shutil.rmtree(results)
+    shutil.rmtree(run / "results" / "checkpoints" / "predictions")
     predicted = {"predict": 1, "heatmap": 2, "export": 2}
     judged = {"scores": 2, "confusion": 2}
-    assert planned(run, config) == predicted | judged | AGGREGATION
+    assert planned(run, config) == predicted | judged | EVALUATION
     result = snakemake(run, config=config)
     assert result.returncode == 0, result.stdout + result.stderr
     assert {path.name: path.read_bytes() for path in results.glob("*.json")} == before
@@ -248,7 +252,7 @@ def test_several_slides_a_job_and_tiffs(run: Path) -> None:
     assert planned(run, config) == {}
     shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
-    assert planned(run, config) == TEST_JOBS | {"predict": 1, "export": 1} | AGGREGATION
+    assert planned(run, config) == TEST_JOBS | {"predict": 1, "export": 1} | EVALUATION
 
 
 @pytest.mark.slow
@@ -288,7 +292,7 @@ def test_given_weights_skip_patches_and_training(run: Path) -> None:
     config = changed(training={"weights": "theirs/weights.safetensors"}) | {"results": "other"}
     prepared = {"convert": 5, "tissue": 5, "truth": 2}
     predicted = {"train": 1, "heatmap": 2, "scores": 2, "calibrate": 1, "confusion": 2}
-    assert planned(run, config) == prepared | predicted | AGGREGATION
+    assert planned(run, config) == prepared | predicted | EVALUATION
 
 
 def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""What each finished job has found, in Snakemake's own log: the last line of the job's log, wherever the job ran."""
+"""Summaries of finished jobs in Snakemake's log: the last line of each job's own log, wherever the job ran."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ from typing import Any
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
-# Enough for a line; logs of trainings are long.
-_END_BYTES = 4096
+# Enough for a line: the log of a training is long.
+_TAIL_BYTES = 4096
 
 
-class _SayFindings(logging.Filter):
-    """Sees all records of Snakemake's logger, and lets all of them pass."""
+class _Summaries(logging.Filter):
+    """Passes every record, and logs the summary of each job that has finished.
+
+    A filter, as the one supported way to see Snakemake's events, a logger plugin, has to be a package that users
+    install and name on the command line.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._jobs: dict[int, tuple[str, Path]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said: Any = vars(record)
-        event = said.get("event")
-        if event == LogEvent.JOB_INFO and said["log"]:
-            self._jobs[said["jobid"]] = said["rule_name"], Path(said["log"][0])
-        elif event == LogEvent.JOB_FINISHED and said["job_id"] in self._jobs:
-            rule, log = self._jobs.pop(said["job_id"])
-            found = last_line(log)
-            if found:
-                logger.info(f"{rule}: {found}")
+        fields: Any = vars(record)
+        event = fields.get("event")
+        if event == LogEvent.JOB_INFO and fields["log"]:
+            self._jobs[fields["jobid"]] = fields["rule_name"], Path(fields["log"][0])
+        elif event == LogEvent.JOB_FINISHED and fields["job_id"] in self._jobs:
+            rule, log = self._jobs.pop(fields["job_id"])
+            summary = last_line(log)
+            if summary:
+                logger.info(f"{rule}: {summary}")
         return True
 
 
 def last_line(path: Path) -> str:
-    """The last line of a text file that is not empty; nothing where there is none, or no file."""
+    """The last line of a text file that is not blank; empty where there is none, or no file."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _END_BYTES))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").split("\n")
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def say_findings() -> None:
-    """Let Snakemake say what each job has found when it is finished."""
-    if not any(isinstance(one, _SayFindings) for one in logger.filters):
-        logger.addFilter(_SayFindings())
+def log_summaries() -> None:
+    """Add the summary of each finished job to Snakemake's log."""
+    if not any(isinstance(one, _Summaries) for one in logger.filters):
+        logger.addFilter(_Summaries())

@@ -1,4 +1,5 @@
-# Config and sheet, checked before any job starts, and what the rules take from them.
+# Config and sheet, checked before any job starts, and the helper functions of the rules.
+import gc
 import sys
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,16 @@ from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.provenance.run_record import check_clock, read_runs, record_run
 from wsi_pipeline.cohort.sheet import is_remote, load_sheet
 
-# Modules of the workflow that know Snakemake or SLURM: the package knows neither.
-sys.path.insert(0, str(Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent / "lib"))
-from job_summaries import say_findings
+# Modules that depend on Snakemake or SLURM; the package depends on neither. `source_path` also resolves them where
+# another workflow uses this one as a module, and fetches them where that is from a repository.
+for name in ("job_summaries", "slurm_checks"):
+    sys.path.insert(0, str(Path(workflow.source_path(f"../lib/{name}.py")).parent))
+from job_summaries import log_summaries
 from slurm_checks import cancel_leftovers, check_slurm
+
+# Millions of objects of a plan live until the end: by default Python scans them for garbage again and again, a fifth
+# of the time of a plan (docs/benchmarks.md).
+gc.set_threshold(50_000, 20, 100)
 
 try:
     CONFIG = load_config(config)
@@ -23,33 +30,36 @@ try:
     SHEET.check_evaluation(CONFIG.evaluation)
 except PipelineError as error:
     raise WorkflowError(str(error))
-# Not again in each job of a cluster, which starts Snakemake twice.
+# Skipped inside the jobs of a cluster, each of which parses the workflow again.
 if workflow.is_main_process:
     validate(config, "../schemas/config.schema.json", set_default=False)
 
-say_findings()
+log_summaries()
 
-# Stages run in the environment that runs Snakemake, whatever the PATH of the shell or of a cluster's node says.
+# Commands run in the environment of Snakemake itself, whatever PATH the shell or the node has.
 shell.prefix(f"set -euo pipefail; export PATH={quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 RESULTS = CONFIG.results.rstrip("/")
-# The models of all rounds of training; the last one is what predicts and is judged.
+# One model for each round of training; the last one is evaluated.
 MODELS = CONFIG.training.models
 MODEL = MODELS[-1]
 TRAINING = SHEET.of_split("train")
 VALIDATION = SHEET.of_split("validation")
 TEST = SHEET.of_split("test")
-# Slides that are predicted for what is chosen or fitted on them.
+# Slides that are predicted to choose the operating point, and to fit the slide classifier.
 CHOSEN_ON = VALIDATION if CONFIG.evaluation.uses_validation else []
 FITTED_ON = TRAINING + VALIDATION if CONFIG.evaluation.slide_level.score == "forest" else []
-# Results may lie in a bucket: see docs/cluster.md.
+EVALUATED_SPLITS = ("test", "train", "validation") if FITTED_ON else ("test",)
+# Whether the operating point is chosen by false positives a slide.
+NEEDS_DETECTIONS = CONFIG.evaluation.operating_point.rule == "false_positives_per_slide"
+# Jobs fetch their inputs and upload their outputs: a bucket or node-local scratch (docs/cluster.md).
 REMOTE = workflow.storage_settings.default_storage_provider is not None
 if REMOTE and CONFIG.training.retrain == "frozen":
     raise WorkflowError(
         "training.retrain: frozen looks for the model in a folder, and these results lie elsewhere. "
         "Name its weights.safetensors in training.weights"
     )
-# The model that is there is taken as it is.
+# An existing model is kept whatever has changed.
 FROZEN = CONFIG.training.retrain == "frozen" and Path(RESULTS, "model", MODEL, "model.json").is_file()
 EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
 SYNTHETIC = "--synthetic" if CONFIG.cohort.synthetic else "--no-synthetic"
@@ -57,7 +67,7 @@ IMAGENET = CONFIG.training.weights_file or "resources/inception_v3_google-0cc3c7
 
 
 def unsigned():
-    """What the S3 plugin takes for a bucket that needs no credentials."""
+    """Signature version of the S3 plugin for buckets that need no credentials."""
     from botocore import UNSIGNED
 
     return UNSIGNED
@@ -78,6 +88,7 @@ pathvars:
 wildcard_constraints:
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     model=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    batch=r"\d+",
 
 
 def located(path):
@@ -85,7 +96,7 @@ def located(path):
 
 
 KEEP = CONFIG.pyramid.keep
-# Enough for pictures of the whole slide.
+# The store for pictures of whole slides: the coarse levels alone where pyramids are temporary.
 OVERVIEW = f"<results>/slides/{{slide}}/{'pyramid' if KEEP else 'overview'}.ome.zarr"
 
 
@@ -115,6 +126,33 @@ def truth_flags(wildcards, input):
     return flags
 
 
+def folder_of(files):
+    return str(Path(files[0]).parent) if files else "."
+
+
+def slides_folder(file):
+    """The folder of all slides, of a file in the folder of one slide."""
+    return str(Path(file).parent.parent)
+
+
+def fetched(files):
+    """Files that a job reads and whose content a manifest stands for.
+
+    They are inputs only where a job has to fetch them: Snakemake searches all inputs of a job for each file that other
+    jobs take from it, so that a plan would be quadratic in the number of slides.
+    """
+    return ancient(files) if REMOTE else []
+
+
+def folder_of_stage(stage):
+    """Params function: the folder of a stage's files, or of their fetched copies."""
+
+    def folder(wildcards, input):
+        return folder_of(input.get(stage)) if REMOTE else f"{RESULTS}/{stage}/{wildcards.model}"
+
+    return folder
+
+
 def training_receipts(wildcards):
     try:
         SHEET.check_training()
@@ -124,8 +162,49 @@ def training_receipts(wildcards):
 
 
 def earlier(wildcards):
-    """The models of the rounds before."""
+    """The models of the earlier rounds of training."""
     return MODELS[: MODELS.index(wildcards.model)]
+
+
+def negatives(suffix):
+    """Input function: files of all training slides in the earlier rounds."""
+
+    def files(wildcards):
+        folders = [f"{RESULTS}/negatives/{model}" for model in earlier(wildcards)]
+        return [f"{folder}/{slide}{suffix}" for folder in folders for slide in TRAINING]
+
+    return files
+
+
+def negatives_folders(wildcards, input):
+    if REMOTE:
+        return list(dict.fromkeys(str(Path(file).parent) for file in input.negatives))
+    return [f"{RESULTS}/negatives/{model}" for model in earlier(wildcards)]
+
+
+def training_flags(wildcards, input):
+    """Patterns of the receipts that the training depends on, one a split and folder."""
+    slides = slides_folder(input.training[0])
+    flags = [f"--train={slides}/{{slide}}/patches.json"]
+    if VALIDATION:
+        flags.append(f"--validation={slides}/{{slide}}/patches.json")
+    folders = dict.fromkeys(str(Path(file).parent) for file in input.negatives)
+    return flags + [f"--train={folder}/{{slide}}.json" for folder in folders]
+
+
+def calibration_flags(wildcards, input):
+    stages = ["scores", "detections"] if NEEDS_DETECTIONS else ["scores"]
+    return [f"--validation={folder_of(input.get(stage))}/{{slide}}.json" for stage in stages]
+
+
+def evaluation_flags(wildcards, input):
+    flags = [
+        f"--test={folder_of(input.get(stage))}/{{slide}}.json"
+        for stage in ("scores", "confusion", "detections")
+    ]
+    if FITTED_ON:
+        flags += [f"--{split}={folder_of(input.scores)}/{{slide}}.json" for split in ("train", "validation")]
+    return flags
 
 
 def start_files(wildcards):
@@ -146,29 +225,15 @@ def start_flags(wildcards, input):
     return [f"{flag}={path}" for path in input.start if flag]
 
 
-def negatives(suffix):
-    """Of all training slides and earlier rounds."""
-
-    def files(wildcards):
-        folders = [f"{RESULTS}/negatives/{model}" for model in earlier(wildcards)]
-        return [f"{folder}/{slide}{suffix}" for folder in folders for slide in TRAINING]
-
-    return files
-
-
 def taken_model_json(wildcards):
     beside = Path(CONFIG.training.weights).with_name("model.json")
     return [local(str(beside))] if beside.is_file() else []
 
 
-def folder_of(files):
-    return str(Path(files[0]).parent) if files else "."
-
-
 @cache
 def batches(model):
-    """Number of the job that predicts a slide, for the slides of a model in the order of the sheet."""
-    # Those of a round but the last are what it is trained on.
+    """Number of the batch of each slide that a model predicts, in the order of the sheet."""
+    # A model of an earlier round predicts the training slides, to draw hard negatives.
     names = set(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
     slides = [slide for slide in SHEET if slide in names]
     return {slide: number // CONFIG.heatmap.slides_per_job for number, slide in enumerate(slides)}
@@ -180,21 +245,15 @@ def batch_slides(wildcards):
 
 
 def of_batch(name):
-    """A file of each slide of a batch."""
+    """Input function: a file of each slide of a batch."""
     return lambda wildcards: expand(f"{RESULTS}/slides/{{slide}}/{name}", slide=batch_slides(wildcards))
 
 
 def batch_of_slide(wildcards):
-    """What says that the network has been asked about a slide, where that is done for several at a time."""
+    """The predictions of a slide's batch; nothing where the rule heatmap predicts its slide itself."""
     if CONFIG.heatmap.slides_per_job == 1 or wildcards.slide not in batches(wildcards.model):
         return []
-    number = batches(wildcards.model)[wildcards.slide]
-    return [f"{RESULTS}/heatmaps/{wildcards.model}/batches/{number:04d}.json"]
-
-
-def slides_folder(pyramid):
-    """The folder of all slides."""
-    return str(Path(pyramid).parent.parent)
+    return [f"{RESULTS}/predictions/{wildcards.model}/{batches(wildcards.model)[wildcards.slide]:04d}"]
 
 
 def patch_slides():
@@ -203,7 +262,7 @@ def patch_slides():
 
 
 def used_slides():
-    """Slides that anything is made of."""
+    """Slides with any results after the tissue mask."""
     return list(dict.fromkeys(patch_slides() + CHOSEN_ON + FITTED_ON + TEST))
 
 
@@ -220,19 +279,23 @@ def of_chosen_on(pattern):
     return expand(pattern, slide=CHOSEN_ON, allow_missing=True)
 
 
+def of_fitted_on(pattern):
+    return expand(pattern, slide=FITTED_ON, allow_missing=True)
+
+
 def excluded(*splits):
+    """Flags for the excluded slides of some splits: a job must not run again when others are excluded."""
     return [f"--exclude={row.slide}" for row in SHEET.excluded.values() if row.split in splits]
 
 
 def calibrate_flags():
-    """Those of the sheet's rows that it looks at: others must not make it run again."""
     if not CHOSEN_ON:
         return []
     return [f"--rows={SHEET.digest('validation')}", *excluded("validation")]
 
 
 def partial_evaluation():
-    """What could be finished is evaluated all the same, apart from the results and marked incomplete."""
+    """After a failure, evaluate the slides that are complete, in a folder of their own and marked incomplete."""
     if REMOTE:
         return
     folder = f"{RESULTS}/evaluation/{MODEL}/partial"
@@ -245,7 +308,7 @@ def partial_evaluation():
 
 
 def before_jobs():
-    """A cluster is looked at before hundreds of jobs fail on it; what is asked for is kept beside what comes of it."""
+    """Check clock and cluster before hundreds of jobs fail on them, and record the run beside its results."""
     slurm = workflow.executor_plugin.name == "slurm"
     try:
         runs = read_runs(Path(RESULTS))
@@ -255,7 +318,7 @@ def before_jobs():
             partitions = {rule: job.resources.get("slurm_partition") for rule, job in jobs.items()}
             check_slurm({rule: name for rule, name in partitions.items() if isinstance(name, str)})
             cancel_leftovers(runs)
-        # The plugin gives all jobs of a run one name, and says it nowhere else.
+        # The plugin gives all jobs of a run this name in SLURM, and exposes it nowhere else.
         name = workflow.scheduler._executor.run_uuid if slurm else None
         record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent, name)
     except PipelineError as error:

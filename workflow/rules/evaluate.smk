@@ -1,16 +1,39 @@
-# What is chosen on the validation slides, figures over all test slides, and the report.
+# Calibration on the validation slides, metrics over all test slides, and the report.
 
 EVALUATION_FIGURES = ("roc", "pr", "froc", "reliability", "confusion", "cohort")
 
 
+localrules:
+    calibration_manifest,
+    evaluation_manifest,
+
+
+rule calibration_manifest:
+    input:
+        scores=of_chosen_on("<results>/scores/{model}/{slide}.json"),
+        detections=of_chosen_on("<results>/detections/{model}/{slide}.json") if NEEDS_DETECTIONS else [],
+    output:
+        "<results>/manifests/{model}/calibration.tsv",
+    log:
+        "<logs>/calibration_manifest/{model}.log",
+    params:
+        sheet=CONFIG.cohort.slides,
+        flags=calibrate_flags(),
+        receipts=calibration_flags,
+    shell:
+        "wsi-pipeline manifest {output:q} --sheet {params.sheet:q} {params.flags:q} {params.receipts:q}"
+        " > {log:q} 2>&1"
+
+
 rule calibrate:
     input:
-        ancient(of_chosen_on("<results>/scores/{model}/{slide}.parquet")),
-        scores=of_chosen_on("<results>/scores/{model}/{slide}.json"),
-        detections=(
-            of_chosen_on("<results>/detections/{model}/{slide}.json")
-            if CONFIG.evaluation.operating_point.rule == "false_positives_per_slide"
-            else []
+        manifest="<results>/manifests/{model}/calibration.tsv" if CHOSEN_ON else [],
+        scores=fetched(
+            of_chosen_on("<results>/scores/{model}/{slide}.parquet")
+            + of_chosen_on("<results>/scores/{model}/{slide}.json")
+        ),
+        detections=fetched(
+            of_chosen_on("<results>/detections/{model}/{slide}.json") if NEEDS_DETECTIONS else []
         ),
     output:
         "<results>/calibration/{model}.json",
@@ -26,22 +49,45 @@ rule calibrate:
         options=options("calibrate"),
         sheet=CONFIG.cohort.slides,
         flags=calibrate_flags(),
-        scores=lambda wildcards, input: folder_of(input.scores),
-        detections=lambda wildcards, input: folder_of(input.detections),
+        scores=folder_of_stage("scores"),
+        detections=folder_of_stage("detections"),
     shell:
         "wsi-pipeline calibrate --sheet {params.sheet:q} {params.flags:q}"
         " --scores {params.scores:q} --detections {params.detections:q} --receipt {output:q}"
         " --options {params.options:q} > {log:q} 2>&1"
 
 
-rule evaluate:
+rule evaluation_manifest:
     input:
-        ancient(of_test_slides("<results>/scores/{model}/{slide}.parquet")),
-        expand("<results>/scores/{model}/{slide}.json", slide=FITTED_ON, allow_missing=True),
+        of_fitted_on("<results>/scores/{model}/{slide}.json"),
         scores=of_test_slides("<results>/scores/{model}/{slide}.json"),
-        calibration="<results>/calibration/{model}.json",
         confusion=of_test_slides("<results>/confusion/{model}/{slide}.json"),
         detections=of_test_slides("<results>/detections/{model}/{slide}.json"),
+    output:
+        "<results>/manifests/{model}/evaluation.tsv",
+    log:
+        "<logs>/evaluation_manifest/{model}.log",
+    params:
+        sheet=CONFIG.cohort.slides,
+        rows=SHEET.digest(*EVALUATED_SPLITS),
+        exclude=excluded(*EVALUATED_SPLITS),
+        receipts=evaluation_flags,
+    shell:
+        "wsi-pipeline manifest {output:q} --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
+        " {params.receipts:q} > {log:q} 2>&1"
+
+
+rule evaluate:
+    input:
+        fetched(of_test_slides("<results>/scores/{model}/{slide}.parquet")),
+        manifest="<results>/manifests/{model}/evaluation.tsv",
+        calibration="<results>/calibration/{model}.json",
+        scores=fetched(
+            of_test_slides("<results>/scores/{model}/{slide}.json")
+            + of_fitted_on("<results>/scores/{model}/{slide}.json")
+        ),
+        confusion=fetched(of_test_slides("<results>/confusion/{model}/{slide}.json")),
+        detections=fetched(of_test_slides("<results>/detections/{model}/{slide}.json")),
     output:
         multiext(
             "<results>/evaluation/{model}/",
@@ -72,9 +118,9 @@ rule evaluate:
         sheet=CONFIG.cohort.slides,
         rows=SHEET.digest(),
         exclude=EXCLUDE,
-        scores=lambda wildcards, input: folder_of(input.scores),
-        confusion=lambda wildcards, input: folder_of(input.confusion),
-        detections=lambda wildcards, input: folder_of(input.detections),
+        scores=folder_of_stage("scores"),
+        confusion=folder_of_stage("confusion"),
+        detections=folder_of_stage("detections"),
         folder=lambda wildcards, output: folder_of([output.metrics]),
     shell:
         "wsi-pipeline evaluate --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"

@@ -1,10 +1,10 @@
-# Prediction of each slide that is judged or chosen on, and what is right and wrong with it.
+# Predictions of the slides that are evaluated or calibrated on, and their errors.
 
 
 if CONFIG.heatmap.slides_per_job > 1:
 
-    # Asks the network about several slides in turn. What it writes for each is no output of its own but found by the
-    # rule heatmap, which makes up for what is not there: so no slide's result depends on who its neighbours are.
+    # Predicts several slides with a model that is loaded once. Checkpoints keep the predictions of each slide, so that
+    # a killed job goes on, and a batch with another slide in it predicts only that one.
     rule predict:
         input:
             of_batch("pyramid.json"),
@@ -14,7 +14,8 @@ if CONFIG.heatmap.slides_per_job > 1:
             pyramids=ancient(of_batch("pyramid.ome.zarr")),
             tissue=ancient(of_batch("tissue.ome.zarr")),
         output:
-            "<results>/heatmaps/{model}/batches/{batch}.json",
+            predictions=directory("<results>/predictions/{model}/{batch}"),
+            receipt="<results>/predictions/{model}/{batch}.json",
         log:
             "<logs>/predict/{model}/{batch}.log",
         benchmark:
@@ -28,18 +29,20 @@ if CONFIG.heatmap.slides_per_job > 1:
             options=options("predict"),
             slides=lambda wildcards, input: slides_folder(input.pyramids[0]),
             slide=lambda wildcards: [f"--slide={slide}" for slide in batch_slides(wildcards)],
-            folder=lambda wildcards, output: str(Path(output[0]).parent.parent),
+            checkpoints=f"{RESULTS}/checkpoints/predictions/{{model}}",
         shell:
             "wsi-pipeline predict --slides {params.slides:q} {params.slide:q} --weights {input.weights:q}"
-            " --model {input.model:q} --output {params.folder:q} --receipt {output:q}"
-            " --options {params.options:q} --threads {threads} > {log:q} 2>&1"
+            " --model {input.model:q} --output {output.predictions:q} --receipt {output.receipt:q}"
+            " --checkpoints {params.checkpoints:q} --options {params.options:q} --threads {threads}"
+            " > {log:q} 2>&1"
 
 
 rule heatmap:
     input:
         "<results>/slides/{slide}/pyramid.json",
         "<results>/slides/{slide}/tissue.json",
-        batch=ancient(batch_of_slide),
+        # Ancient, as all inputs of the prediction are inputs here too: another slide in the batch changes nothing.
+        predictions=ancient(batch_of_slide),
         model="<results>/model/{model}/model.json",
         weights=ancient("<results>/model/{model}/weights.safetensors"),
         pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
@@ -51,7 +54,7 @@ rule heatmap:
         "<logs>/heatmap/{model}/{slide}.log",
     benchmark:
         "<logs>/heatmap/{model}/{slide}.tsv"
-    # Fewer where there are fewer; on a CPU each has a part of the patches, and the results are the same.
+    # Results do not depend on the number of threads.
     threads: 8 if CONFIG.heatmap.slides_per_job == 1 else 1
     resources:
         mem_mb=4000,
@@ -60,11 +63,13 @@ rule heatmap:
     params:
         options=options("heatmap"),
         slides=lambda wildcards, input: slides_folder(input.pyramid),
+        predictions=lambda wildcards, input: [f"--predictions={folder}" for folder in input.predictions],
+        checkpoints=f"{RESULTS}/checkpoints/predictions/{{model}}",
         folder=lambda wildcards, output: folder_of([output.receipt]),
     shell:
         "wsi-pipeline heatmap --slides {params.slides:q} --slide {wildcards.slide:q} --weights {input.weights:q}"
-        " --model {input.model:q} --output {params.folder:q} --options {params.options:q}"
-        " --threads {threads} > {log:q} 2>&1"
+        " --model {input.model:q} {params.predictions:q} --checkpoints {params.checkpoints:q}"
+        " --output {params.folder:q} --options {params.options:q} --threads {threads} > {log:q} 2>&1"
 
 
 rule export:
@@ -125,7 +130,7 @@ rule confusion:
         " {params.synthetic} > {log:q} 2>&1"
 
 
-# Two stages in one job: each takes less time than a cluster needs to start one.
+# Two stages in one job: each is shorter than the start of a job on a cluster.
 rule scores:
     input:
         truth_receipt="<results>/slides/{slide}/truth.json",

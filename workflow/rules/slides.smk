@@ -1,4 +1,4 @@
-# What is made of each slide: its pyramid, its tissue and its truth.
+# Pyramid, tissue mask and truth of each slide.
 
 
 rule convert:

@@ -1,4 +1,4 @@
-# The model: trained here, or taken as it is where training.weights names a file or training.retrain is frozen.
+# The model: trained, copied from training.weights, or kept as it is with training.retrain: frozen.
 
 if FROZEN:
     pass
@@ -30,16 +30,41 @@ elif CONFIG.training.weights:
 
 else:
 
+    localrules:
+        training_manifest,
+
+    rule training_manifest:
+        input:
+            expand("<results>/slides/{slide}/patches.json", slide=VALIDATION),
+            training=training_receipts,
+            negatives=negatives(".json"),
+        output:
+            "<results>/manifests/{model}/training.tsv",
+        log:
+            "<logs>/training_manifest/{model}.log",
+        params:
+            sheet=CONFIG.cohort.slides,
+            rows=SHEET.digest("train", "validation"),
+            exclude=excluded("train", "validation"),
+            receipts=training_flags,
+        shell:
+            "wsi-pipeline manifest {output:q} --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
+            " {params.receipts:q} > {log:q} 2>&1"
+
     rule train:
         input:
+            fetched(negatives(".zarr")),
+            fetched(negatives(".parquet")),
             start=start_files,
-            training=training_receipts,
-            validation=expand("<results>/slides/{slide}/patches.json", slide=VALIDATION),
-            stores=ancient(expand("<results>/slides/{slide}/patches.zarr", slide=TRAINING + VALIDATION)),
-            indices=ancient(expand("<results>/slides/{slide}/patches.parquet", slide=TRAINING + VALIDATION)),
-            negatives=negatives(".json"),
-            negative_stores=ancient(negatives(".zarr")),
-            negative_indices=ancient(negatives(".parquet")),
+            manifest="<results>/manifests/{model}/training.tsv",
+            patches=fetched(
+                expand(
+                    "<results>/slides/{slide}/patches.{kind}",
+                    slide=TRAINING + VALIDATION,
+                    kind=["json", "zarr", "parquet"],
+                )
+            ),
+            negatives=fetched(negatives(".json")),
         output:
             weights="<results>/model/{model}/weights.safetensors",
             last="<results>/model/{model}/last.safetensors",
@@ -74,14 +99,15 @@ else:
             exclude=excluded("train", "validation"),
             start=start_flags,
             negatives=lambda wildcards, input: [
-                f"--negatives={folder}"
-                for folder in dict.fromkeys(str(Path(one).parent) for one in input.negatives)
+                f"--negatives={folder}" for folder in negatives_folders(wildcards, input)
             ],
-            slides=lambda wildcards, input: str(Path(folder_of(input.training)).parent),
+            slides=lambda wildcards, input: (
+                slides_folder(input.patches[0]) if REMOTE else f"{RESULTS}/slides"
+            ),
             checkpoints=f"{RESULTS}/checkpoints/{{model}}",
             events=f"{RESULTS}/logs/train/{{model}}.tensorboard",
             folder=lambda wildcards, output: folder_of([output.weights]),
-        # A shell that waits would keep a signal from the training, which writes a checkpoint when it is to end.
+        # `exec`, so that signals reach the training, which then writes a checkpoint: a waiting shell would keep them.
         shell:
             "exec wsi-pipeline train --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
             " --slides {params.slides:q} {params.start:q} {params.negatives:q} --output {params.folder:q}"

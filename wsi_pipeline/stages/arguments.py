@@ -14,6 +14,10 @@ Store = Annotated[Path, typer.Option(help="OME-Zarr store to write.")]
 PatchStore = Annotated[Path, typer.Option(help="Zarr store of patches to write.")]
 PatchIndex = Annotated[Path, typer.Option(help="Parquet index to write.")]
 Receipt = Annotated[Path, typer.Option(help="Receipt (JSON) to write.")]
+Receipts = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Receipts of the slides of this split, {slide} standing for the slide id."),
+]
 FigureArg = Annotated[Path, typer.Option("--picture", help="Figure (PNG) to write, and a PDF beside it.")]
 Geojson = Annotated[Path, typer.Option("--geojson", help="QuPath GeoJSON to write.")]
 PyramidArg = Annotated[Path, typer.Option("--pyramid", help="The slide's pyramid.ome.zarr.")]
