@@ -51,9 +51,12 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt workflow
 
-# Rewrite the files that are generated from the config's models.
-generated: setup
+# Rewrite the files that are generated from the config's models and from the rules. The picture needs Graphviz.
+generated: setup data/demo/slides.tsv
 	$(BIN)/wsi-pipeline config --defaults config/defaults.yaml --schema workflow/schemas/config.schema.json
+	PYTHONHASHSEED=0 $(SNAKEMAKE) --configfile config/demo.yaml --rulegraph > docs/images/rulegraph.dot
+	@command -v dot > /dev/null || { echo "error: docs/images/rulegraph.svg is not drawn: install Graphviz" >&2; exit 2; }
+	dot -Tsvg docs/images/rulegraph.dot -o docs/images/rulegraph.svg
 
 # Renew all versions: install the ranges of pyproject.toml into a fresh environment and record the result.
 lock:

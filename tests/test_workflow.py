@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from helpers.paths import DATA, needs_data
+from helpers.paths import DATA, ROOT, needs_data
 from helpers.slides import tissue_picture, write_tiff
 from helpers.workflow import CONFIG, planned_snakemake, snakemake
 from wsi_pipeline.io.digests import digest_file, digest_tree
@@ -391,3 +392,24 @@ def test_real_level_7_slides_go_through_tissue_and_truth(tmp_path: Path) -> None
     areas = {n: json.loads((slides / n / "truth.json").read_text())["tumor_mm2"] for n in ("tumor_072", "tumor_102")}
     assert areas == pytest.approx({"tumor_072": 6.014, "tumor_102": 16.545}, rel=0.001)
     assert all((slides / n / f"{stage}.png").is_file() for n in areas for stage in ("tissue", "truth"))
+
+
+def test_another_workflow_uses_it_as_a_module(run: Path) -> None:
+    (run / "Snakefile").write_text(
+        f'module wsi:\n    snakefile: "{ROOT}/workflow/Snakefile"\n    config: config\n\n'
+        'use rule * from wsi as wsi_*\n\nrule mine:\n    default_target: True\n    input: "results/report.html"\n'
+        "    output: 'mine.txt'\n    shell: 'touch {output}'\n"
+    )
+    shutil.rmtree(run / "results" / "confusion")
+    result = planned_snakemake(run, "--dry-run", "--forcerun", "wsi_tissue", "--snakefile", "Snakefile")
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = (result.stdout + result.stderr).split("Job stats:")[1].split("total")[0]
+    assert re.search(r"^wsi_tissue\s+5$", table, re.MULTILINE)
+    assert re.search(r"^mine\s+1$", table, re.MULTILINE)
+
+
+def test_the_benchmark_of_plans_makes_all_that_the_rules_want() -> None:
+    scale = runpy.run_path(str(ROOT / "benchmarks" / "scale.py"))
+    # Four slides train: four steps each. Two are tested: six each. With training, calibration, evaluation, report, all
+    # and two manifests.
+    assert scale["run"](6).startswith("| 6 | 35 | ")
