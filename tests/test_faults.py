@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -36,6 +36,16 @@ KILLED = -signal.SIGKILL
 UNREADABLE = "/proc/self/mem"
 HEATMAPS = "results/heatmaps/inception_v3"
 TRAINED_ON = "normal-1"
+PATCHES = tuple(f"results/slides/{TRAINED_ON}/patches.{kind}" for kind in ("json", "zarr", "parquet"))
+EVALUATED = tuple(
+    f"results/{name}"
+    for name in (
+        "scores/inception_v3/tumor-3.json",
+        "scores/inception_v3/tumor-3.parquet",
+        "confusion/inception_v3/tumor-3.json",
+        "detections/inception_v3/tumor-3.json",
+    )
+)
 MODEL_FLAGS = (
     *("--slides", "results/slides", "--output", HEATMAPS),
     *("--model", "results/model/inception_v3/model.json"),
@@ -152,6 +162,9 @@ def stages(finished: Path) -> dict[str, Stage]:
                 made = [path for path in made if path in command]
             if command[1] not in found or "tumor-" in text:
                 found[command[1]] = Stage(tuple(command), job.inputs, tuple(made))
+    # What their manifests stand for.
+    for name, paths in (("train", PATCHES), ("evaluate", EVALUATED)):
+        found[name] = replace(found[name], inputs=(*found[name].inputs, *paths))
     return found | {"export": export(), "predict": predict(), "negatives": negatives()}
 
 
@@ -222,7 +235,7 @@ class Bench:
         shutil.copytree(finished, self.folder, copy_function=os.link, ignore=shutil.ignore_patterns("attempt-*"))
         for path in stage.outputs:
             remove(self.folder / path)
-        for path in (self.folder / HEATMAPS).glob("*.raw.npz"):
+        for path in self.folder.rglob("*.raw.npz"):
             path.unlink()
 
     def start(self, fault: Callable[[], None] | None = None) -> Started:
@@ -270,6 +283,7 @@ STAGES = (
     "tissue",
     "truth",
     "patches",
+    "manifest",
     "train",
     "negatives",
     "predict",

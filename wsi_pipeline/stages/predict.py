@@ -88,5 +88,7 @@ def run(slides: Sequence[str], inputs: Inputs, outputs: Outputs, options: Predic
         if outputs.checkpoints is not None:
             found.cache.save(cache_path(outputs.folder, slide))
         positions[slide] = len(found.patches)
+    # The workflow's output, needed also where no slide could be predicted.
+    outputs.folder.mkdir(parents=True, exist_ok=True)
     receipt = PredictReceipt(model_sha256=model.metadata.weights_sha256, positions=positions, options=options)
     write_receipt(outputs.receipt, receipt)
