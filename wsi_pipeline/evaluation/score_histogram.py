@@ -22,6 +22,7 @@ from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram
+from wsi_pipeline.metrics.exact import exact, share_of
 from wsi_pipeline.metrics.steps import STEPS, dequantize, quantize
 from wsi_pipeline.receipts.evaluation import ScoresReceipt
 
@@ -64,11 +65,11 @@ class ScoreHistogram:
     def top_mean(self, share: float) -> float | None:
         """Mean of the highest `share` of all predicted positions, at least one; None without predicted positions."""
         counts = (self.normal + self.tumor + self.ignored)[::-1]
-        wanted = math.ceil(share * int(counts.sum()))
+        wanted = math.ceil(share_of(share, int(counts.sum())))
         if not wanted:
             return None
         before = np.cumsum(counts) - counts
-        taken = np.clip(wanted - before, 0, counts)
+        taken = exact(np.clip(wanted - before, 0, counts), wanted * STEPS)
         return int((taken * self.steps[::-1]).sum()) / (wanted * STEPS)
 
     @property

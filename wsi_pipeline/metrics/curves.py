@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.metrics.exact import exact
+
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
@@ -65,9 +67,10 @@ def auc(histogram: Histogram) -> float | None:
     """Area under the ROC curve; None where a class is missing."""
     if not histogram.n_normal or not histogram.n_tumor:
         return None
-    below = np.cumsum(histogram.normal) - histogram.normal
-    twice = int((histogram.tumor * (2 * below + histogram.normal)).sum())
-    return twice / (2 * histogram.n_normal * histogram.n_tumor)
+    pairs = 2 * histogram.n_normal * histogram.n_tumor
+    normal, tumor = exact(histogram.normal, pairs), exact(histogram.tumor, pairs)
+    below = np.cumsum(normal) - normal
+    return int((tumor * (2 * below + normal)).sum()) / pairs
 
 
 def average_precision(histogram: Histogram) -> float | None:

@@ -5,12 +5,14 @@ Youden's J: Cancer 3, 1950. A position is positive at or above the threshold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.metrics.curves import Histogram
+from wsi_pipeline.metrics.exact import exact, share_of
 from wsi_pipeline.metrics.lesions import SlideHits
 from wsi_pipeline.metrics.steps import STEPS, dequantize, quantize
 
@@ -19,7 +21,8 @@ def youden(histogram: Histogram) -> float:
     """The score with the highest sensitivity + specificity; requires both classes."""
     tp, fp = _positives(histogram)
     # Integer arithmetic: with rates, rounding could decide between thresholds that tie.
-    return _best(histogram, tp * histogram.n_normal - fp * histogram.n_tumor)
+    pairs = histogram.n_normal * histogram.n_tumor
+    return _best(histogram, exact(tp, pairs) * histogram.n_normal - exact(fp, pairs) * histogram.n_tumor)
 
 
 def max_f1(histogram: Histogram) -> float:
@@ -31,7 +34,7 @@ def max_f1(histogram: Histogram) -> float:
 def at_sensitivity(histogram: Histogram, sensitivity: float) -> float:
     """The highest score with at least `sensitivity` (0 to 1); requires tumour."""
     tp, _ = _positives(histogram)
-    return float(histogram.values[np.flatnonzero(tp >= sensitivity * histogram.n_tumor)[-1]])
+    return float(histogram.values[np.flatnonzero(tp >= math.ceil(share_of(sensitivity, histogram.n_tumor)))[-1]])
 
 
 def at_false_positives(slides: Sequence[SlideHits], per_slide: float) -> float | None:
@@ -45,7 +48,7 @@ def at_false_positives(slides: Sequence[SlideHits], per_slide: float) -> float |
     if not len(confidences):
         return None
     false_positives = len(false_confidences) - np.searchsorted(false_confidences, confidences)
-    allowed = np.flatnonzero(false_positives <= per_slide * len(slides))
+    allowed = np.flatnonzero(false_positives <= math.floor(share_of(per_slide, len(slides))))
     if len(allowed):
         return float(confidences[allowed[0]])
     above = np.minimum(quantize(confidences[-1:]) + 1, STEPS)

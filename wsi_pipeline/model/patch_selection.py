@@ -17,6 +17,7 @@ from wsi_pipeline.geometry import Grid, PatchSpec, Size
 from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_file, digest_tree
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR, grid_fractions, grid_truth
+from wsi_pipeline.metrics.exact import share_of
 from wsi_pipeline.pyramid.codecs import image_codec
 from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.pyramid.patch_store import write_patches
@@ -110,7 +111,7 @@ def draw_candidates(labels: NDArray[np.int8], slide: str, options: PatchesRun) -
     tumor = of_class(1, options.max_tumor)
     max_normal = options.max_normal
     if options.normal_per_tumor is not None and len(tumor):
-        max_normal = min(max_normal, math.ceil(options.normal_per_tumor * len(tumor)))
+        max_normal = min(max_normal, math.ceil(share_of(options.normal_per_tumor, len(tumor))))
     return np.sort(np.concatenate((of_class(0, max_normal), tumor)))
 
 
