@@ -61,15 +61,18 @@ def test_a_mask_on_a_picture_is_that_of_the_nearest_pixel(mask_mpp: float, mpp: 
     np.testing.assert_array_equal(resample_nearest(mask, mask_mpp, picture, mpp), mask[np.ix_(rows, columns)])
 
 
-def test_a_heatmap_on_a_picture_is_that_of_the_nearest_patch() -> None:
-    """Positions 100 um apart, the first centre 80 um from the corner, on a picture of 10 um."""
+@pytest.mark.parametrize("first", [80, 50, 30])
+def test_a_heatmap_on_a_picture_is_that_of_the_nearest_patch(first: int) -> None:
+    """Positions 100 um apart on a picture of 10 um; patches larger than, as large as and smaller than their stride."""
     heat = np.arange(30, dtype=np.float32).reshape(5, 6)
     picture = np.zeros((50, 60, 3), np.uint8)
     rows, columns = (
-        np.abs(((np.arange(there) + 0.5) * 10)[:, None] - (80 + 100 * np.arange(here))).argmin(axis=1)
+        np.abs(((np.arange(there) + 0.5) * 10)[:, None] - (first + 100 * np.arange(here))).argmin(axis=1)
         for there, here in zip(picture.shape[:2], heat.shape, strict=True)
     )
-    np.testing.assert_array_equal(resample_to_thumbnail(Image(heat, 100, 80), picture, 10), heat[np.ix_(rows, columns)])
+    np.testing.assert_array_equal(
+        resample_to_thumbnail(Image(heat, 100, first), picture, 10), heat[np.ix_(rows, columns)]
+    )
 
 
 def test_confusion_is_painted_in_the_examples_colors() -> None:

@@ -14,6 +14,7 @@ from skimage import measure
 
 from helpers.evaluated import detect_inputs, maps
 from wsi_pipeline.config import DetectRun
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.metrics.lesions import (
     Detection,
     PooledHits,
@@ -212,3 +213,10 @@ def test_detections_may_be_connected_areas(scored: Path, tmp_path: Path) -> None
     detect.run("t1", detect_inputs(scored, "t1"), outputs, DetectRun(method="components", min_score=0.6))
     rows = (tmp_path / "t1.csv").read_text().splitlines()
     assert 0 < len(rows) == areas != len((scored / "detections" / "t1.csv").read_text().splitlines())
+
+
+def test_the_heatmap_of_another_slide_is_refused(scored: Path, tmp_path: Path) -> None:
+    outputs = detect.Outputs(tmp_path / "d.csv", tmp_path / "d.geojson", tmp_path / "d.json")
+    with pytest.raises(StoreError, match="the heatmap of t1, not of t2"):
+        detect.run("t2", detect_inputs(scored, "t1"), outputs, DetectRun())
+    assert not list(tmp_path.iterdir())

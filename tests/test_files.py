@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,24 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         partial.mkdir()
         (partial / "half").touch()
         raise RuntimeError
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/old"]
+
+
+@pytest.mark.parametrize("fault", ["nothing is written", "the last rename fails"])
+def test_the_old_folder_stays_where_nothing_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").touch()
+
+    def fails(path: Path, _: Path) -> None:
+        raise OSError(errno.EIO, "input/output error", str(path))
+
+    with pytest.raises((StoreError, OSError)), atomic_output(target) as partial:
+        if fault == "the last rename fails":
+            partial.mkdir()
+            monkeypatch.setattr(Path, "replace", fails)
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/old"]
 
 

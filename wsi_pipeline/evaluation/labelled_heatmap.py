@@ -10,11 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import PatchLevelOptions
-from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks.label_images import grid_truth
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image
-from wsi_pipeline.receipts.base import read_receipt
-from wsi_pipeline.receipts.models import HeatmapReceipt
+from wsi_pipeline.receipts.models import HeatmapReceipt, read_heatmap_receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +27,7 @@ class LabelledHeatmap:
     @classmethod
     def read(cls, slide: str, heatmap: Path, receipt: Path, truth: Path, options: PatchLevelOptions) -> Self:
         """Raises `StoreError` for the heatmap of another slide."""
-        facts = read_receipt(receipt, HeatmapReceipt)
-        if facts.slide != slide:
-            raise StoreError(f"{receipt}: the heatmap of {facts.slide}, not of {slide}")
+        facts = read_heatmap_receipt(receipt, slide)
         truth_image = read_image(truth, facts.slide_mpp)
         labels = grid_truth(
             truth_image,

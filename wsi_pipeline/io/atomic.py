@@ -48,10 +48,7 @@ def atomic_output(target: Path) -> Iterator[Path]:
             yield staging / target.name
             # Fails if another process took the folder: a writer that creates missing folders would not notice.
             mark.open().close()
-            if target.is_dir():
-                with suppress(FileNotFoundError):
-                    target.rename(staging / ".replaced")
-            (staging / target.name).replace(target)
+            _replace(target, staging)
         finally:
             remove(staging)
     except OSError as error:
@@ -69,6 +66,21 @@ def atomic_output(target: Path) -> Iterator[Path]:
                 f"{target}: cannot be written ({os.strerror(error.errno or 0)})",
                 remedy="Free space or give permission there, or put the results elsewhere (results in the config)",
             ) from error
+        raise
+
+
+def _replace(target: Path, staging: Path) -> None:
+    """Put the output of `staging` in the place of `target`, which stays where that fails."""
+    output, replaced = staging / target.name, staging / ".replaced"
+    output.lstat()
+    if target.is_dir():
+        with suppress(FileNotFoundError):
+            target.rename(replaced)
+    try:
+        output.replace(target)
+    except OSError:
+        with suppress(OSError):
+            replaced.rename(target)
         raise
 
 

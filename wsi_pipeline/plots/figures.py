@@ -145,12 +145,15 @@ def resample_to_thumbnail(image: Image, picture: RgbImage, mpp: float) -> NDArra
     """A heatmap or confusion image resampled to the pixels of `picture` (scale `mpp`), (h, w).
 
     Each position covers a square of one stride around its centre. The margin left of and above the first position,
-    where the stride is smaller than the patch, repeats the nearest position.
+    where the stride is smaller than the patch, repeats the nearest position. Where the stride is larger, the first
+    squares begin outside the slide and are cut off.
     """
     shift = round((image.first_centre_um - image.mpp / 2) / mpp)
     canvas = np.zeros((max(1, picture.shape[0] - shift), max(1, picture.shape[1] - shift), 1), np.uint8)
     resampled = resample_nearest(image.data, image.mpp, canvas, mpp)
-    return np.pad(resampled, ((shift, 0), (shift, 0)), mode="edge")[: picture.shape[0], : picture.shape[1]]
+    margin, cut = max(shift, 0), max(-shift, 0)
+    resampled = np.pad(resampled[cut:, cut:], ((margin, 0), (margin, 0)), mode="edge")
+    return resampled[: picture.shape[0], : picture.shape[1]]
 
 
 def scale_bar(axes: Axes, width_px: int, height_px: int, mpp: float) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from wsi_pipeline.config import HeatmapRun, PredictRun, TrainRun
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.receipts.base import Facts, Receipt
+from wsi_pipeline.receipts.base import Facts, Receipt, read_receipt
 from wsi_pipeline.receipts.slides import StainFacts
 
 
@@ -90,3 +93,11 @@ class HeatmapReceipt(Receipt):
     maximum: float | None
     heatmap_sha256: str
     options: HeatmapRun
+
+
+def read_heatmap_receipt(path: Path, slide: str) -> HeatmapReceipt:
+    """The receipt of the heatmap of `slide`. Raises `StoreError` for that of another slide."""
+    receipt = read_receipt(path, HeatmapReceipt)
+    if receipt.slide != slide:
+        raise StoreError(f"{path}: the heatmap of {receipt.slide}, not of {slide}", remedy="Check the arguments")
+    return receipt

@@ -46,17 +46,20 @@ def command(
 
 
 def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> None:
-    """Write the detections of one slide (`confidence,x,y` in level-0 pixels, no header) and the lesions they hit."""
+    """Write the detections of one slide (`confidence,x,y` in level-0 pixels, no header) and the lesions they hit.
+
+    Raises `StoreError` for the heatmap of another slide.
+    """
     from wsi_pipeline.evaluation.detections import detection_feature, detections_csv, find_detections, match_lesions
     from wsi_pipeline.io.atomic import write_text
     from wsi_pipeline.io.digests import digest_file
     from wsi_pipeline.masks.geojson import write_features
     from wsi_pipeline.pyramid.ome_zarr import read_image
-    from wsi_pipeline.receipts.base import read_receipt, write_receipt
+    from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.evaluation import DetectReceipt
-    from wsi_pipeline.receipts.models import HeatmapReceipt
+    from wsi_pipeline.receipts.models import read_heatmap_receipt
 
-    facts = read_receipt(inputs.heatmap_receipt, HeatmapReceipt)
+    facts = read_heatmap_receipt(inputs.heatmap_receipt, slide)
     found = find_detections(read_image(inputs.heatmap, facts.slide_mpp), facts.grid, options)
     write_text(outputs.detections, detections_csv(found))
     write_features(outputs.geojson, map(detection_feature, found))

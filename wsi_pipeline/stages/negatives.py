@@ -8,7 +8,6 @@ from pathlib import Path
 
 from wsi_pipeline.config import NegativesRun
 from wsi_pipeline.config.loading import parse_options
-from wsi_pipeline.errors import StoreError
 from wsi_pipeline.stages.arguments import (
     HeatmapArg,
     HeatmapReceiptArg,
@@ -72,14 +71,12 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: NegativesRun, *, 
     from wsi_pipeline.model.patch_selection import find_candidates, highest_scores, scores_of, store_patches
     from wsi_pipeline.pyramid.ome_zarr import read_image
     from wsi_pipeline.pyramid.pyramid import Pyramid
-    from wsi_pipeline.receipts.base import read_receipt, write_receipt
-    from wsi_pipeline.receipts.models import HeatmapReceipt
+    from wsi_pipeline.receipts.base import write_receipt
+    from wsi_pipeline.receipts.models import read_heatmap_receipt
     from wsi_pipeline.receipts.slides import NegativesReceipt
 
     pyramid = Pyramid(inputs.pyramid)
-    facts = read_receipt(inputs.heatmap_receipt, HeatmapReceipt)
-    if facts.slide != slide:
-        raise StoreError(f"{inputs.heatmap_receipt}: the heatmap of {facts.slide}, not of {slide}")
+    facts = read_heatmap_receipt(inputs.heatmap_receipt, slide)
     heatmap = read_image(inputs.heatmap, pyramid.mpp)
     tissue = read_image(inputs.tissue, pyramid.mpp)
     truth = read_image(inputs.truth, pyramid.mpp)
