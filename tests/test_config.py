@@ -84,8 +84,13 @@ def test_what_decides_whether_to_train_does_not_change_the_options_of_training()
 
 
 def test_the_slurm_profile_knows_every_rule() -> None:
-    rules, local = set[str](), {"imagenet_weights"}
+    rules = set[str]()
+    local = set[str]()
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        rules |= set(re.findall(r"^\s*rule (\w+):", path.read_text(), re.MULTILINE))
+        text = path.read_text()
+        rules |= set(re.findall(r"^\s*rule (\w+):", text, re.MULTILINE))
+        for names in re.findall(r"^\s*localrules:\n((?:\s+\w+,\n)+)", text, re.MULTILINE):
+            local |= set(re.findall(r"\w+", names))
+    assert "imagenet_weights" in local
     profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text())
     assert set(profile["set-resources"]) == rules - local

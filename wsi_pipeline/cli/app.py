@@ -17,7 +17,6 @@ from wsi_pipeline.cli import tools
 from wsi_pipeline.config import STAGES
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.io.atomic import is_out_of_space
-from wsi_pipeline.stages import manifest
 
 app = typer.Typer(
     name="wsi-pipeline",
@@ -57,5 +56,4 @@ def main() -> None:
 
 for name in STAGES:
     app.command(name)(import_module(f"wsi_pipeline.stages.{name}").command)
-app.command("manifest")(manifest.command)
 app.add_typer(tools.app)

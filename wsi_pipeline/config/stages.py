@@ -43,9 +43,9 @@ class StageRun(Section):
             STAGES[cls.stage] = cls
 
     @classmethod
-    def of(cls, config: Config) -> Self:
-        """The options of this stage according to a config."""
-        raise NotImplementedError
+    def of(cls, config: Config) -> Self:  # noqa: ARG003 - for subclasses
+        """The options of this stage according to a config; none unless a subclass takes some."""
+        return cls()
 
     @classmethod
     def _from_section(cls, section: Section, **more: Any) -> Self:
@@ -91,6 +91,11 @@ class PatchesRun(PatchesOptions, StageRun):
     @classmethod
     def of(cls, config: Config) -> Self:
         return cls._from_section(config.patches, seed=config.seed)
+
+
+class ManifestRun(StageRun):
+    stage = "manifest"
+    step_version = 1
 
 
 class TrainRun(TrainingOptions, StageRun):
@@ -151,10 +156,6 @@ class HeatmapRun(PredictionOptions, StageRun):
 class ExportRun(StageRun):
     stage = "export"
     step_version = 1
-
-    @classmethod
-    def of(cls, config: Config) -> Self:  # noqa: ARG003 - it has no options
-        return cls()
 
 
 class ScoresRun(PatchLevelOptions, StageRun):

@@ -8,7 +8,7 @@ from pathlib import Path
 _SLIDE_RECEIPTS = {"convert": "pyramid.json", "tissue": "tissue.json", "truth": "truth.json"}
 _MODEL_FOLDERS = {"heatmap": "heatmaps", "scores": "scores", "confusion": "confusion", "detect": "detections"}
 # Stages with a receipt for each test slide.
-STAGES = (*_SLIDE_RECEIPTS, *_MODEL_FOLDERS)
+TEST_SLIDE_STAGES = (*_SLIDE_RECEIPTS, *_MODEL_FOLDERS)
 # Of these, the stages that do not depend on a model.
 SLIDE_STAGES = tuple(_SLIDE_RECEIPTS)
 
@@ -71,7 +71,7 @@ class SlideLayout:
 
     def done(self) -> dict[str, bool]:
         """Which stages are done."""
-        return {stage: self.receipt(stage).is_file() for stage in STAGES}
+        return {stage: self.receipt(stage).is_file() for stage in TEST_SLIDE_STAGES}
 
     def version(self, stage: str) -> str:
         """A token that changes when the stage runs again. Raises `ResultNotFoundError` where the stage is not done."""

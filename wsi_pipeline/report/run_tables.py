@@ -8,7 +8,7 @@ from typing import Any
 
 from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import TrainRun
-from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout
+from wsi_pipeline.io.layout import SLIDE_STAGES, TEST_SLIDE_STAGES, Layout
 from wsi_pipeline.provenance.snakemake_metadata import job_of_output
 from wsi_pipeline.receipts.base import Receipt, read_any_version, read_receipt
 from wsi_pipeline.receipts.evaluation import ConfusionReceipt, DetectReceipt, ScoresReceipt
@@ -78,7 +78,7 @@ def command_rows(layout: Layout, slides: Sequence[str], sheet: Sheet, snakemake:
         *(one.receipt(stage) for one in test for stage in SLIDE_STAGES),
         *(one.slide_file("patches.json") for one in drawn),
         layout.model_json,
-        *(one.receipt(stage) for one in test for stage in STAGES if stage not in SLIDE_STAGES),
+        *(one.receipt(stage) for one in test for stage in TEST_SLIDE_STAGES if stage not in SLIDE_STAGES),
         layout.calibration,
         layout.evaluation / "metrics.json",
     ]

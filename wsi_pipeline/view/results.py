@@ -13,7 +13,7 @@ from typing import Any
 from wsi_pipeline.config import NAME_PATTERN
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.summary import Figures, headline, read_metrics
-from wsi_pipeline.io.layout import SLIDE_STAGES, STAGES, Layout, ResultNotFoundError, SlideLayout
+from wsi_pipeline.io.layout import SLIDE_STAGES, TEST_SLIDE_STAGES, Layout, ResultNotFoundError, SlideLayout
 from wsi_pipeline.provenance.run_record import last_run
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import CalibrateReceipt
@@ -77,7 +77,7 @@ class Results:
         for name, row in rows.items():
             done = Layout(self.folder, model).of(name).done()
             # Heatmaps of other splits exist only if a threshold, temperature or forest is fitted on them.
-            expected = STAGES if row.get("split") == "test" else SLIDE_STAGES
+            expected = TEST_SLIDE_STAGES if row.get("split") == "test" else SLIDE_STAGES
             slides.append(
                 {
                     "name": name,
