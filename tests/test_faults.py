@@ -278,24 +278,7 @@ def check_said(ended: Ended) -> None:
     assert len(errors) == 1, ended.said
 
 
-STAGES = (
-    "convert",
-    "tissue",
-    "truth",
-    "patches",
-    "manifest",
-    "train",
-    "negatives",
-    "predict",
-    "heatmap",
-    "export",
-    "scores",
-    "detect",
-    "calibrate",
-    "confusion",
-    "evaluate",
-    "report",
-)
+STAGES = tuple(config.STAGES)
 
 
 # Minutes by themselves, left to `make nightly`.
