@@ -107,7 +107,7 @@ def judge(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stri
             label=None,
             exhaustive=True,
             annotation_sha256=None,
-            polygon_parts=0,
+            polygons=0,
             tumor_mm2=float(tumor.sum()),
             pixels=PixelCounts(normal=0, tumor=0, ignore=0),
             shape=tumor.shape,

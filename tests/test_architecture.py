@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +83,14 @@ def test_no_test_module_imports_another() -> None:
     modules = {path.stem for path in folder.glob("*.py") if path.stem.startswith("test_")} | {"conftest"}
     for path in sorted(folder.rglob("*.py")):
         assert not modules.intersection(imported(path)), f"{path}: what several tests use lives in tests/helpers"
+
+
+def test_each_mutation_still_applies() -> None:
+    """`tests/mutations.tsv` quotes the package: each text occurs once in its file, and its test files exist."""
+    folder = Path(__file__).parent
+    with (folder / "mutations.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert len(rows) > 30
+    for row in rows:
+        assert (PACKAGE / row["file"]).read_text().count(row["old"]) == 1, row
+        assert all((folder / f"test_{name}.py").is_file() for name in row["tests"].split()), row

@@ -56,7 +56,13 @@ def test_it_changes_with_any_receipt_and_not_with_the_order_of_the_sheet(receipt
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no such receipt. Run the stage"), (b"{}", "not a receipt"), (b"\xff{", "not a receipt"), (b"3", "not a")],
+    [
+        (None, "no such receipt. Run the stage"),
+        (b"{}", "not a receipt"),
+        (b"\xff{", "not a receipt"),
+        (b"3", "not a"),
+        (b'{"stage": ["a"]}', "not a"),
+    ],
 )
 def test_a_bad_receipt_is_named(receipts: dict[str, bytes], content: bytes | None, said: str) -> None:
     receipt = Path("b/patches.json")

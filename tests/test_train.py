@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,20 @@ def run(sets: tuple[PatchSet, PatchSet], out: Path, options: TrainRun = OPTIONS,
     inputs = Inputs(*(tuple(patches.receipts) for patches in sets))
     train.run(inputs, Outputs.of(out), options, checkpoints=out / "checkpoints", **more)
     return out / "weights.safetensors"
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".parquet"])
+def test_a_lost_store_is_named_with_its_receipt(tmp_path: Path, suffix: str) -> None:
+    receipts = [write_patches(tmp_path / name, [0, 1] * 4, seed=1) for name in ("a", "b")]
+    lost = receipts[1].with_suffix(suffix)
+    if lost.is_dir():
+        shutil.rmtree(lost)
+    else:
+        lost.unlink()
+    with pytest.raises(StoreError) as caught:
+        run((PatchSet(receipts), PatchSet([])), tmp_path / "m")
+    assert str(caught.value).startswith(f"{lost}: missing, although its receipt is there. Delete {receipts[1]} and")
+    assert not (tmp_path / "m").exists()
 
 
 def test_training_reduces_the_loss_and_writes_the_model_folder(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:

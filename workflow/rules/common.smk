@@ -22,7 +22,8 @@ from slurm_checks import cancel_leftovers, check_slurm
 
 # Millions of objects of a plan live until the end: by default Python scans them for garbage again and again, a fifth
 # of the time of a plan (docs/benchmarks.md).
-gc.set_threshold(50_000, 20, 100)
+if workflow.is_main_process:
+    gc.set_threshold(50_000, 20, 100)
 
 try:
     CONFIG = load_config(config)

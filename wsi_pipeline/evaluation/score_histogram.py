@@ -93,5 +93,8 @@ class ScoreHistogram:
             if found.digest != receipt.counts_sha256:
                 raise ValueError("its receipt is of another one")
         except (OSError, KeyError, ValueError) as error:
-            raise StoreError(f"{path}: not a table of scores ({error})", remedy="Run the stage scores again") from error
+            raise StoreError(
+                f"{path}: not a table of scores ({error})",
+                remedy="Run the stage scores again; for that, delete its receipt and run Snakemake",
+            ) from error
         return found

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import CLASSES
-from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.errors import PipelineError, StoreError
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.slides import ClassCounts, NegativesReceipt, PatchesReceipt
 
@@ -36,6 +36,20 @@ def read_patch_receipt(path: Path) -> PatchesReceipt | NegativesReceipt:
     if path.name == "patches.json":
         return read_receipt(path, PatchesReceipt)
     return read_receipt(path, NegativesReceipt)
+
+
+def check_stores(patches: PatchSet) -> None:
+    """Raise `StoreError` where a store or an index is missing beside its receipt.
+
+    The workflow depends on receipts, so it makes a lost store again only after its receipt is gone too.
+    """
+    for receipt, store, index in zip(patches.receipts, patches.stores, patches.indices, strict=True):
+        for path in (store, index):
+            if not path.exists():
+                raise StoreError(
+                    f"{path}: missing, although its receipt is there",
+                    remedy=f"Delete {receipt} and run Snakemake again",
+                )
 
 
 def check_same_format(receipts: Sequence[PatchesReceipt | NegativesReceipt]) -> None:

@@ -17,6 +17,7 @@ from wsi_pipeline.model.patch_set import (
     PatchSet,
     check_both_classes,
     check_same_format,
+    check_stores,
     class_counts,
     read_patch_receipt,
 )
@@ -147,4 +148,5 @@ def prepare_training(
 
 def _open(receipts: Sequence[Path], resources: Resources) -> PatchDataset:
     patches = PatchSet(receipts)
+    check_stores(patches)
     return PatchDataset(patches.stores, patches.indices, memory_gib=resources.memory_gib, workers=resources.workers)

@@ -68,7 +68,10 @@ def _stage_and_digest(receipt: Path) -> tuple[str, str]:
 
     try:
         content = receipt.read_bytes()
-        return str(json.loads(content)["stage"]), digest_bytes(content)
+        stage = json.loads(content)["stage"]
+        if not isinstance(stage, str):
+            raise ValueError("its stage is no name")
+        return stage, digest_bytes(content)
     except FileNotFoundError as error:
         raise StoreError(f"{receipt}: no such receipt", remedy="Run the stage that writes it first") from error
     except (ValueError, KeyError, TypeError, OSError) as error:
