@@ -125,7 +125,10 @@ def main() -> None:
         calibrate.run(fitted, inputs, calibrate.Outputs(folder / "calibration.json"), options)
         started = time.perf_counter()
         results = evaluate.Inputs(
-            folder / "scores", folder / "confusion", folder / "detections", folder / "calibration.json"
+            scores=folder / "scores",
+            confusion=folder / "confusion",
+            detections=folder / "detections",
+            calibration=folder / "calibration.json",
         )
         evaluate.run(sheet, results, evaluate.Outputs(folder / "out"), EvaluateRun())
         seconds = time.perf_counter() - started

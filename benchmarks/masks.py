@@ -112,7 +112,12 @@ def truth_ours(_: Path, folder: Path) -> None:
     truth.run(
         "s",
         truth.Inputs(folder / "pyramid.ome.zarr", given),
-        truth.Outputs(*(folder / f"truth.{kind}" for kind in ("ome.zarr", "json", "png", "geojson"))),
+        truth.Outputs(
+            store=folder / "truth.ome.zarr",
+            receipt=folder / "truth.json",
+            picture=folder / "truth.png",
+            geojson=folder / "truth.geojson",
+        ),
         TruthRun(),
         label="tumor" if given else "normal",
         threads=THREADS,

@@ -65,7 +65,12 @@ def main() -> None:
             slide = f"slide-{number:03}"
             positions = judge(root, slide, store, pyramid, number, arguments.stride)
             sheet[slide] = SlideRow(slide, "none", "test", label="tumor" if number % 2 else "normal")
-        inputs = evaluate.Inputs(root / "scores", root / "confusion", root / "detections", root / "calibration.json")
+        inputs = evaluate.Inputs(
+            scores=root / "scores",
+            confusion=root / "confusion",
+            detections=root / "detections",
+            calibration=root / "calibration.json",
+        )
         evaluate.run(sheet, inputs, evaluate.Outputs(root / "evaluation"), EvaluateRun())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
@@ -145,10 +150,19 @@ def judge(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stri
     )
     truth = here / "truth.ome.zarr"
     histogram = scores.Outputs(root / "scores" / f"{slide}.parquet", root / "scores" / f"{slide}.json")
-    scores.run(slide, scores.Inputs(truth, here / "truth.json", heatmap, receipt), histogram, ScoresRun())
-    compared = confusion.Inputs(store, truth, heatmap, receipt, root / "calibration.json")
-    outputs = [root / "confusion" / f"{slide}.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")]
-    confusion.run(slide, compared, confusion.Outputs(*outputs), ConfusionRun())
+    judged = scores.Inputs(truth=truth, truth_receipt=here / "truth.json", heatmap=heatmap, heatmap_receipt=receipt)
+    scores.run(slide, judged, histogram, ScoresRun())
+    compared = confusion.Inputs(
+        pyramid=store, truth=truth, heatmap=heatmap, heatmap_receipt=receipt, calibration=root / "calibration.json"
+    )
+    folder = root / "confusion"
+    written = confusion.Outputs(
+        store=folder / f"{slide}.ome.zarr",
+        receipt=folder / f"{slide}.json",
+        picture=folder / f"{slide}.png",
+        geojson=folder / f"{slide}.geojson",
+    )
+    confusion.run(slide, compared, written, ConfusionRun())
     outputs = [root / "detections" / f"{slide}.{kind}" for kind in ("csv", "geojson", "json")]
     detect.run(slide, detect.Inputs(truth, heatmap, receipt), detect.Outputs(*outputs), DetectRun())
     return int(known.sum())

@@ -31,6 +31,8 @@ LAYERS = (
     {"errors"},
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
+MAX_POSITIONAL_PATHS = 3
+MAX_FUNCTION_LINES = 60
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -42,6 +44,47 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
         elif isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def path_aliases(tree: ast.Module) -> set[str]:
+    """Names assigned at module level to an annotation that contains Path, and Path itself."""
+    names = {"Path"}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript) and is_path(node.value, names):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return names
+
+
+def is_path(annotation: ast.expr | None, names: set[str]) -> bool:
+    """Whether an annotation contains one of `names`, also inside Annotated, unions and containers."""
+    return annotation is not None and any(
+        isinstance(node, ast.Name) and node.id in names for node in ast.walk(annotation)
+    )
+
+
+def is_keyword_only(node: ast.ClassDef) -> bool:
+    keywords = (k for one in node.decorator_list if isinstance(one, ast.Call) for k in one.keywords)
+    return any(k.arg == "kw_only" and isinstance(k.value, ast.Constant) and k.value.value is True for k in keywords)
+
+
+def positional_paths(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Each function and dataclass with the number of paths it takes by position."""
+    shared = path_aliases(ast.parse((PACKAGE / "stages" / "arguments.py").read_text()))
+    names = path_aliases(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "wsi_pipeline.stages.arguments":
+            names.update(name.asname or name.name for name in node.names if name.name in shared)
+    for function in functions(tree):
+        arguments = (*function.args.posonlyargs, *function.args.args)
+        yield function.name, sum(is_path(one.annotation, names) for one in arguments)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(one) for one in node.decorator_list):
+            fields = (one.annotation for one in node.body if isinstance(one, ast.AnnAssign))
+            yield node.name, 0 if is_keyword_only(node) else sum(is_path(one, names) for one in fields)
 
 
 def room_of(path: Path) -> str:
@@ -70,6 +113,30 @@ def test_no_stage_imports_another() -> None:
 def test_the_package_knows_nothing_of_snakemake() -> None:
     for path in MODULES:
         assert not [name for name in imported(path) if name.split(".")[0].startswith("snakemake")], path
+
+
+def test_no_function_takes_more_than_three_paths_by_position() -> None:
+    for path in MODULES:
+        for name, count in positional_paths(ast.parse(path.read_text())):
+            assert count <= MAX_POSITIONAL_PATHS, f"{path}: {name} takes {count} paths by position"
+
+
+def test_paths_by_position_are_counted_through_aliases_unions_and_containers() -> None:
+    tree = ast.parse(
+        "from wsi_pipeline.stages.arguments import PyramidArg, Slide\n"
+        "Here = Annotated[Path | None, 0]\n"
+        "def f(a: PyramidArg, b: Slide, c: list[Path], d: Here, e: Annotated[Path, 0] = 0, *, g: Path) -> None: ...\n"
+        "@dataclass(frozen=True)\nclass A:\n    a: Path\n    b: int\n"
+        "@dataclass(kw_only=True)\nclass B:\n    a: Path\n"
+    )
+    assert dict(positional_paths(tree)) == {"f": 4, "A": 1, "B": 0}
+
+
+def test_no_function_is_longer_than_the_limit() -> None:
+    for path in MODULES:
+        for function in functions(ast.parse(path.read_text())):
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{path}: {function.name} has {lines} lines"
 
 
 def test_every_room_says_what_lives_there() -> None:

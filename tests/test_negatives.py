@@ -38,7 +38,9 @@ def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     truth.run(
         "s1",
         truth.Inputs(store, xml),
-        truth.Outputs(out / "truth.ome.zarr", out / "truth.json", out / "u.png", out / "u.geojson"),
+        truth.Outputs(
+            store=out / "truth.ome.zarr", receipt=out / "truth.json", picture=out / "u.png", geojson=out / "u.geojson"
+        ),
         TruthRun(),
         label="tumor",
     )
@@ -120,9 +122,9 @@ def test_training_goes_on_with_them(predicted: Path, tissue_slide: Path, tmp_pat
     run(predicted, tissue_slide, hard, per_slide=6)
     drawn = training.write_patches(tmp_path / "t", [0, 1] * 4)
     options = training.OPTIONS.model_copy(update={"max_steps": 1, "validate_every": 1})
-    train.run(Inputs((drawn,)), Outputs.of(tmp_path / "m"), options, checkpoints=tmp_path / "c")
+    train.run(Inputs(training=(drawn,)), Outputs.of(tmp_path / "m"), options, checkpoints=tmp_path / "c")
     base = tmp_path / "m" / "weights.safetensors"
-    both = Inputs((drawn, hard / "s1.json"), go_on_from=base)
+    both = Inputs(training=(drawn, hard / "s1.json"), go_on_from=base)
     train.run(both, Outputs.of(tmp_path / "m1"), options, checkpoints=tmp_path / "c1")
     described = training.described(tmp_path / "m1")
     assert described["training"] == {"slides": 2, "normal": 10, "tumor": 4}

@@ -32,7 +32,9 @@ def prepared(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     truth.run(
         "s1",
         truth.Inputs(pyramid, xml),
-        truth.Outputs(out / "truth.ome.zarr", out / "truth.json", out / "u.png", out / "u.geojson"),
+        truth.Outputs(
+            store=out / "truth.ome.zarr", receipt=out / "truth.json", picture=out / "u.png", geojson=out / "u.geojson"
+        ),
         options,
         label="tumor",
     )

@@ -261,7 +261,7 @@ def test_the_heatmap_takes_what_was_predicted_for_it(
     calls.clear()
     # Slides are shared out in another way.
     predict_into(tmp_path / "again")
-    inputs = heatmap.Inputs(slide, weights, facts, predictions=tmp_path / "again")
+    inputs = heatmap.Inputs(slides=slide, weights=weights, model=facts, predictions=tmp_path / "again")
     heatmap.run("s1", inputs, heatmap.Outputs(tmp_path / "b", checkpoints=tmp_path / "c"), HeatmapRun(stride_um=40))
     assert not calls
     assert not (tmp_path / "c").exists()
@@ -284,7 +284,7 @@ def test_patches_that_predict_could_not_read_stay_unread(
         outputs = predict.Outputs(tmp_path, tmp_path / "r.json")
         predict.run(["s1"], predict.Inputs(slide, weights, facts), outputs, PredictRun(stride_um=40), threads=2)
     calls = count_predicted(monkeypatch)
-    inputs = heatmap.Inputs(slide, weights, facts, predictions=tmp_path)
+    inputs = heatmap.Inputs(slides=slide, weights=weights, model=facts, predictions=tmp_path)
     heatmap.run("s1", inputs, heatmap.Outputs(tmp_path / "b"), HeatmapRun(stride_um=40), threads=2)
     assert not calls
     assert json.loads((tmp_path / "b" / "s1.json").read_text())["unread_positions"] == 1
@@ -341,7 +341,7 @@ def test_several_slides_are_predicted_with_a_model_that_is_loaded_once(
     assert receipt.positions == {"s1": positions, "bare": 0, "s2": positions}
 
     def finish(name: str) -> np.ndarray:
-        given = heatmap.Inputs(inputs.slides, inputs.weights, inputs.model)
+        given = heatmap.Inputs(slides=inputs.slides, weights=inputs.weights, model=inputs.model)
         heatmap.run(name, given, heatmap.Outputs(out), HeatmapRun(), threads=2)
         return heat_of(out, name)
 

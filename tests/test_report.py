@@ -34,7 +34,12 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         folder.mkdir(parents=True)
         (folder / "pyramid.ome.zarr").symlink_to(tissue_slide / "pyramid.ome.zarr")
         xml = write_asap(folder / "a.xml", [("_0", square(200, 200, 400))]) if label == "tumor" else None
-        drawn = truth.Outputs(*(folder / f"truth.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")))
+        drawn = truth.Outputs(
+            store=folder / "truth.ome.zarr",
+            receipt=folder / "truth.json",
+            picture=folder / "truth.png",
+            geojson=folder / "truth.geojson",
+        )
         truth.run(slide, truth.Inputs(folder / "pyramid.ome.zarr", xml), drawn, TruthRun(), label=label)
         found = [folder / f"tissue.{kind}" for kind in ("ome.zarr", "json", "png")]
         tissue.run(slide, tissue.Inputs(folder / "pyramid.ome.zarr"), tissue.Outputs(*found), TissueRun())

@@ -77,7 +77,9 @@ def stained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth.run(
         "s1",
         truth.Inputs(pyramid),
-        truth.Outputs(out / "truth.ome.zarr", out / "truth.json", out / "u.png", out / "u.geojson"),
+        truth.Outputs(
+            store=out / "truth.ome.zarr", receipt=out / "truth.json", picture=out / "u.png", geojson=out / "u.geojson"
+        ),
         TruthRun(),
         label="normal",
     )
@@ -110,7 +112,7 @@ def test_patches_and_heatmap_get_the_same_colours(stained: Path, tmp_path: Path)
     folder = tmp_path / "model"
     digest = save_weights(folder / "weights.safetensors", network.state_dict())
     write_model_json(folder / "model.json", ModelMetadata(75, 0.5, ("normal", "tumor"), digest, "macenko"))
-    inputs = heatmap.Inputs(stained.parent, folder / "weights.safetensors", folder / "model.json")
+    inputs = heatmap.Inputs(slides=stained.parent, weights=folder / "weights.safetensors", model=folder / "model.json")
     heatmap.run(stained.name, inputs, heatmap.Outputs(tmp_path), HeatmapRun())
     assert json.loads((tmp_path / f"{stained.name}.json").read_text())["stains"] == facts["stains"]
     heat = read_image(tmp_path / f"{stained.name}.ome.zarr", 0.5).data

@@ -169,7 +169,12 @@ def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, na
     folder = converted(tmp_path, source)
     pyramid = Pyramid(folder / "pyramid.ome.zarr")
     mask = run(folder, tmp_path, mpp=8)
-    drawn = truth.Outputs(*(tmp_path / f"truth.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")))
+    drawn = truth.Outputs(
+        store=tmp_path / "truth.ome.zarr",
+        receipt=tmp_path / "truth.json",
+        picture=tmp_path / "truth.png",
+        geojson=tmp_path / "truth.geojson",
+    )
     truth.run(name, truth.Inputs(pyramid.path, xml), drawn, TruthRun(), label="tumor")
     tumor = read_image(tmp_path / "truth.ome.zarr", pyramid.mpp).data == TUMOR
     assert mask[tumor].mean() >= 0.98

@@ -47,7 +47,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[PatchSet, PatchSet]:
 
 
 def run(sets: tuple[PatchSet, PatchSet], out: Path, options: TrainRun = OPTIONS, **more: object) -> Path:
-    inputs = Inputs(*(tuple(patches.receipts) for patches in sets))
+    training, validation = sets
+    inputs = Inputs(training=tuple(training.receipts), validation=tuple(validation.receipts))
     train.run(inputs, Outputs.of(out), options, checkpoints=out / "checkpoints", **more)
     return out / "weights.safetensors"
 

@@ -30,7 +30,9 @@ def regions_of(tmp_path: Path, rings: list[tuple[str, list[tuple[float, float]]]
 
 
 def outputs(folder: Path) -> truth.Outputs:
-    return truth.Outputs(*(folder / f"t.{kind}" for kind in ("ome.zarr", "json", "png", "geojson")))
+    return truth.Outputs(
+        store=folder / "t.ome.zarr", receipt=folder / "t.json", picture=folder / "t.png", geojson=folder / "t.geojson"
+    )
 
 
 def painted(area: shapely.Geometry, pixel: float, size: Size, band: int) -> np.ndarray:

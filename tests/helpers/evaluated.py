@@ -58,10 +58,22 @@ def write_slide(
     if not test:
         return
     found = detect_inputs(root, slide)
+    compared = root / "confusion"
     confusion.run(
         slide,
-        confusion.Inputs(pyramid, found.truth, found.heatmap, found.heatmap_receipt, calibration),
-        confusion.Outputs(*(root / "confusion" / f"{slide}.{kind}" for kind in ("ome.zarr", "json", "png", "geojson"))),
+        confusion.Inputs(
+            pyramid=pyramid,
+            truth=found.truth,
+            heatmap=found.heatmap,
+            heatmap_receipt=found.heatmap_receipt,
+            calibration=calibration,
+        ),
+        confusion.Outputs(
+            store=compared / f"{slide}.ome.zarr",
+            receipt=compared / f"{slide}.json",
+            picture=compared / f"{slide}.png",
+            geojson=compared / f"{slide}.geojson",
+        ),
         ConfusionRun(),
     )
     detections = detect.Outputs(*(root / "detections" / f"{slide}.{kind}" for kind in ("csv", "geojson", "json")))
@@ -70,7 +82,12 @@ def write_slide(
 
 def scores_inputs(root: Path, slide: str) -> scores.Inputs:
     found = detect_inputs(root, slide)
-    return scores.Inputs(found.truth, root / f"{slide}.truth.json", found.heatmap, found.heatmap_receipt)
+    return scores.Inputs(
+        truth=found.truth,
+        truth_receipt=root / f"{slide}.truth.json",
+        heatmap=found.heatmap,
+        heatmap_receipt=found.heatmap_receipt,
+    )
 
 
 def detect_inputs(root: Path, slide: str) -> detect.Inputs:
@@ -103,7 +120,9 @@ SHEET = Sheet({s: SlideRow(s, f"{s}.tif", "test", label=label) for s, (label, _)
 
 def evaluate_inputs(root: Path, calibration: Path | None = None) -> evaluate.Inputs:
     chosen = calibration or root / "calibration.json"
-    return evaluate.Inputs(root / "scores", root / "confusion", root / "detections", chosen)
+    return evaluate.Inputs(
+        scores=root / "scores", confusion=root / "confusion", detections=root / "detections", calibration=chosen
+    )
 
 
 def run(root: Path, out: Path, sheet: Sheet = SHEET, slide_level: Any = None, **more: Any) -> dict[str, Any]:

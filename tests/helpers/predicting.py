@@ -44,7 +44,7 @@ def write_slide(folder: Path, pyramid: ConvertRun) -> Path:
 def run(slides: Path, model: Path, out: Path, threads: int = 2, **options: Any) -> np.ndarray:
     """The heatmap of s1."""
     weights, facts = model / "weights.safetensors", model / "model.json"
-    inputs = heatmap.Inputs(slides, weights, facts)
+    inputs = heatmap.Inputs(slides=slides, weights=weights, model=facts)
     heatmap.run("s1", inputs, heatmap.Outputs(out), HeatmapRun(**options), threads=threads)
     return heat_of(out)
 

@@ -129,7 +129,9 @@ class Evaluation:
         return Band(rates, low, high, level)
 
     def _patch(self) -> Figures:
-        pooled, histogram, slides = self.pooled, self.histogram, len(self.slides)
+        pooled = self.pooled
+        histogram = self.histogram
+        slides = len(self.slides)
         area, precision = auc(histogram), average_precision(histogram)
         return {
             "auc": area,

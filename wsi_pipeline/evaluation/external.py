@@ -47,12 +47,13 @@ def judge_detections(
     files = {path.stem: path for path in sorted(_folder(detections).iterdir()) if path.suffix.lower() == ".csv"}
     if not files:
         raise PredictionError(f"{detections}: no CSV files", remedy="Give the folder with a CSV for each slide")
-    unknown = set(exclude) - set(files)
-    if unknown:
+    if unknown := set(exclude) - set(files):
         raise PredictionError(f"{detections}: no CSV of the excluded slide {min(unknown)}")
     of_slide = _masks_of(masks, files)
     slides = [slide for slide in files if slide not in exclude]
-    hits, isolated, table = list[SlideHits](), 0, []
+    hits: list[SlideHits] = []
+    table: list[Figures] = []
+    isolated = 0
     for slide in slides:
         found = read_detections(files[slide])
         lesions = Lesions(np.zeros((0, 0), np.int32), frozenset())

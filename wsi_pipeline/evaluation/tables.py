@@ -94,7 +94,9 @@ def slides_table(
 
 
 def _row(slide: SlideResult, score: float | None, area: float | None) -> list[Any]:
-    row, counts, hits = slide.row, slide.counts, slide.hits
+    row = slide.row
+    counts = slide.counts
+    hits = slide.hits
     return [
         row.slide,
         row.label,

@@ -23,7 +23,9 @@ def evaluation_figures(
     metrics: Figures, curves: Curves, counts: ConfusionCounts, cohort_rows: Sequence[Sequence[str]]
 ) -> dict[str, Figure]:
     """The figures of an evaluation by name; their titles quote `metrics`."""
-    patch, lesion, calibration = metrics["patch"], metrics["lesion"], metrics["calibration"]
+    patch = metrics["patch"]
+    lesion = metrics["lesion"]
+    calibration = metrics["calibration"]
     synthetic = metrics["cohort"]["synthetic"]
     n = f"{patch['n_tumor']:,} tumour and {patch['n_normal']:,} normal patches"
     threshold = (metrics["operating_point"] or {}).get("threshold", float("nan"))

@@ -34,6 +34,7 @@ class Outputs:
 
 
 def command(
+    *,
     sheet: SheetArg,
     scores: ScoresFolder,
     detections: DetectionsFolder,
@@ -59,7 +60,9 @@ def run(sheet: Sheet, inputs: Inputs, outputs: Outputs, options: CalibrateRun) -
     from wsi_pipeline.receipts.base import read_receipt, write_receipt
     from wsi_pipeline.receipts.evaluation import CalibrateReceipt, DetectReceipt, ScoresReceipt
 
-    model, temperature, rule = None, None, options.operating_point
+    model = None
+    temperature = None
+    rule = options.operating_point
     point = fixed_point(rule)
     if rule.rule != "fixed" or options.calibration.temperature:
         slides = sheet.of_split("validation")

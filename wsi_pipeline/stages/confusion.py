@@ -26,7 +26,7 @@ from wsi_pipeline.stages.arguments import (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """`calibration` is the receipt of the stage calibrate."""
 
@@ -37,7 +37,7 @@ class Inputs:
     calibration: Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
     """`picture` is a PNG; a PDF is written beside it."""
 
@@ -48,6 +48,7 @@ class Outputs:
 
 
 def command(
+    *,
     pyramid: PyramidArg,
     truth: TruthArg,
     heatmap: HeatmapArg,
@@ -62,8 +63,10 @@ def command(
     synthetic: Synthetic = False,
 ) -> None:
     """Compare a heatmap with the truth at the operating point."""
-    inputs = Inputs(pyramid, truth, heatmap, heatmap_receipt, calibration)
-    outputs = Outputs(store, receipt, picture, geojson)
+    inputs = Inputs(
+        pyramid=pyramid, truth=truth, heatmap=heatmap, heatmap_receipt=heatmap_receipt, calibration=calibration
+    )
+    outputs = Outputs(store=store, receipt=receipt, picture=picture, geojson=geojson)
     run(slide, inputs, outputs, parse_options(ConfusionRun, options), synthetic=synthetic)
 
 

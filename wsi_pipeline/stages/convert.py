@@ -35,6 +35,7 @@ class Outputs:
 
 
 def command(
+    *,
     source: Annotated[Path, typer.Argument(help="The slide file.", readable=False)],
     slide: Slide,
     store: Store,

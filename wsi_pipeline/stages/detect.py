@@ -31,6 +31,7 @@ class Outputs:
 
 
 def command(
+    *,
     truth: TruthArg,
     heatmap: HeatmapArg,
     heatmap_receipt: HeatmapReceiptArg,

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """Output folders of the stages scores, confusion and detect, and the receipt of the stage calibrate."""
 
@@ -43,6 +43,7 @@ class Outputs:
 
 
 def command(
+    *,
     sheet: SheetArg,
     scores: ScoresFolder,
     confusion: Annotated[Path, typer.Option(help="Folder that the stage confusion wrote into.")],
@@ -59,7 +60,7 @@ def command(
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows)
-    inputs = Inputs(scores, confusion, detections, calibration)
+    inputs = Inputs(scores=scores, confusion=confusion, detections=detections, calibration=calibration)
     run(loaded, inputs, Outputs(output), parse_options(EvaluateRun, options), allow_missing=allow_missing)
 
 

@@ -23,6 +23,7 @@ class Outputs:
 
 
 def command(
+    *,
     heatmap: HeatmapArg,
     heatmap_receipt: HeatmapReceiptArg,
     tiff: Annotated[Path, typer.Option(help="TIFF to write.")],

@@ -29,7 +29,7 @@ from wsi_pipeline.stages.arguments import (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """`slides` holds the stores and receipts of each slide in a folder of its name.
 
@@ -51,6 +51,7 @@ class Outputs:
 
 
 def command(
+    *,
     slides: SlidesFolder,
     slide: Slide,
     weights: Weights,
@@ -68,7 +69,8 @@ def command(
     parsed = parse_options(HeatmapRun, options)
     if allow_upsampling:
         parsed = parsed.model_copy(update={"allow_upsampling": True})
-    run(slide, Inputs(slides, weights, model, predictions), Outputs(output, checkpoints), parsed, threads=threads)
+    inputs = Inputs(slides=slides, weights=weights, model=model, predictions=predictions)
+    run(slide, inputs, Outputs(output, checkpoints), parsed, threads=threads)
 
 
 def run(slide: str, inputs: Inputs, outputs: Outputs, options: HeatmapRun, *, threads: int = 1) -> None:
@@ -85,7 +87,9 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: HeatmapRun, *, th
     model = TrainedModel(inputs.weights, inputs.model, options)
     checkpoints = outputs.checkpoints or outputs.folder
     found = predict_slide(slide, inputs.slides / slide, model, checkpoints, threads, inputs.predictions)
-    pyramid, grid, spec = found.patches.pyramid, found.patches.grid, found.patches.spec
+    pyramid = found.patches.pyramid
+    grid = found.patches.grid
+    spec = found.patches.spec
     heat = filtered(found.heatmap(), grid, pyramid.mpp, options)
     image = Image(heat, mpp=grid.stride_px * pyramid.mpp, first_centre_um=spec.um / 2)
     store = outputs.folder / f"{slide}.ome.zarr"

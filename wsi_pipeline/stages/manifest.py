@@ -26,6 +26,7 @@ COLUMNS = ("slide", "stage", "sha256")
 
 
 def command(
+    *,
     output: Annotated[Path, typer.Argument(help="Table (TSV) to write.")],
     sheet: SheetArg,
     exclude: Exclude = None,

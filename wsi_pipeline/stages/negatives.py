@@ -25,7 +25,7 @@ from wsi_pipeline.stages.arguments import (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     pyramid: Path
     tissue: Path
@@ -44,6 +44,7 @@ class Outputs:
 
 
 def command(
+    *,
     pyramid: PyramidArg,
     tissue: TissueArg,
     truth: TruthArg,
@@ -57,7 +58,7 @@ def command(
     threads: Threads = 1,
 ) -> None:
     """Draw the normal patches of a slide with the highest tumour scores (hard negatives)."""
-    inputs = Inputs(pyramid, tissue, truth, heatmap, heatmap_receipt)
+    inputs = Inputs(pyramid=pyramid, tissue=tissue, truth=truth, heatmap=heatmap, heatmap_receipt=heatmap_receipt)
     run(slide, inputs, Outputs(store, index, receipt), parse_options(NegativesRun, options), threads=threads)
 
 

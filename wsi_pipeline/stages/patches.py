@@ -40,6 +40,7 @@ class Outputs:
 
 
 def command(
+    *,
     pyramid: PyramidArg,
     tissue: TissueArg,
     truth: TruthArg,

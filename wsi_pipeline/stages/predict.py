@@ -49,6 +49,7 @@ class Outputs:
 
 
 def command(
+    *,
     slides: SlidesFolder,
     slide: Annotated[list[str], typer.Option(help="Slide id; may be given again.")],
     weights: Weights,

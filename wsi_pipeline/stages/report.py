@@ -42,6 +42,7 @@ class Outputs:
 
 
 def command(
+    *,
     sheet: SheetArg,
     results: Annotated[Path, typer.Option(help="The results folder.")],
     model: Annotated[str, typer.Option(help="Name of the model.")],

@@ -19,7 +19,7 @@ from wsi_pipeline.stages.arguments import HeatmapArg, HeatmapReceiptArg, Options
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     truth: Path
     truth_receipt: Path
@@ -34,6 +34,7 @@ class Outputs:
 
 
 def command(
+    *,
     truth: TruthArg,
     truth_receipt: Annotated[Path, typer.Option(help="The truth's receipt.")],
     heatmap: HeatmapArg,
@@ -44,7 +45,7 @@ def command(
     options: Options = "{}",
 ) -> None:
     """Count the scores of a heatmap by truth."""
-    inputs = Inputs(truth, truth_receipt, heatmap, heatmap_receipt)
+    inputs = Inputs(truth=truth, truth_receipt=truth_receipt, heatmap=heatmap, heatmap_receipt=heatmap_receipt)
     run(slide, inputs, Outputs(counts, receipt), parse_options(ScoresRun, options))
 
 

@@ -29,6 +29,7 @@ class Outputs:
 
 
 def command(
+    *,
     pyramid: PyramidArg,
     slide: Slide,
     store: Store,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +17,14 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.stages.arguments import Exclude, Options, Rows, Synthetic
 
 if TYPE_CHECKING:
+    from wsi_pipeline.cohort.sheet import Sheet
     from wsi_pipeline.model.trainer import Trainer
     from wsi_pipeline.model.training_log import TrainingLog
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """Receipts of patches, beside whose stores they lie. Training starts from the weights `go_on_from` where given.
 
@@ -35,7 +37,7 @@ class Inputs:
     go_on_from: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
     """`last` has the weights after the last step, `augmented` is a picture of some patches."""
 
@@ -50,16 +52,17 @@ class Outputs:
     def of(cls, folder: Path) -> Outputs:
         """A model folder."""
         return cls(
-            folder / "weights.safetensors",
-            folder / "last.safetensors",
-            folder / "model.json",
-            folder / "history.csv",
-            folder / "curves.png",
-            folder / "augmented.png",
+            weights=folder / "weights.safetensors",
+            last=folder / "last.safetensors",
+            receipt=folder / "model.json",
+            history=folder / "history.csv",
+            curves=folder / "curves.png",
+            augmented=folder / "augmented.png",
         )
 
 
 def command(
+    *,
     output: Annotated[Path, typer.Option(help="Model folder to write into.")],
     sheet: Annotated[Path | None, typer.Option(help="The slide sheet.")] = None,
     slides: Annotated[Path | None, typer.Option(help="Folder of the slides, with their patches.")] = None,
@@ -91,10 +94,7 @@ def command(
 
     parsed = parse_options(TrainRun, options)
     if gpus > 1 and not is_worker_process():
-        code = launch_processes(gpus, sys.argv[1:])
-        if code:
-            raise typer.Exit(code)
-        return
+        raise typer.Exit(launch_processes(gpus, sys.argv[1:]))
     outputs = Outputs.of(output)
     if take is not None:
         take_weights(take, outputs, size_px=size_px, mpp=mpp)
@@ -103,11 +103,10 @@ def command(
         raise ConfigError("training needs --sheet and --slides")
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows, "train", "validation")
-    receipts = {s: [slides / slide / "patches.json" for slide in loaded.of_split(s)] for s in ("train", "validation")}
-    hard = [folder / f"{slide}.json" for folder in negatives or () for slide in loaded.of_split("train")]
+    inputs = _inputs_of(loaded, slides, negatives or (), imagenet=imagenet, go_on_from=go_on_from)
     try:
         run(
-            Inputs((*receipts["train"], *hard), tuple(receipts["validation"]), imagenet, go_on_from),
+            inputs,
             outputs,
             parsed,
             checkpoints=checkpoints,
@@ -120,6 +119,17 @@ def command(
     except StoppedError as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(STOPPED_EXIT_CODE) from stopped
+
+
+def _inputs_of(
+    sheet: Sheet, slides: Path, negatives: Iterable[Path], *, imagenet: Path | None, go_on_from: Path | None
+) -> Inputs:
+    """The sheet's training and validation slides in the folder `slides`, and the hard negatives of earlier rounds."""
+    training, validation = (
+        [slides / slide / "patches.json" for slide in sheet.of_split(split)] for split in ("train", "validation")
+    )
+    hard = [folder / f"{slide}.json" for folder in negatives for slide in sheet.of_split("train")]
+    return Inputs(training=(*training, *hard), validation=tuple(validation), imagenet=imagenet, go_on_from=go_on_from)
 
 
 def run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from wsi_pipeline.stages.arguments import (
     Threads,
 )
 
+if TYPE_CHECKING:
+    from wsi_pipeline.masks.annotations import Regions
+
 log = logging.getLogger(__name__)
 
 
@@ -36,7 +39,7 @@ class Inputs:
     annotation: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
     """`picture` is a PNG; a PDF is written beside it. `geojson` has the annotation as it was understood."""
 
@@ -47,6 +50,7 @@ class Outputs:
 
 
 def command(
+    *,
     pyramid: PyramidArg,
     slide: Slide,
     store: Store,
@@ -66,7 +70,7 @@ def command(
     run(
         slide,
         Inputs(pyramid, annotation),
-        Outputs(store, receipt, picture, geojson),
+        Outputs(store=store, receipt=receipt, picture=picture, geojson=geojson),
         parse_options(TruthRun, options),
         label=label,
         exhaustive=exhaustive,
@@ -91,10 +95,8 @@ def run(
 
     from wsi_pipeline.io.digests import digest_bytes, digest_file
     from wsi_pipeline.masks.annotations import NO_REGIONS, read_annotation
-    from wsi_pipeline.masks.geojson import feature, polygon_parts, write_features
     from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
     from wsi_pipeline.masks.truth import background_value, check_label, check_unit, draw_truth, ignore_border
-    from wsi_pipeline.plots.colors import IGNORED_COLOR, TUMOR_COLOR
     from wsi_pipeline.plots.figures import save_figure, slide_figure
     from wsi_pipeline.plots.overlays import draw_outlines, truth_overlay
     from wsi_pipeline.pyramid.ome_zarr import Image, write_image
@@ -115,10 +117,7 @@ def run(
     write_image(outputs.store, image, name="truth", slide_mpp=pyramid.mpp, labels=TRUTH_LABELS)
     title = f"{slide}: tumour red, normal inside green, ignored grey"
     save_figure(slide_figure(title, *draw_outlines(pyramid, truth_overlay(image)), synthetic), outputs.picture)
-    # Areas cut out of tumour are holes in it.
-    areas = (("Tumor", TUMOR_COLOR, regions.tumor), ("Ignore*", IGNORED_COLOR, regions.ignore))
-    outlines = (feature(polygon, name, color) for name, color, area in areas for polygon in polygon_parts(area))
-    write_features(outputs.geojson, outlines)
+    _write_outlines(outputs.geojson, regions)
     counts = np.bincount(truth.ravel(), minlength=3).tolist()
     tumor_mm2 = float(regions.tumor.area) * pyramid.mpp**2 / 1e6
     write_receipt(
@@ -138,3 +137,15 @@ def run(
     )
     ignored = f", {100 * counts[IGNORE] / truth.size:.0f} % ignored" if counts[IGNORE] else ""
     log.info("%s: %d polygons, %.3f mm² tumour%s", slide, regions.polygons, tumor_mm2, ignored)
+
+
+def _write_outlines(path: Path, regions: Regions) -> None:
+    """Write the annotated areas as QuPath GeoJSON."""
+    from wsi_pipeline.masks.geojson import feature, polygon_parts, write_features
+    from wsi_pipeline.plots.colors import IGNORED_COLOR, TUMOR_COLOR
+
+    # Areas cut out of tumour are holes in it.
+    areas = (("Tumor", TUMOR_COLOR, regions.tumor), ("Ignore*", IGNORED_COLOR, regions.ignore))
+    write_features(
+        path, (feature(polygon, name, color) for name, color, area in areas for polygon in polygon_parts(area))
+    )
