@@ -110,7 +110,7 @@ def test_slides_of_two_models_are_not_mixed(tissue_slide: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def judged(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validated: Path) -> Path:
-    """The slides judged at a threshold, and at a temperature, that were chosen before."""
+    """The slides evaluated at a threshold and a temperature that were chosen before."""
     root = tmp_path_factory.mktemp("judged")
     chosen(validated, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True})
     for slide in SLIDES:
@@ -152,7 +152,7 @@ def test_calibration_is_given_at_the_temperature_too(judged: Path, tmp_path: Pat
 
 def test_slides_judged_at_another_threshold_are_refused(judged: Path, tmp_path: Path) -> None:
     chosen(judged, judged / "other.json", operating_point={"threshold": 0.123})
-    with pytest.raises(StoreError, match=r"slide n1: judged at the threshold .*other\.json says 0\.123"):
+    with pytest.raises(StoreError, match=r"slide n1: .* at the threshold .*other\.json has 0\.123"):
         evaluated(judged, tmp_path, "other.json")
 
 

@@ -139,7 +139,7 @@ def test_a_cohort_survives_what_happens_on_a_cluster(finished: Path, folder: Pat
     process = start(folder)
     until(60, "a job of the next run", lambda: {job.number for job in slurm_jobs(folder)} - before)
     assert all(job.state in OVER for job in slurm_jobs(folder) if job.number in before)
-    assert "jobs that an earlier run left in SLURM" in (folder / "snakemake.log").read_text()
+    assert "orphaned SLURM jobs of an earlier run" in (folder / "snakemake.log").read_text()
 
     # SLURM puts the jobs of a node that it lost into the queue again.
     until(180, "the training", lambda: is_running(folder, "train"))

@@ -82,7 +82,7 @@ def test_a_run_that_goes_on_keeps_its_jobs(queue: Path) -> None:
 
 def test_a_run_of_another_machine_is_named(queue: Path) -> None:
     before = queue.read_text()
-    with pytest.raises(ConfigError, match=r"begun on login2 on 2026-11-23.*scancel 2 3"):
+    with pytest.raises(ConfigError, match=r"started on login2 at 2026-11-23.*scancel 2 3"):
         cancel_leftovers([run("wsi-pipeline_a", **over(), host="login2")])
     assert queue.read_text() == before
     assert cancel_leftovers([run("wsi-pipeline_gone", **over(), host="login2")]) == []

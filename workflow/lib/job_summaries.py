@@ -1,4 +1,4 @@
-"""Summaries of finished jobs in Snakemake's log: the last line of each job's own log, wherever the job ran."""
+"""Summaries of finished jobs in Snakemake's log: the last line of the log of each job, local or on a cluster."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
-# Enough for a line: the log of a training is long.
+# Longer than any summary line. Whole logs are not read, as those of training are long.
 _TAIL_BYTES = 4096
 
 
 class _Summaries(logging.Filter):
-    """Passes every record, and logs the summary of each job that has finished.
+    """Logging filter that accepts all records and logs the summary of each finished job.
 
-    A filter, as the one supported way to see Snakemake's events, a logger plugin, has to be a package that users
-    install and name on the command line.
+    A logger plugin is the supported way to receive Snakemake's events, but users would have to install it as a package
+    and name it on the command line.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class _Summaries(logging.Filter):
 
 
 def last_line(path: Path) -> str:
-    """The last line of a text file that is not blank; empty where there is none, or no file."""
+    """The last non-blank line of a text file; empty if there is none or the file cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
@@ -50,6 +50,6 @@ def last_line(path: Path) -> str:
 
 
 def log_summaries() -> None:
-    """Add the summary of each finished job to Snakemake's log."""
+    """Make Snakemake's logger log the summary of each finished job; repeated calls have no effect."""
     if not any(isinstance(one, _Summaries) for one in logger.filters):
         logger.addFilter(_Summaries())

@@ -1,4 +1,4 @@
-"""Before jobs go to SLURM: its commands, its partitions, jobs that an earlier run left behind."""
+"""Checks before a run on SLURM: commands, partitions, and jobs that remain from earlier runs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _CANCELLING_S = 60.0
 
 
 def check_slurm(partitions: Mapping[str, str]) -> None:
-    """`ConfigError` where SLURM's commands are not to be had or the partition of a rule does not exist.
+    """Check that SLURM's commands are on the PATH and that the partitions of all rules exist.
 
-    `partitions`: name of the partition by rule; several may be joined by commas.
+    `partitions` maps each rule to its partition, or to several separated by commas. Raises `ConfigError`.
     """
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
@@ -46,11 +46,12 @@ def check_slurm(partitions: Mapping[str, str]) -> None:
 
 
 def cancel_leftovers(runs: Iterable[RunRecord]) -> list[str]:
-    """Cancel the jobs of earlier runs that nobody waits for any more, and return their ids when they are gone.
+    """Cancel orphaned jobs of earlier runs and return their ids once they have left the queue.
 
-    They are left where Snakemake was killed, or its connection was lost: they would write to the same files as the
-    jobs of the next run. Those of a run that still goes on here are left alone, as Snakemake's lock sees to it that
-    its files are others. Raises `ConfigError` where that cannot be known, because the run was begun on another machine.
+    Jobs are orphaned when Snakemake is killed or loses its connection. They would write to the same files as the jobs
+    of the next run. Jobs of a run whose Snakemake is still running on this machine are kept: Snakemake's lock ensures
+    that the two runs write to different files. Raises `ConfigError` if the run was started on another machine, where
+    its process cannot be checked, and if cancelled jobs are still in the queue after a minute.
     """
     by_name = _own_jobs()
     found: list[str] = []
@@ -58,24 +59,27 @@ def cancel_leftovers(runs: Iterable[RunRecord]) -> list[str]:
         jobs = by_name.get(str(run.get("slurm_jobs")), [])
         if jobs and run["process"]["host"] != platform.node():
             raise ConfigError(
-                f"SLURM has jobs of a run that was begun on {run['process']['host']} on {run['started']}",
-                remedy=f"Let it end, or where Snakemake is no longer there: scancel {' '.join(jobs)}",
+                f"SLURM has jobs of a run that was started on {run['process']['host']} at {run['started']}",
+                remedy=f"Wait for it to end or, if its Snakemake is no longer running: scancel {' '.join(jobs)}",
             )
-        if jobs and not _goes_on(run["process"]):
+        if jobs and not _is_running(run["process"]):
             found += jobs
     if not found:
         return []
-    log.warning("cancelling %d jobs that an earlier run left in SLURM: %s", len(found), " ".join(found))
+    log.warning("cancelling %d orphaned SLURM jobs of an earlier run: %s", len(found), " ".join(found))
     _lines("scancel", *found)
-    until = time.monotonic() + _CANCELLING_S
+    deadline = time.monotonic() + _CANCELLING_S
     while set(found) & {number for numbers in _own_jobs().values() for number in numbers}:
-        if time.monotonic() > until:
-            raise ConfigError(f"jobs {' '.join(found)} of an earlier run do not end", remedy="Look at them with squeue")
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"jobs {' '.join(found)} of an earlier run are still in the queue", remedy="Check them with squeue"
+            )
         time.sleep(1)
     return found
 
 
-def _goes_on(process: Mapping[str, Any]) -> bool:
+def _is_running(process: Mapping[str, Any]) -> bool:
+    """Whether a recorded process is alive; compares its start time, as process ids are reused."""
     try:
         known = psutil.Process(process["pid"])
         return bool(known.create_time() == process["started"] and known.status() != psutil.STATUS_ZOMBIE)
@@ -84,7 +88,7 @@ def _goes_on(process: Mapping[str, Any]) -> bool:
 
 
 def _own_jobs() -> dict[str, list[str]]:
-    """Ids of the user's jobs that are not over, by name; a run's jobs all have one name."""
+    """Ids of the user's pending and running jobs by job name; all jobs of a run have the same name."""
     found: dict[str, list[str]] = {}
     for line in _lines("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%j"):
         number, name = line.split("|", 1)
@@ -93,7 +97,8 @@ def _own_jobs() -> dict[str, list[str]]:
 
 
 def _lines(*command: str) -> list[str]:
+    """The non-empty lines that a SLURM command prints; `ConfigError` if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
-        raise ConfigError(f"{command[0]}: {done.stderr.strip()}", remedy="Ask those who run the cluster")
+        raise ConfigError(f"{command[0]}: {done.stderr.strip()}", remedy="Ask the administrators of the cluster")
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -1,5 +1,5 @@
 """The command line.
 
-`app` builds the Typer application and turns errors into exit codes; `options` holds the options that several
-commands share; `tools` holds the commands beside the stages. Nothing imports this package but the entry point.
+`app` builds the Typer application and turns errors into exit codes; `tools` has the commands that are not stages.
+Options that stages share are in `stages.arguments`. Only the entry point and `__main__` import this package.
 """

@@ -28,7 +28,7 @@ app = typer.Typer(
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the time: above progress bars, where there are any."""
+    """Log handler that looks up `sys.stderr` for each record: progress bars replace it while they are shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

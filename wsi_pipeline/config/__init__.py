@@ -5,7 +5,7 @@
 are set in rules and profiles, not here. The exception is `training.cpu_threads`: the number of threads changes the
 order of floating-point sums and so the last bits of the weights.
 
-Imported by every package; imports `errors` only.
+Every room except `geometry` may import this package; it imports only `errors`.
 """
 
 from __future__ import annotations

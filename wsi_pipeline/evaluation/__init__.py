@@ -1,7 +1,7 @@
-"""From stored predictions to the figures of a cohort.
+"""Evaluation: from stored predictions to the figures of a cohort.
 
 Heatmaps with their labels, score histograms, detections, confusion, the operating point, slide features and their
 classification, the evaluation of a cohort and its tables, the summary, and the evaluation of predictions made by other
-programs (`external`). Stages, `report`, `plots` and the command line import it; it imports `cohort`, `metrics`,
-`masks`, `pyramid`, `receipts`, `io` and `config`.
+programs (`external`). Imported by `plots`, `provenance`, `report`, `view`, the stages and the command line; imports
+`cohort`, `masks`, `pyramid`, `metrics`, `receipts`, `io` and `config`.
 """

@@ -1,4 +1,4 @@
-"""Anyone's predictions judged by the same code: FROC of detections, ROC of slide scores."""
+"""FROC of detections and ROC of slide scores from any system, computed by the code of the pipeline's own evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import CLASSES, IntervalOptions, LesionLevelOptions
 from wsi_pipeline.errors import PredictionError
 from wsi_pipeline.evaluation.evaluation import lesion_figures, slide_figures
-from wsi_pipeline.evaluation.summary import Figures, said
+from wsi_pipeline.evaluation.summary import Figures, format_figure
 from wsi_pipeline.io.digests import digest_file, digest_names
 from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare
 from wsi_pipeline.metrics.lesions import Detection, Lesions, SlideHits, find_lesions, match_detections
@@ -241,7 +241,8 @@ def froc_text(figures: Figures) -> str:
     """A few lines for a terminal."""
     slides, lesions, isolated = (figures[f"n_{what}"] for what in ("slides", "lesions", "isolated_tumor_cells"))
     lines = [
-        f"FROC score {said(figures, 'froc')} (interpolated), {said(figures, 'froc_step_rule')} (step rule)",
+        f"FROC score {format_figure(figures, 'froc')} (interpolated), "
+        f"{format_figure(figures, 'froc_step_rule')} (step rule)",
         f"{lesions} lesions on {slides} slides, {isolated} with isolated tumour cells left out",
     ]
     if figures["froc"] is not None:
@@ -258,7 +259,7 @@ def roc_text(figures: Figures) -> str:
     def line(one: Figures) -> str:
         low_high = one["auc_delong_interval"]
         delong = "" if low_high is None else f", DeLong {low_high[0]:.4f} to {low_high[1]:.4f}"
-        return f"AUC {said(one, 'auc')}{delong}; {one['n_tumor']} tumour and {one['n_normal']} normal slides"
+        return f"AUC {format_figure(one, 'auc')}{delong}; {one['n_tumor']} tumour and {one['n_normal']} normal slides"
 
     lines = [line(figures)]
     if "against" in figures:

@@ -142,8 +142,8 @@ def _check(result: SlideResult, chosen: CalibrateReceipt, calibration: Path) -> 
     slide, threshold = result.row.slide, chosen.operating_point.threshold
     if result.confusion.threshold != threshold:
         raise StoreError(
-            f"slide {slide}: judged at the threshold {result.confusion.threshold:g}, but {calibration} says "
-            f"{threshold:g}",
+            f"slide {slide}: its confusion map was computed at the threshold {result.confusion.threshold:g}, but "
+            f"{calibration} has {threshold:g}",
             remedy="Run the stage confusion again for all slides",
         )
     check_chosen_for(chosen, *result.model)

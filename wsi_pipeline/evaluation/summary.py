@@ -22,8 +22,8 @@ def read_metrics(path: Path) -> Figures:
     return metrics
 
 
-def said(figures: Figures, key: str) -> str:
-    """A figure with its interval, or why there is none."""
+def format_figure(figures: Figures, key: str) -> str:
+    """A figure with its confidence interval, or the reason why it was not computed."""
     if figures[key] is None:
         return f"not computed ({figures.get('reason') or 'nothing to divide by'})"
     interval = figures.get(f"{key}_interval")
@@ -37,7 +37,7 @@ def headline(metrics: Figures) -> list[tuple[str, str, str]]:
     calibration = metrics["calibration"]
     patches = f"{patch['n_tumor']:,} tumour, {patch['n_normal']:,} normal patches of {patch['n_slides']} slides"
     ratios = [
-        (label, said(confusion, key), f"patches {operating_point(metrics)}{_of_set(confusion)}")
+        (label, format_figure(confusion, key), f"patches {operating_point(metrics)}{_of_set(confusion)}")
         for label, key in (
             ("Sensitivity", "sensitivity"),
             ("Specificity", "specificity"),
@@ -46,21 +46,21 @@ def headline(metrics: Figures) -> list[tuple[str, str, str]]:
         )
     ]
     return [
-        ("Patch AUC", said(patch, "auc"), patches + _of_set(patch)),
+        ("Patch AUC", format_figure(patch, "auc"), patches + _of_set(patch)),
         (
             "Slide AUC",
-            said(slide, "auc"),
+            format_figure(slide, "auc"),
             f"{slide['n_tumor']} tumour, {slide['n_normal']} normal slides{_of_set(slide)}",
         ),
         (
             "FROC score",
-            said(lesion, "froc"),
+            format_figure(lesion, "froc"),
             f"{lesion['n_lesions']} lesions on {lesion['n_slides']} slides{_of_set(lesion)}",
         ),
         *ratios,
         (
             "Calibration",
-            said(calibration, "expected_calibration_error"),
+            format_figure(calibration, "expected_calibration_error"),
             f"expected error, {calibration['n_patches']:,} patches{_of_set(calibration)}",
         ),
     ]

@@ -1,4 +1,4 @@
 """Files: atomic writes, digests, the layout of a results folder, direct I/O.
 
-Every room may import this package; it imports only `config` and `errors`.
+Every room except `config` and `geometry` may import this package; it imports only `errors`.
 """

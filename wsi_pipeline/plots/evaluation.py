@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from wsi_pipeline.evaluation.evaluation import Curves
-from wsi_pipeline.evaluation.summary import Figures, said
+from wsi_pipeline.evaluation.summary import Figures, format_figure
 from wsi_pipeline.metrics.curves import ConfusionCounts
 from wsi_pipeline.plots.figures import (
     cohort_table,
@@ -31,7 +31,7 @@ def evaluation_figures(
     threshold = (metrics["operating_point"] or {}).get("threshold", float("nan"))
     precision = patch["average_precision"]
     return {
-        "roc": roc_figure(curves.roc, curves.roc_band, f"patch AUC {said(patch, 'auc')}\n{n}", synthetic),
+        "roc": roc_figure(curves.roc, curves.roc_band, f"patch AUC {format_figure(patch, 'auc')}\n{n}", synthetic),
         "pr": pr_figure(
             curves.pr,
             f"average precision {'not computed' if precision is None else f'{precision:.4f}'}\n{n}",
@@ -39,13 +39,13 @@ def evaluation_figures(
         ),
         "froc": froc_figure(
             curves.froc,
-            f"FROC {said(lesion, 'froc')}\n{lesion['n_lesions']} lesions, {lesion['n_slides']} slides",
+            f"FROC {format_figure(lesion, 'froc')}\n{lesion['n_lesions']} lesions, {lesion['n_slides']} slides",
             synthetic,
         ),
         "reliability": reliability_figure(
             curves.reliability,
             curves.reliability_at_temperature,
-            f"calibration error {said(calibration, 'expected_calibration_error')}\n{n}",
+            f"calibration error {format_figure(calibration, 'expected_calibration_error')}\n{n}",
             synthetic,
         ),
         "confusion": confusion_matrix(counts, threshold, synthetic),

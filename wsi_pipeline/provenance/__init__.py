@@ -1,4 +1,5 @@
 """Provenance of results: RO-Crate, checksums, run records, package versions, Snakemake's metadata of finished jobs.
 
-Imported by the stages, the command line and the workflow; imports `evaluation`, `cohort`, `io` and `config`.
+Imported by `report`, `view`, the stages, the command line and the workflow; imports `evaluation`, `cohort`, `receipts`,
+`io` and `config`.
 """

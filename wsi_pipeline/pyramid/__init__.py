@@ -1,6 +1,9 @@
 """Slide pyramids as OME-Zarr 0.5 stores, and patch stores: writing, reading and verification.
 
-Writing: `level_plan`, `passthrough`, `reencode`, `writing`, `shards`, `codecs`, `source_comparison`. Reading:
-`pyramid`, `level`, `patch_reader`, `patch_store`. Both: `ome_zarr`. Imports `slides`, `io`, `config` and
-`geometry`.
+Writing: `conversion`, `level_plan`, `passthrough`, `reencode`, `writing`, `shards`, `source_comparison`. Reading:
+`pyramid`, `level`, `patch_reader`, `stain`. Both: `ome_zarr`, `patch_store`, `codecs`. Heatmaps for export:
+`heatmap_tiff`.
+
+Imported by `masks`, `cohort`, `evaluation`, `model`, `plots`, `report`, `view` and the stages; imports `slides`,
+`receipts`, `io`, `config` and `geometry`.
 """

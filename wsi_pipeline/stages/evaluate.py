@@ -52,7 +52,7 @@ def command(
     output: Annotated[Path, typer.Option(help="Folder to write metrics, tables and figures into.")],
     exclude: Exclude = None,
     rows: Rows = None,
-    allow_missing: Annotated[bool, typer.Option(help="End well although test slides lack results.")] = False,
+    allow_missing: Annotated[bool, typer.Option(help="Exit with code 0 even if test slides have no results.")] = False,
     options: Options = "{}",
 ) -> None:
     """Compute all figures over the test slides."""
@@ -74,7 +74,7 @@ def run(sheet: Sheet, inputs: Inputs, outputs: Outputs, options: EvaluateRun, *,
     from wsi_pipeline.evaluation.evaluation import Evaluation
     from wsi_pipeline.evaluation.slide_classification import classify_slides
     from wsi_pipeline.evaluation.slide_results import ResultFolders, load_results
-    from wsi_pipeline.evaluation.summary import said
+    from wsi_pipeline.evaluation.summary import format_figure
     from wsi_pipeline.evaluation.tables import evaluation_tables, write_tables
     from wsi_pipeline.io.atomic import write_text
     from wsi_pipeline.io.digests import canonical_json
@@ -108,13 +108,13 @@ def run(sheet: Sheet, inputs: Inputs, outputs: Outputs, options: EvaluateRun, *,
     log.info(
         "%d test slides: patch AUC %s, slide AUC %s, FROC %s",
         len(rows),
-        said(metrics["patch"], "auc"),
-        said(metrics["slide"], "auc"),
-        said(metrics["lesion"], "froc"),
+        format_figure(metrics["patch"], "auc"),
+        format_figure(metrics["slide"], "auc"),
+        format_figure(metrics["lesion"], "froc"),
     )
     if missing and not allow_missing:
         raise IncompleteError(
             f"{len(missing)} of {len(wanted)} test slides have no results: {', '.join(missing[:20])}",
             remedy="The figures are marked incomplete. Run their stages, take them out by name with cohort.exclude, "
-            "or say --allow-missing",
+            "or add --allow-missing",
         )

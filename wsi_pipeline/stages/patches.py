@@ -1,4 +1,4 @@
-"""Stage patches: which patches of a slide train the network, and their pixels."""
+"""Stage patches: select the training or validation patches of a slide and store their pixels."""
 
 from __future__ import annotations
 

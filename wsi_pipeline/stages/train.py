@@ -1,4 +1,4 @@
-"""Stage train: Inception-v3 learns to tell tumour patches from normal ones."""
+"""Stage train: train Inception-v3 to classify patches as normal or tumour."""
 
 from __future__ import annotations
 

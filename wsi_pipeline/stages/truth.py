@@ -1,7 +1,8 @@
-"""Stage truth: what is known about each place of a slide, 0 normal, 1 tumour, 2 ignore.
+"""Stage truth: the truth image of a slide, 0 normal, 1 tumour, 2 ignore.
 
-Unjudged places are ignored: all outside the annotations of a slide that is not annotated exhaustively, and the whole of
-a slide that holds tumour, or may hold it, and has no annotation. An option ignores a band along the borders of tumour.
+Pixels of unknown class are "ignore": everything outside the annotations of a slide that is not annotated exhaustively,
+and the whole of a slide with no annotation and a label other than normal. An option ignores a band along the borders of
+tumour.
 """
 
 from __future__ import annotations
