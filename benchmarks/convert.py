@@ -1,12 +1,11 @@
 """Conversion side by side: our stage, `cp`, OpenSlide to zarr, and other tools.
 
-    python benchmarks/convert.py SLIDE [--repeat 3] [--peers PYTHON] [--ways TEXT ...]
+    python benchmarks/convert.py SLIDE [--repeat 3] [--peers PYTHON] [--methods TEXT ...]
 
-Each way runs in a process of its own, in turns, with the source and nothing else in the page cache
-(which takes root); times end when everything is on the disk (`sync`), and the best of the repeats
-counts. PYTHON is that of an
-environment with `benchmarks/peers.txt`. `--ways` takes only those whose name begins with one of the
-texts. Prints a Markdown table.
+Each method runs in a process of its own, in turns, with the source and nothing else in the page cache
+(which requires root). Times include `sync`; the best of the repeats counts. PYTHON is the interpreter of an environment
+with `benchmarks/peers.txt`. `--methods` selects the methods whose names start with one of the texts. Prints a Markdown
+table.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ways import WAYS, Found, run_way
+from methods import METHODS, Found, run_method
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PEERS = ("ngff-zarr", "ome-zarr")
@@ -39,7 +38,7 @@ def measured(name: str, source: Path, folder: Path, python: str) -> Found | None
     out = Path(tempfile.mkdtemp(dir=folder))
     prepare(source)
     try:
-        found = run_way(name, source, out, python)
+        found = run_method(name, source, out, python)
         files = [p for p in out.rglob("*") if p.is_file()]
         return {**found, "megabytes": sum(p.stat().st_size for p in files) / 1e6, "files": len(files)}
     except subprocess.CalledProcessError as error:
@@ -52,10 +51,10 @@ def main() -> None:
     parser.add_argument("slide", type=Path)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peers", metavar="PYTHON")
-    parser.add_argument("--ways", nargs="*", default=[""])
+    parser.add_argument("--methods", nargs="*", default=[""])
     arguments = parser.parse_args()
     source: Path = arguments.slide
-    names = [n for n in WAYS if not n.startswith("read") and n.startswith(tuple(arguments.ways))]
+    names = [n for n in METHODS if not n.startswith("read") and n.startswith(tuple(arguments.methods))]
     names = [name for name in names if name not in PEERS or arguments.peers]
     best: dict[str, Found] = {}
     # Nothing is deleted before the end: ext4 is slow to make files where it has just deleted some.
@@ -70,10 +69,10 @@ def main() -> None:
     size = source.stat().st_size / 1e6
     print(f"{source.name}, {size:.1f} MB; {os.cpu_count()} cores, {platform.machine()}, ", end="")
     print(f"Python {platform.python_version()}; best of {arguments.repeat}\n")
-    print("| way | wall, s | times the first | MB written | files | peak memory, MiB |\n|---|---|---|---|---|---|")
-    for name, way in best.items():
-        numbers = f"{way['seconds']:.2f} | {way['seconds'] / ours:.1f} | {way['megabytes']:.1f} | {way['files']:.0f}"
-        print(f"| {name} | {numbers} | {way['peak_mib']:.0f} |")
+    print("| method | wall, s | times the first | MB written | files | peak memory, MiB |\n|---|---|---|---|---|---|")
+    for name, row in best.items():
+        numbers = f"{row['seconds']:.2f} | {row['seconds'] / ours:.1f} | {row['megabytes']:.1f} | {row['files']:.0f}"
+        print(f"| {name} | {numbers} | {row['peak_mib']:.0f} |")
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from rates import rate
 from slides import write_slide
 from torch import Tensor, nn
 from train import (
-    Way,
+    Method,
     constant_steps,
     fastest,
-    forward_ways,
+    forward_methods,
     predicting,
     steps_of,
     table,
@@ -62,13 +62,13 @@ class CudnnConv2d(nn.Module):
         )
 
 
-def compiled_steps(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> Way:
+def compiled_steps(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> Method:
     """Training steps compiled with `torch.compile`."""
     trainer = trainer_of(PatchDataset(patches.stores, patches.indices), options, device, workers)
     return constant_steps(trainer, options.batch_size, count, is_compiled=True)
 
 
-def other_forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
+def other_forward_methods(device: Device, size: int, batch: int, count: int) -> dict[str, Method]:
     """Alternatives to the forward pass of the package."""
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
     compiled, fused = (
@@ -85,16 +85,16 @@ def other_forward_ways(device: Device, size: int, batch: int, count: int) -> dic
     }
 
 
-def possible(ways: dict[str, Way]) -> dict[str, Way]:
+def possible(methods: dict[str, Method]) -> dict[str, Method]:
     """The variants that run and fit on this device; the errors of the others are printed."""
     found = {}
-    for name, way in ways.items():
+    for name, method in methods.items():
         try:
-            way()
+            method()
         except Exception as error:  # noqa: BLE001 (compilers and drivers raise many types)
             print(f"\n{name}: not possible here: {str(error).strip().splitlines()[0]}")
         else:
-            found[name] = way
+            found[name] = method
     return found
 
 
@@ -157,12 +157,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         patches = write_store(Path(folder, "s"), arguments.patches, arguments.size)
         given = patches, options, device, arguments.steps, arguments.workers
-        ways = possible(steps_of(*given) | {"constant batch, torch.compile": compiled_steps(*given)})
-        found["training"] = fastest(ways, arguments.rounds, device)
+        methods = possible(steps_of(*given) | {"constant batch, torch.compile": compiled_steps(*given)})
+        found["training"] = fastest(methods, arguments.rounds, device)
         table("training", images, found["training"])
-        del ways
+        del methods
         sizes = device, arguments.size, arguments.batch, arguments.steps
-        forward = possible(forward_ways(*sizes) | other_forward_ways(*sizes))
+        forward = possible(forward_methods(*sizes) | other_forward_methods(*sizes))
         found["prediction"] = fastest(forward, arguments.rounds, device)
         table("prediction", images, found["prediction"])
         predictor = Predictor(initial_network("random", 2, 1, None), arguments.size, 1, device)

@@ -41,7 +41,7 @@ from wsi_pipeline.stages import convert, tissue
 
 SIZE, MPP = 299, 0.25
 # Each tool with its default settings, and with its fastest ones on a CPU.
-PEER_WAYS = {
+PEER_METHODS = {
     "wsinfer": ("wsinfer", "wsinfer-speedup", "wsinfer-workers"),
     "lazyslide": ("lazyslide", "lazyslide-workers"),
 }
@@ -73,7 +73,7 @@ def bare(predictor: Predictor, threads: int) -> Iterator[int]:
             yield len(found)
 
 
-def forward_ways(network: InceptionV3, predictors: Sequence[Predictor], threads: int) -> dict[str, float]:
+def forward_methods(network: InceptionV3, predictors: Sequence[Predictor], threads: int) -> dict[str, float]:
     """Patches a second from pixels to probabilities; plain PyTorch at several batch sizes."""
     rows = {}
     channels_last = fold_batch_norms(network)
@@ -100,8 +100,8 @@ def forward_ways(network: InceptionV3, predictors: Sequence[Predictor], threads:
             def ours(predictor: Predictor = predictor) -> None:
                 deque(pool.map(predictor, few.split(predictor.batch_size)))
 
-            way = f"ours, {predictor.device.precision}, batch {predictor.batch_size} in each of {threads} threads"
-            rows[way] = best(ours, len(few))
+            method = f"ours, {predictor.device.precision}, batch {predictor.batch_size} in each of {threads} threads"
+            rows[method] = best(ours, len(few))
     return rows
 
 
@@ -160,7 +160,7 @@ def loader_loop(folder: Path, source: Path, network: InceptionV3, threads: int, 
             yield len(batch)
 
 
-def peer(way: str, python: str, folder: Path, source: Path, threads: int, seconds: float) -> float:
+def peer(method: str, python: str, folder: Path, source: Path, threads: int, seconds: float) -> float:
     """A published tool with the same network: see heatmap_peers.py."""
     with tempfile.TemporaryDirectory() as name:
         given = Path(name)
@@ -168,7 +168,7 @@ def peer(way: str, python: str, folder: Path, source: Path, threads: int, second
         np.save(given / "corners.npy", np.stack([x, y], axis=1))
         network = initial_network("random", 2, 1, None).eval()
         torch.jit.trace(network, torch.zeros(2, 3, SIZE, SIZE)).save(str(given / "network.pt"))
-        command = [python, str(Path(__file__).with_name("heatmap_peers.py")), way, str(source), name]
+        command = [python, str(Path(__file__).with_name("heatmap_peers.py")), method, str(source), name]
         done = subprocess.run(  # noqa: S603
             [*command, str(threads), str(seconds)], stdout=subprocess.PIPE, text=True, check=True
         )
@@ -229,9 +229,9 @@ def main() -> None:
         network = initial_network("random", 2, 1, None).eval()
         predictor = Predictor(network, SIZE, 1, device)
         rounded = Predictor(network, SIZE, 1, pick_device(threads, "bfloat16"))
-        print_rates("forward pass", forward_ways(network, (predictor, rounded), threads))
+        print_rates("forward pass", forward_methods(network, (predictor, rounded), threads))
         print(f"\nlargest difference of a logit from the plain network: {largest_difference(network, device):.1e}")
-        ways = {
+        methods = {
             "bare network, constant pixels": lambda: bare(predictor, threads),
             "whole stage, stride of a patch": lambda: whole_stage(folder, predictor, threads, 1),
             "whole stage, stride of a quarter patch": lambda: whole_stage(folder, predictor, threads, 0.25),
@@ -243,12 +243,12 @@ def main() -> None:
             ),
         }
         rows = {}
-        for name_of_way, way in ways.items():
+        for name_of_method, method in methods.items():
             torch.set_num_threads(1)
-            rows[name_of_way] = rate(way(), arguments.seconds)
+            rows[name_of_method] = rate(method(), arguments.seconds)
         for name_of_peer, python in (one.split("=", 1) for one in arguments.peers):
-            for way in PEER_WAYS[name_of_peer]:
-                rows[way] = peer(way, python, folder, arguments.slide, threads, arguments.seconds)
+            for method in PEER_METHODS[name_of_peer]:
+                rows[method] = peer(method, python, folder, arguments.slide, threads, arguments.seconds)
         print_rates("a slide", rows)
 
 

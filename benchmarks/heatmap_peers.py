@@ -1,8 +1,8 @@
 """Published tools that predict all patches of a slide, for `heatmap.py --peers`; in an environment of their own.
 
-    python heatmap_peers.py WAY SLIDE FOLDER THREADS SECONDS
+    python heatmap_peers.py METHOD SLIDE FOLDER THREADS SECONDS
 
-FOLDER has `network.pt`, the plain network as TorchScript, and `corners.npy`, level-0 corners of patches. Each way is
+FOLDER has `network.pt`, the plain network as TorchScript, and `corners.npy`, level-0 corners of patches. Each method is
 the tool's own function with slide, patch size and network, stopped after SECONDS by what it calls for each batch.
 Prints patches a second from second 5 on.
 """
@@ -22,7 +22,7 @@ SIZE, BATCH = 299, 32
 
 
 class EnoughError(Exception):
-    """So much is measured."""
+    """Raised by a callback when the measurement is over."""
 
 
 def wsinfer(slide: Path, folder: Path, pace: Pace, workers: int, speedup: bool = False) -> None:
@@ -92,7 +92,7 @@ def lazyslide(slide: Path, folder: Path, pace: Pace, workers: int) -> None:
     )
 
 
-WAYS: dict[str, Callable[..., None]] = {
+METHODS: dict[str, Callable[..., None]] = {
     "wsinfer": wsinfer,
     "wsinfer-speedup": lambda *arguments: wsinfer(*arguments, speedup=True),
     "lazyslide": lazyslide,
@@ -100,12 +100,12 @@ WAYS: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
-    way, slide, folder, threads, seconds = sys.argv[1:]
-    workers = int(threads) if way.endswith("-workers") else 0
+    method, slide, folder, threads, seconds = sys.argv[1:]
+    workers = int(threads) if method.endswith("-workers") else 0
     torch.set_num_threads(int(threads))
     pace = Pace(float(seconds))
     try:
-        WAYS[way.removesuffix("-workers")](Path(slide), Path(folder), pace, workers)
+        METHODS[method.removesuffix("-workers")](Path(slide), Path(folder), pace, workers)
     except EnoughError:
         print(pace.rate())
 

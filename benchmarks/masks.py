@@ -3,7 +3,7 @@
     python benchmarks/masks.py SLIDE [--repeat 3] [--mpp 0.25]     tissue and patches against OpenSlide
     python benchmarks/masks.py HUGE.tif --full                     each stage on a slide made by slides.py
 
-Each way runs in a process of its own, in turns; the best of the repeats counts. SLIDE is converted
+Each method runs in a process of its own, in turns; the best of the repeats counts. SLIDE is converted
 first, outside the times. Prints Markdown tables.
 """
 
@@ -35,7 +35,7 @@ IMPORTS = (
     "skimage.morphology",
     *(f"wsi_pipeline.stages.{stage}" for stage in ("tissue", "truth", "patches")),
 )
-Way = Callable[[Path, Path], None]
+Method = Callable[[Path, Path], None]
 
 
 def tissue_ours(_: Path, folder: Path) -> None:
@@ -156,7 +156,7 @@ def patches_openslide(source: Path, folder: Path, encode: bool = True) -> None:
             (out / f"{number}.jpg").write_bytes(stream)
 
 
-WAYS: dict[str, Way] = {
+METHODS: dict[str, Method] = {
     "tissue, this stage": tissue_ours,
     "mask, this stage": mask_ours,
     "mask, OpenSlide regions and our functions": mask_openslide,
@@ -169,7 +169,7 @@ WAYS: dict[str, Way] = {
 
 
 def measured(name: str, source: Path, folder: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--way", name, str(source), str(folder)]
+    command = [sys.executable, __file__, "--method", name, str(source), str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -204,10 +204,10 @@ def compare(source: Path, folder: Path, repeat: int, mpp: float | None) -> None:
     converted(source, folder, mpp)
     best: dict[str, float] = {}
     for _ in range(repeat):
-        for name in WAYS:
+        for name in METHODS:
             seconds = measured(name, source, folder)["seconds"]
             best[name] = min(seconds, best.get(name, seconds))
-    print("| way | wall, s | times ours |\n|---|---|---|")
+    print("| method | wall, s | times ours |\n|---|---|---|")
     for name, seconds in best.items():
         ours = best[f"{name.split(',')[0]}, this stage"]
         print(f"| {name} | {seconds:.2f} | {seconds / ours:.2f} |")
@@ -223,7 +223,11 @@ def full(source: Path, folder: Path) -> None:
         write_polygons(folder / "annotation.xml", size.width, size.height, count)
         found = measured("truth, this stage", source, folder)
         print(f"| truth, {count:,} polygons of {VERTICES} | {found['seconds']:.1f} | {found['peak_mib']:.0f} |")
-    for name in ("tissue, this stage", "patches, this stage", *(way for way in WAYS if way.startswith("mask"))):
+    for name in (
+        "tissue, this stage",
+        "patches, this stage",
+        *(one for one in METHODS if one.startswith("mask")),
+    ):
         found = measured(name, source, folder)
         print(f"| {name} | {found['seconds']:.2f} | {found['peak_mib']:.0f} |")
 
@@ -235,13 +239,13 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--mpp", type=float)
-    parser.add_argument("--way")
+    parser.add_argument("--method")
     arguments: Any = parser.parse_args()
-    if arguments.way:
+    if arguments.method:
         for name in IMPORTS:
             importlib.import_module(name)
         started = time.perf_counter()
-        WAYS[arguments.way](arguments.slide, arguments.folder)
+        METHODS[arguments.method](arguments.slide, arguments.folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": time.perf_counter() - started, "peak_mib": peak}))
         return

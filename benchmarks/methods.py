@@ -1,9 +1,9 @@
-"""One measured run in a process of its own: what is compared in `convert.py` and `read.py`.
+"""The methods that `convert.py` and `read.py` compare; each run has its own process.
 
-    python benchmarks/ways.py WAY SOURCE [OUT]
+    python benchmarks/methods.py METHOD SOURCE [OUT]
 
-Prints JSON: what the way returns, and the peak resident memory in MiB. Imports are not timed. Other
-projects are imported inside their ways only, so that each runs in an environment that has it.
+Prints the results of the method and the peak resident memory in MiB as JSON. Imports are not timed. Third-party tools
+are imported only by their own methods, so that each method runs in an environment without the other tools.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def stage(source: Path, out: Path, threads: int, **options: Any) -> Found:
 
 
 def naive_zarr(source: Path, out: Path) -> Found:
-    """What one writes first: every region of every level from OpenSlide into zarr, one after the other."""
+    """The obvious first implementation: every region of every level from OpenSlide into zarr, one after the other."""
     import openslide
     import zarr
     from zarr.codecs import BloscCodec
@@ -202,7 +202,7 @@ def read_pyramid(source: Path, store: Path) -> Found:
     return rates(source, lambda x, y, edge: pyramid.read(Box(x, y, edge, edge), 0))
 
 
-WAYS: dict[str, Callable[[Path, Path], Found]] = {
+METHODS: dict[str, Callable[[Path, Path], Found]] = {
     "this stage, tiles copied": lambda s, o: stage(s, o, 2),
     "this stage, decoded and encoded as JPEG, 2 threads": lambda s, o: stage(s, o, 2, passthrough=False),
     "this stage, decoded and encoded as JPEG, 1 thread": lambda s, o: stage(s, o, 1, passthrough=False),
@@ -220,8 +220,8 @@ WAYS: dict[str, Callable[[Path, Path], Found]] = {
 }
 
 
-def run_way(name: str, source: Path, out: Path, python: str = sys.executable) -> Found:
-    """Run a way in a new process; raises `CalledProcessError`."""
+def run_method(name: str, source: Path, out: Path, python: str = sys.executable) -> Found:
+    """Run a method in a new process; raises `CalledProcessError`."""
     command = [python, __file__, name, str(source), str(out)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
     found: Found = json.loads(done.stdout.splitlines()[-1])
@@ -229,6 +229,6 @@ def run_way(name: str, source: Path, out: Path, python: str = sys.executable) ->
 
 
 if __name__ == "__main__":
-    result = WAYS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    result = METHODS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps({**result, "peak_mib": peak / 1024}))

@@ -1,4 +1,4 @@
-"""How many patches a second a loop gets done once it is warm. Of the standard library alone, for any environment."""
+"""Steady-state rates in patches per second. Imports only the standard library, so that it runs in any environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WARM_SECONDS = 5.0
 
 
 class Pace:
-    """Patches a second between second 5 and the end, `seconds` later."""
+    """Patches per second over `seconds` seconds, after a warm-up of `WARM_SECONDS`."""
 
     def __init__(self, seconds: float) -> None:
         self._began = self._now = time.perf_counter()
@@ -18,7 +18,7 @@ class Pace:
         self._done = 0
 
     def is_over(self, count: int) -> bool:
-        """To be asked whenever so many more are done."""
+        """Count `count` more finished patches and return whether the measurement is over."""
         self._now = time.perf_counter()
         self._done += count
         if self._first is None and self._now - self._began > WARM_SECONDS:
@@ -27,12 +27,12 @@ class Pace:
 
     def rate(self) -> float:
         if self._first is None or self._now == self._first[0]:
-            raise SystemExit("the slide is too small for so few seconds")
+            raise SystemExit("the slide is too small: it was finished before the warm-up ended")
         return (self._done - self._first[1]) / (self._now - self._first[0])
 
 
 def rate(counts: Iterable[int], seconds: float) -> float:
-    """Of a loop that says how many each batch is when it is done."""
+    """Patches per second of an iterable that yields the size of each finished batch."""
     pace = Pace(seconds)
     for count in counts:
         if pace.is_over(count):

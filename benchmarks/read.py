@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ways import PATCH_PX, PATCHES, TILE_PX, WAYS, Found, run_way
+from methods import METHODS, PATCH_PX, PATCHES, TILE_PX, Found, run_method
 
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.stages import convert
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peers", metavar="PYTHON")
     arguments = parser.parse_args()
-    names = [name for name in WAYS if name.startswith("read") and (name != PEER or arguments.peers)]
+    names = [name for name in METHODS if name.startswith("read") and (name != PEER or arguments.peers)]
     best: dict[str, Found] = {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as folder:
         store = Path(folder) / "p.ome.zarr"
@@ -38,15 +38,15 @@ def main() -> None:
         convert.run("slide", convert.Inputs(arguments.slide), outputs, ConvertRun(), mpp=0.25, threads=2)
         for _ in range(arguments.repeat):
             for name in names:
-                found = run_way(name, arguments.slide, store, arguments.peers if name == PEER else sys.executable)
+                found = run_method(name, arguments.slide, store, arguments.peers if name == PEER else sys.executable)
                 last = best.setdefault(name, found)
                 best[name] = {key: max(last[key], found[key]) for key in found}
     sums = {found["sum"] for found in best.values()}
     if len(sums) != 1:
-        sys.exit(f"the ways read different pixels: {best}")
+        sys.exit(f"the methods read different pixels: {best}")
     print(f"{arguments.slide.name}; {os.cpu_count()} cores, {platform.machine()}, ", end="")
     print(f"Python {platform.python_version()}; one thread, best of {arguments.repeat}\n")
-    print(f"| way | random {PATCH_PX} px patches ({PATCHES}), per s | times OpenSlide ", end="")
+    print(f"| method | random {PATCH_PX} px patches ({PATCHES}), per s | times OpenSlide ", end="")
     print(f"| tiles of {TILE_PX} px in sequence, per s | times OpenSlide |\n|---|---|---|---|---|")
     base = best["read by OpenSlide"]
     for name, found in best.items():

@@ -2,9 +2,9 @@
 
     python benchmarks/report.py SLIDE [--slides 130] [--stride 1.0]
 
-SLIDE is converted once and stands for so many test slides, each with scores of its own, drawn at random on a fifth of
-the positions of its grid (patches of 299 px at 0.5 um per pixel, `--stride` patches apart), and an annotation. All that
-the stages make of them is real. Prints a Markdown table.
+SLIDE is converted once and used for all test slides. Each has an annotation and random scores on a fifth of its grid
+positions (patches of 299 px at 0.5 um per pixel, `--stride` patches apart). All outputs of the stages are real. Prints
+a Markdown table.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
         sheet = Sheet()
         for number in range(arguments.slides):
             slide = f"slide-{number:03}"
-            positions = judge(root, slide, store, pyramid, number, arguments.stride)
+            positions = write_slide_results(root, slide, store, pyramid, number, arguments.stride)
             sheet[slide] = SlideRow(slide, "none", "test", label="tumor" if number % 2 else "normal")
         inputs = evaluate.Inputs(
             scores=root / "scores",
@@ -89,8 +89,8 @@ def main() -> None:
     print(f"| peak memory | {peak / 1024:.0f} MiB ({before / 1024:.0f} before) |")
 
 
-def judge(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stride: float) -> int:
-    """Masks, a heatmap and what the stages after it make of a slide; returns how many positions have a score."""
+def write_slide_results(root: Path, slide: str, store: Path, pyramid: Pyramid, seed: int, stride: float) -> int:
+    """Write synthetic masks and a heatmap of a slide and run the later stages; return the number of scores."""
     rng = np.random.default_rng(seed)
     here = root / "slides" / slide
     here.mkdir(parents=True)

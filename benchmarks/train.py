@@ -34,7 +34,7 @@ from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.pyramid.codecs import image_codec
 from wsi_pipeline.pyramid.patch_store import write_patches
 
-Way = Callable[[], None]
+Method = Callable[[], None]
 
 
 def write_store(folder: Path, count: int, size: int) -> PatchSet:
@@ -59,14 +59,14 @@ def synchronize(device: Device) -> None:
         torch.cuda.synchronize()
 
 
-def fastest(ways: dict[str, Way], rounds: int, device: Device) -> dict[str, float]:
+def fastest(methods: dict[str, Method], rounds: int, device: Device) -> dict[str, float]:
     """Seconds of the fastest of `rounds` rounds of each variant, alternating, after a warm-up round."""
-    best = dict.fromkeys(ways, float("inf"))
+    best = dict.fromkeys(methods, float("inf"))
     for number in range(rounds + 1):
-        for name, way in ways.items():
+        for name, method in methods.items():
             synchronize(device)
             started = time.perf_counter()
-            way()
+            method()
             synchronize(device)
             if number:
                 best[name] = min(best[name], time.perf_counter() - started)
@@ -91,7 +91,7 @@ def trainer_of(dataset: PatchDataset, options: TrainRun, device: Device, workers
     return Trainer(network, dataset, nothing, options, device, none, "", workers=workers)
 
 
-def constant_steps(made: Trainer, batch: int, count: int, *, is_compiled: bool = False) -> Way:
+def constant_steps(made: Trainer, batch: int, count: int, *, is_compiled: bool = False) -> Method:
     """`count` training steps on a constant batch on the device."""
     picked = made._sampler.batch(0, batch)
     pixels = torch.from_numpy(np.stack([made._dataset.read(int(k)) for k in picked])).to(made._device.device)
@@ -107,7 +107,7 @@ def constant_steps(made: Trainer, batch: int, count: int, *, is_compiled: bool =
     return run
 
 
-def sampled_steps(made: Trainer, batch: int, count: int, workers: int) -> Way:
+def sampled_steps(made: Trainer, batch: int, count: int, workers: int) -> Method:
     """`count` training steps on sampled patches."""
 
     def run() -> None:
@@ -121,7 +121,7 @@ def sampled_steps(made: Trainer, batch: int, count: int, workers: int) -> Way:
     return run
 
 
-def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> dict[str, Way]:
+def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, workers: int) -> dict[str, Method]:
     """Variants of `count` training steps; the first is the baseline."""
     in_memory = PatchDataset(patches.stores, patches.indices, memory_gib=64, workers=workers)
     on_disk = PatchDataset(patches.stores, patches.indices, memory_gib=0)
@@ -142,7 +142,7 @@ def steps_of(patches: PatchSet, options: TrainRun, device: Device, count: int, w
     }
 
 
-def plain_steps(options: TrainRun, device: Device, size: int, count: int) -> Way:
+def plain_steps(options: TrainRun, device: Device, size: int, count: int) -> Method:
     """Plain training steps: NCHW, float32, no augmentation, on a constant batch of floats."""
     network = initial_network("random", 2, 1, None).to(device.device).train()
     optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-4)
@@ -161,7 +161,7 @@ def plain_steps(options: TrainRun, device: Device, size: int, count: int) -> Way
     return run
 
 
-def forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str, Way]:
+def forward_methods(device: Device, size: int, batch: int, count: int) -> dict[str, Method]:
     """Variants of the forward pass, from uint8 pixels to probabilities; benchmarks/heatmap.py has more for CPUs."""
     network = initial_network("random", 2, 1, None).eval().to(device.device)
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8).to(device.device)
@@ -171,14 +171,14 @@ def forward_ways(device: Device, size: int, batch: int, count: int) -> dict[str,
             for _ in range(count):
                 network(pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()).softmax(1)
 
-    ways: dict[str, Way] = {"plain eager float32 NCHW": plain}
+    methods: dict[str, Method] = {"plain eager float32 NCHW": plain}
     for dtype in (torch.float32, torch.bfloat16):
         predictor = Predictor(network, size, 1, Device(device.device, dtype), batch_size=batch)
-        ways[f"ours, {predictor.device.precision}"] = predicting(predictor, pixels, count)
-    return ways
+        methods[f"ours, {predictor.device.precision}"] = predicting(predictor, pixels, count)
+    return methods
 
 
-def predicting(predictor: Predictor, pixels: torch.Tensor, count: int) -> Way:
+def predicting(predictor: Predictor, pixels: torch.Tensor, count: int) -> Method:
     """Predict the same pixels `count` times."""
 
     def run() -> None:
@@ -204,10 +204,10 @@ def main() -> None:
     options = TrainRun(start="random", batch_size=arguments.batch, cpu_threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         patches = write_store(Path(folder, "s"), arguments.patches, arguments.size)
-        ways = steps_of(patches, options, device, arguments.steps, arguments.workers)
+        methods = steps_of(patches, options, device, arguments.steps, arguments.workers)
         images = arguments.steps * arguments.batch
-        table("training", images, fastest(ways, arguments.rounds, device))
-        forward = forward_ways(device, arguments.size, arguments.batch, arguments.steps)
+        table("training", images, fastest(methods, arguments.rounds, device))
+        forward = forward_methods(device, arguments.size, arguments.batch, arguments.steps)
         table("prediction", images, fastest(forward, arguments.rounds, device))
 
 
