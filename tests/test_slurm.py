@@ -86,7 +86,7 @@ def start(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> sub
 
 
 def finish(process: subprocess.Popen[str], folder: Path) -> str:
-    assert process.wait(600) == 0, (folder / "snakemake.log").read_text()
+    assert process.wait(1200) == 0, (folder / "snakemake.log").read_text()
     return (folder / "snakemake.log").read_text()
 
 
@@ -121,14 +121,14 @@ def lost_node() -> Iterator[None]:
 def test_a_cohort_survives_what_happens_on_a_cluster(finished: Path, folder: Path) -> None:
     # Ctrl-C takes the jobs with it.
     process = start(folder)
-    until(60, "a slide is converted", lambda: is_running(folder, "slide_convert"))
+    until(180, "a slide is converted", lambda: is_running(folder, "slide_convert"))
     process.send_signal(signal.SIGINT)
     assert process.wait(60) != 0
     until(30, "all jobs are gone", lambda: all(job.state in OVER for job in slurm_jobs(folder)))
 
     # After kill -9 the jobs go on; the next run cancels them before they write to the same files as its own.
     process = start(folder)
-    until(120, "a slide is converted", lambda: list((folder / "results" / "slides").glob("*/pyramid.json")))
+    until(300, "a slide is converted", lambda: list((folder / "results" / "slides").glob("*/pyramid.json")))
     process.kill()
     process.wait()
     left = [job for job in slurm_jobs(folder) if job.state not in OVER]
@@ -137,12 +137,12 @@ def test_a_cohort_survives_what_happens_on_a_cluster(finished: Path, folder: Pat
     subprocess.run([*unlock, "--configfile", "config.yaml"], cwd=folder, check=True, capture_output=True)
     before = {job.number for job in slurm_jobs(folder)}
     process = start(folder)
-    until(60, "a job of the next run", lambda: {job.number for job in slurm_jobs(folder)} - before)
+    until(180, "a job of the next run", lambda: {job.number for job in slurm_jobs(folder)} - before)
     assert all(job.state in OVER for job in slurm_jobs(folder) if job.number in before)
     assert "orphaned SLURM jobs of an earlier run" in (folder / "snakemake.log").read_text()
 
     # SLURM puts the jobs of a node that it lost into the queue again.
-    until(180, "the training", lambda: is_running(folder, "train"))
+    until(900, "the training", lambda: is_running(folder, "train"))
     training = next(job.number for job in slurm_jobs(folder) if job.rule == "train" and job.state == "RUNNING")
     with lost_node():
         until(30, "the training is gone", lambda: not is_running(folder, "train"))
