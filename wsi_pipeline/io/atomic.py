@@ -37,6 +37,7 @@ def atomic_output(target: Path) -> Iterator[Path]:
     """
     staging = target.with_name(f".partial-{secrets.token_hex(4)}-{target.name}")
     mark = staging / _OWNER_MARK
+    is_taken = False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial_outputs = _partial_outputs(target)
@@ -50,13 +51,15 @@ def atomic_output(target: Path) -> Iterator[Path]:
             mark.open().close()
             _replace(target, staging)
         finally:
+            # Not every library names the file that it could not open in a folder that another process has taken.
+            is_taken = not mark.exists()
             remove(staging)
     except OSError as error:
         name = None if error.filename is None else Path(os.fsdecode(error.filename))
         is_beside_target = name is not None and name.is_relative_to(target.parent)
         # ENOTEMPTY: the other process has just put its own output in place.
         if error.errno == errno.ENOTEMPTY or (
-            error.errno == errno.ENOENT and name is not None and name.is_relative_to(staging)
+            error.errno == errno.ENOENT and (is_taken or (name is not None and name.is_relative_to(staging)))
         ):
             raise StoreError(
                 f"{target}: another process is writing it too", remedy="Wait for the other run to end"
