@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wsi_pipeline.stages.arguments import State
+from wsi_pipeline.stages.arguments import SnakemakeFolder
 
 app = typer.Typer()
 
@@ -74,7 +74,7 @@ def view(
 @app.command()
 def provenance(
     results: Annotated[Path, typer.Argument(help="Results folder of the workflow.")],
-    state: State = Path(".snakemake"),
+    state: SnakemakeFolder = Path(".snakemake"),
     licence: Annotated[
         str,
         typer.Option("--license", help="License of the results, such as https://creativecommons.org/licenses/by/4.0/"),

@@ -5,6 +5,7 @@ This is the only list of stages. The command line, the workflow, receipts and te
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from wsi_pipeline.config.base import Section
@@ -35,6 +36,8 @@ class StageRun(Section):
 
     stage: ClassVar[str]
     step_version: ClassVar[int]
+    # Dotted name of the section of the config that has the options; None for a stage without options.
+    section: ClassVar[str | None] = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -43,9 +46,9 @@ class StageRun(Section):
             STAGES[cls.stage] = cls
 
     @classmethod
-    def of(cls, config: Config) -> Self:  # noqa: ARG003 - for subclasses
-        """The options of this stage according to a config; none unless a subclass takes some."""
-        return cls()
+    def of(cls, config: Config) -> Self:
+        """The options of this stage according to a config."""
+        return cls() if cls.section is None else cls._from_section(attrgetter(cls.section)(config))
 
     @classmethod
     def _from_section(cls, section: Section, **more: Any) -> Self:
@@ -58,28 +61,19 @@ class StageRun(Section):
 class ConvertRun(StorageOptions, StageRun):
     stage = "convert"
     step_version = 3
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.pyramid)
+    section = "pyramid"
 
 
 class TissueRun(TissueOptions, StageRun):
     stage = "tissue"
     step_version = 4
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.tissue)
+    section = "tissue"
 
 
 class TruthRun(TruthOptions, StageRun):
     stage = "truth"
     step_version = 4
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.truth)
+    section = "truth"
 
 
 class PatchesRun(PatchesOptions, StageRun):
@@ -138,19 +132,13 @@ class NegativesRun(PatchesRun):
 class PredictRun(PredictionOptions, StageRun):
     stage = "predict"
     step_version = 2
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.heatmap)
+    section = "heatmap"
 
 
 class HeatmapRun(PredictionOptions, StageRun):
     stage = "heatmap"
     step_version = 5
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.heatmap)
+    section = "heatmap"
 
 
 class ExportRun(StageRun):
@@ -161,40 +149,28 @@ class ExportRun(StageRun):
 class ScoresRun(PatchLevelOptions, StageRun):
     stage = "scores"
     step_version = 3
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.evaluation.patch_level)
+    section = "evaluation.patch_level"
 
 
 class DetectRun(LesionLevelOptions, StageRun):
     stage = "detect"
     step_version = 1
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.evaluation.lesion_level)
+    section = "evaluation.lesion_level"
 
 
 class CalibrateRun(StageRun):
     stage = "calibrate"
     step_version = 1
+    section = "evaluation"
 
     operating_point: OperatingPointOptions = OperatingPointOptions()
     calibration: CalibrationOptions = CalibrationOptions()
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.evaluation)
 
 
 class ConfusionRun(PatchLevelOptions, StageRun):
     stage = "confusion"
     step_version = 4
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.evaluation.patch_level)
+    section = "evaluation.patch_level"
 
 
 class EvaluateRun(StageRun):

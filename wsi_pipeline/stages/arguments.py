@@ -11,9 +11,9 @@ Slide = Annotated[str, typer.Option(help="Slide id.")]
 Options = Annotated[str, typer.Option(metavar="JSON", help="Options of the stage; missing keys take their defaults.")]
 Threads = Annotated[int, typer.Option(min=1, help="Number of worker threads.")]
 Store = Annotated[Path, typer.Option(help="OME-Zarr store to write.")]
-PatchStore = Annotated[Path, typer.Option(help="Zarr store of patches to write.")]
+PatchStoreArg = Annotated[Path, typer.Option(help="Zarr store of patches to write.")]
 PatchIndex = Annotated[Path, typer.Option(help="Parquet index to write.")]
-Receipt = Annotated[Path, typer.Option(help="Receipt (JSON) to write.")]
+ReceiptArg = Annotated[Path, typer.Option(help="Receipt (JSON) to write.")]
 Receipts = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Receipts of the slides of this split, {slide} standing for the slide id."),
@@ -26,7 +26,7 @@ TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.z
 HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap (OME-Zarr).")]
 HeatmapReceiptArg = Annotated[Path, typer.Option(help="Receipt of the heatmap.")]
 SlidesFolder = Annotated[Path, typer.Option("--slides", help="Folder of the slides, with pyramids and tissue masks.")]
-Weights = Annotated[Path, typer.Option(help="weights.safetensors of the model.")]
+WeightsArg = Annotated[Path, typer.Option(help="weights.safetensors of the model.")]
 ModelArg = Annotated[Path, typer.Option("--model", help="model.json of the model.")]
 PredictionCheckpoints = Annotated[
     Path | None, typer.Option("--checkpoints", help="Folder of predictions under way; by default the output folder.")
@@ -40,7 +40,7 @@ Calibration = Annotated[Path, typer.Option(help="Receipt of the stage calibrate.
 Rows = Annotated[str | None, typer.Option(help="Expected digest of the sheet's rows.")]
 SheetArg = Annotated[Path, typer.Option("--sheet", help="The slide sheet.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Slides of the sheet to leave out.")]
-State = Annotated[
+SnakemakeFolder = Annotated[
     Path,
     typer.Option("--snakemake", help="Folder .snakemake of the runs, the source of the jobs' commands."),
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wsi_pipeline.config import CalibrateRun
 from wsi_pipeline.config.loading import parse_options
-from wsi_pipeline.stages.arguments import DetectionsFolder, Exclude, Options, Receipt, Rows, ScoresFolder, SheetArg
+from wsi_pipeline.stages.arguments import DetectionsFolder, Exclude, Options, ReceiptArg, Rows, ScoresFolder, SheetArg
 
 if TYPE_CHECKING:
     from wsi_pipeline.cohort.sheet import Sheet
@@ -38,7 +38,7 @@ def command(
     sheet: SheetArg,
     scores: ScoresFolder,
     detections: DetectionsFolder,
-    receipt: Receipt,
+    receipt: ReceiptArg,
     exclude: Exclude = None,
     rows: Rows = None,
     options: Options = "{}",

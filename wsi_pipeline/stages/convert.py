@@ -15,7 +15,7 @@ from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.io.atomic import remove_partial_outputs
 from wsi_pipeline.slides.crash_isolation import CrashError, run_isolated
-from wsi_pipeline.stages.arguments import Options, Receipt, Slide, Store, Threads
+from wsi_pipeline.stages.arguments import Options, ReceiptArg, Slide, Store, Threads
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def command(
     source: Annotated[Path, typer.Argument(help="The slide file.", readable=False)],
     slide: Slide,
     store: Store,
-    receipt: Receipt,
+    receipt: ReceiptArg,
     mpp: Annotated[float | None, typer.Option(help="Scale in um per pixel, instead of the slide's own.")] = None,
     verify: Annotated[
         Literal["sample", "all"] | None, typer.Option(help="Tiles to compare with OpenSlide's pixels.")

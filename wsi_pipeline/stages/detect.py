@@ -11,7 +11,7 @@ import typer
 
 from wsi_pipeline.config import DetectRun
 from wsi_pipeline.config.loading import parse_options
-from wsi_pipeline.stages.arguments import Geojson, HeatmapArg, HeatmapReceiptArg, Options, Receipt, Slide, TruthArg
+from wsi_pipeline.stages.arguments import Geojson, HeatmapArg, HeatmapReceiptArg, Options, ReceiptArg, Slide, TruthArg
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def command(
     slide: Slide,
     detections: Annotated[Path, typer.Option(help="CSV of confidence,x,y to write.")],
     geojson: Geojson,
-    receipt: Receipt,
+    receipt: ReceiptArg,
     options: Options = "{}",
 ) -> None:
     """Find detections on a heatmap and the lesions that they hit."""

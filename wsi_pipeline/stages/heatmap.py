@@ -23,7 +23,7 @@ from wsi_pipeline.stages.arguments import (
     Slide,
     SlidesFolder,
     Threads,
-    Weights,
+    WeightsArg,
 )
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def command(
     *,
     slides: SlidesFolder,
     slide: Slide,
-    weights: Weights,
+    weights: WeightsArg,
     model: ModelArg,
     output: Annotated[Path, typer.Option(help="Folder to write <slide>.ome.zarr and <slide>.json into.")],
     predictions: Annotated[

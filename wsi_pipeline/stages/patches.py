@@ -11,9 +11,9 @@ from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.stages.arguments import (
     Options,
     PatchIndex,
-    PatchStore,
+    PatchStoreArg,
     PyramidArg,
-    Receipt,
+    ReceiptArg,
     Slide,
     Threads,
     TissueArg,
@@ -45,9 +45,9 @@ def command(
     tissue: TissueArg,
     truth: TruthArg,
     slide: Slide,
-    store: PatchStore,
+    store: PatchStoreArg,
     index: PatchIndex,
-    receipt: Receipt,
+    receipt: ReceiptArg,
     options: Options = "{}",
     threads: Threads = 1,
 ) -> None:

@@ -21,10 +21,10 @@ from wsi_pipeline.stages.arguments import (
     ModelArg,
     Options,
     PredictionCheckpoints,
-    Receipt,
+    ReceiptArg,
     SlidesFolder,
     Threads,
-    Weights,
+    WeightsArg,
 )
 
 log = logging.getLogger(__name__)
@@ -52,10 +52,10 @@ def command(
     *,
     slides: SlidesFolder,
     slide: Annotated[list[str], typer.Option(help="Slide id; may be given again.")],
-    weights: Weights,
+    weights: WeightsArg,
     model: ModelArg,
     output: Annotated[Path, typer.Option(help="Folder to write <slide>.raw.npz into.")],
-    receipt: Receipt,
+    receipt: ReceiptArg,
     checkpoints: PredictionCheckpoints = None,
     allow_upsampling: AllowUpsampling = False,
     options: Options = "{}",

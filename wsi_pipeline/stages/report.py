@@ -11,7 +11,7 @@ import typer
 
 from wsi_pipeline.config import ReportRun
 from wsi_pipeline.config.loading import parse_options
-from wsi_pipeline.stages.arguments import Exclude, Options, SheetArg, State
+from wsi_pipeline.stages.arguments import Exclude, Options, SheetArg, SnakemakeFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ def command(
     model: Annotated[str, typer.Option(help="Name of the model.")],
     output: Annotated[Path, typer.Option(help="HTML page to write.")],
     exclude: Exclude = None,
-    state: State = Path(".snakemake"),
+    state: SnakemakeFolder = Path(".snakemake"),
     options: Options = "{}",
 ) -> None:
     """Write the report page."""

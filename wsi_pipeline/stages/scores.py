@@ -14,7 +14,7 @@ import typer
 
 from wsi_pipeline.config import ScoresRun
 from wsi_pipeline.config.loading import parse_options
-from wsi_pipeline.stages.arguments import HeatmapArg, HeatmapReceiptArg, Options, Receipt, Slide, TruthArg
+from wsi_pipeline.stages.arguments import HeatmapArg, HeatmapReceiptArg, Options, ReceiptArg, Slide, TruthArg
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def command(
     heatmap_receipt: HeatmapReceiptArg,
     slide: Slide,
     counts: Annotated[Path, typer.Option(help="Score histogram (Parquet) to write.")],
-    receipt: Receipt,
+    receipt: ReceiptArg,
     options: Options = "{}",
 ) -> None:
     """Count the scores of a heatmap by truth."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from wsi_pipeline.config import TissueRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.stages.arguments import FigureArg, Options, PyramidArg, Receipt, Slide, Store, Synthetic, Threads
+from wsi_pipeline.stages.arguments import FigureArg, Options, PyramidArg, ReceiptArg, Slide, Store, Synthetic, Threads
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def command(
     pyramid: PyramidArg,
     slide: Slide,
     store: Store,
-    receipt: Receipt,
+    receipt: ReceiptArg,
     picture: FigureArg,
     options: Options = "{}",
     threads: Threads = 1,

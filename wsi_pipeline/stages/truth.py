@@ -21,7 +21,7 @@ from wsi_pipeline.stages.arguments import (
     Geojson,
     Options,
     PyramidArg,
-    Receipt,
+    ReceiptArg,
     Slide,
     Store,
     Synthetic,
@@ -55,7 +55,7 @@ def command(
     pyramid: PyramidArg,
     slide: Slide,
     store: Store,
-    receipt: Receipt,
+    receipt: ReceiptArg,
     picture: FigureArg,
     geojson: Geojson,
     annotation: Annotated[
