@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,3 +67,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             result = snakemake(folder)
             assert result.returncode == 0, result.stdout + result.stderr
     return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, times kept."""
+    return Path(shutil.copytree(finished, tmp_path / "run", copy_function=shutil.copy2, symlinks=True))

@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -255,56 +254,41 @@ def convert_arguments(source: Path, out: Path) -> list[str]:
     ]
 
 
-def run_command(source: Path, out: Path, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command line in a child process, after the Python code `before`."""
-    code = f"import os, resource, sys\nfrom wsi_pipeline.cli import app as cli\n{before}\ncli.main()"
-    command = [sys.executable, "-c", code, *convert_arguments(source, out)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+# Root without the right to read and write whatever the permissions forbid. The environment stays readable.
+UNPRIVILEGED = ["setpriv", "--inh-caps=-dac_override,-dac_read_search", "--bounding-set=-dac_override,-dac_read_search"]
 
 
-def test_permissions(tmp_path: Path, slide: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir()
-    (closed / "s.tif").write_bytes(slide.read_bytes())
-    closed.chmod(0o700)
-    # Other users cannot enter pytest's folders; how many there are depends on how pytest runs.
-    for folder in tmp_path.parents:
-        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
-            folder.chmod(0o755)
-    tmp_path.chmod(0o755)
-    out, warm = tmp_path / "out", tmp_path / "warm"
+def run_command(source: Path, out: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a child process, started by `launcher`."""
+    command = [*launcher, sys.executable, "-c", "from wsi_pipeline.cli.app import main; main()"]
+    return subprocess.run([*command, *convert_arguments(source, out)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("closed", ["slide", "folder of the slide", "output"])
+def test_permissions(tmp_path: Path, slide: Path, closed: str) -> None:
+    inputs, out = tmp_path / "inputs", tmp_path / "out"
+    inputs.mkdir()
     out.mkdir()
-    # Permissions do not apply to root. Modules must be imported first, as the other user may not read them.
-    before = (
-        f"from pathlib import Path\nfrom wsi_pipeline.config import ConvertRun\n"
-        f"from wsi_pipeline.stages import convert\nfrom wsi_pipeline.config.loading import parse_options\n"
-        f"inputs = convert.Inputs(Path({str(warm / 's.tif')!r}))\n"
-        f"outputs = convert.Outputs(Path({str(warm / 'p')!r}), Path({str(warm / 'r')!r}))\n"
-        f"convert.run('w', inputs, outputs, ConvertRun(), mpp=0.5)\n"
-        "if os.geteuid() == 0: os.setresuid(65534, 65534, 65534)"
-    )
-    warm.mkdir()
-    (warm / "s.tif").write_bytes(slide.read_bytes())
-    for hidden, problem in ((slide, "no permission to read it"), (out, "cannot be written (Permission denied)")):
-        mode = hidden.stat().st_mode
-        hidden.chmod(0o500 if hidden.is_dir() else 0)
-        done = run_command(slide, out, before)
-        hidden.chmod(mode)
-        assert done.returncode == 2, done.stderr
-        assert problem in done.stderr
-        errors = [line for line in done.stderr.splitlines() if not line.startswith("w: ")]
-        assert len(errors) == 1
-        assert errors[0].startswith("error: ")
-        assert list(out.iterdir()) == []
-    if os.geteuid() == 0:
-        done = run_command(closed / "s.tif", out, before)
-        assert f"error: slide s1: {closed / 's.tif'}: no permission to read it" in done.stderr
+    source = slide.rename(inputs / "s.tif")
+    path, mode, problem = {
+        "slide": (source, 0, f"slide s1: {source}: no permission to read it"),
+        "folder of the slide": (inputs, 0, f"slide s1: {source}: no permission to read it"),
+        "output": (out, 0o500, f"{out / 'p.ome.zarr'}: cannot be written (Permission denied)"),
+    }[closed]
+    before = path.stat().st_mode
+    path.chmod(mode)
+    done = run_command(source, out, *(UNPRIVILEGED if os.geteuid() == 0 else ()))
+    path.chmod(before)
+    assert done.returncode == 2, done.stderr
+    (error,) = (line for line in done.stderr.splitlines() if not line.startswith("s1: "))
+    assert error.startswith(f"error: {problem}")
+    assert list(out.iterdir()) == []
 
 
 def test_a_full_disk(tmp_path: Path, slide: Path) -> None:
     """A file size limit stands in for a full disk: the write fails in the kernel."""
     out = tmp_path / "out"
-    done = run_command(slide, out, "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))")
+    done = run_command(slide, out, "prlimit", "--fsize=20000")
     assert done.returncode == 2, done.stderr
     assert "p.ome.zarr: cannot be written (File too large). Free space" in done.stderr
     assert len(done.stderr.splitlines()) == 1

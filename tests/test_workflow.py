@@ -1,4 +1,4 @@
-"""The workflow itself: one small cohort is run once, then what would run after each change is asked for."""
+"""The workflow: complete runs of a small cohort, interruptions, bad input, and its use as a module."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import runpy
 import shutil
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,20 @@ import pytest
 
 from helpers.paths import DATA, ROOT, needs_data
 from helpers.slides import tissue_picture, write_tiff
-from helpers.workflow import CONFIG, planned_snakemake, snakemake
+from helpers.workflow import (
+    CONFIG,
+    EVALUATION,
+    TEST_JOBS,
+    add_row,
+    changed,
+    planned,
+    planned_snakemake,
+    snakemake,
+)
 from wsi_pipeline.io.digests import digest_file, digest_tree
 
 pytestmark = pytest.mark.workflow
 
-SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
-TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1}
-AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
-# Where a receipt of a slide is another one, or that of another slide.
-EVALUATION = {"evaluation_manifest": 1, **AGGREGATION}
-TRAINING = {"training_manifest": 1, "train": 1}
 # Figures of slides and of all, and what the page shows of a slide.
 RESULTS_OF_PYRAMIDS = [
     "evaluation/inception_v3/metrics.json",
@@ -37,40 +38,6 @@ RESULTS_OF_PYRAMIDS = [
     "slides/tumor-3/truth.png",
     "report/tumor-3.html",
 ]
-
-
-def planned(
-    folder: Path, config: dict[str, Any] = CONFIG, run_snakemake: Callable[..., Any] = planned_snakemake
-) -> Counter[str]:
-    """The jobs of a dry run, by rule."""
-    result = run_snakemake(folder, "--dry-run", config=config)
-    assert result.returncode == 0, result.stdout + result.stderr
-    output = result.stdout + result.stderr
-    if "Nothing to be done" in output:
-        return Counter()
-    table = output.split("Job stats:")[1].split("total")[0]
-    return Counter({m[1]: int(m[2]) for m in re.finditer(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)})
-
-
-def changed(**sections: dict[str, Any]) -> dict[str, Any]:
-    """The config with some keys of some sections changed."""
-    return CONFIG | {name: CONFIG.get(name, {}) | values for name, values in sections.items()}
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, times kept."""
-    return Path(shutil.copytree(finished, tmp_path / "run", copy_function=shutil.copy2, symlinks=True))
-
-
-def add_row(folder: Path, source: str, slide: str, **cells: str) -> None:
-    """Add a slide to the sheet: the row of `source` with another id and other cells."""
-    sheet = folder / "cohort" / "slides.tsv"
-    lines = sheet.read_text().splitlines()
-    header = lines[1].split("\t")
-    row = dict(zip(header, next(x for x in lines if x.startswith(source)).split("\t"), strict=True))
-    row |= {"slide": slide, "patient": "", **cells}
-    sheet.write_text("\n".join([*lines, "\t".join(row[name] for name in header)]) + "\n")
 
 
 def test_it_ends_with_metrics_pictures_and_a_report(finished: Path) -> None:
@@ -85,107 +52,6 @@ def test_it_ends_with_metrics_pictures_and_a_report(finished: Path) -> None:
     for name in ("slides/tumor-3/tissue.png", "slides/tumor-3/truth.png", "confusion/inception_v3/tumor-3.png"):
         assert (results / name).stat().st_size > 5000
     assert not list(finished.glob("results/**/.partial-*"))
-
-
-def test_nothing_changed_means_nothing_to_do(run: Path) -> None:
-    assert planned(run) == {}
-
-
-def test_a_new_test_slide_costs_its_own_jobs_and_the_aggregation(run: Path) -> None:
-    shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
-    add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
-    assert planned(run) == TEST_JOBS | EVALUATION
-
-
-def test_a_new_training_slide_reruns_training_and_what_follows(run: Path) -> None:
-    shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
-    add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
-    after = {"heatmap": 2, "scores": 2, "confusion": 2}
-    assert planned(run) == SLIDE_JOBS | {"patches": 1} | TRAINING | after | EVALUATION
-
-
-def test_a_removed_slide_costs_what_rested_on_it(run: Path) -> None:
-    remove_row(run, "normal-3")
-    assert planned(run) == EVALUATION
-    remove_row(run, "tumor-2")
-    assert planned(run) == TRAINING | {"heatmap": 1, "scores": 1, "confusion": 1} | EVALUATION
-
-
-def remove_row(folder: Path, slide: str) -> None:
-    sheet = folder / "cohort" / "slides.tsv"
-    sheet.write_text("".join(x for x in sheet.read_text().splitlines(True) if not x.startswith(f"{slide}\t")))
-
-
-def test_another_slide_under_the_same_name_is_made_again(run: Path) -> None:
-    shutil.copyfile(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-3.tif")
-    assert planned(run) == TEST_JOBS | EVALUATION
-
-
-@pytest.mark.slow
-def test_a_deleted_store_is_made_again_when_it_is_needed_though_its_receipt_is_there(run: Path) -> None:
-    store = run / "results" / "heatmaps" / "inception_v3" / "tumor-3.ome.zarr"
-    before = digest_tree(store)
-    shutil.rmtree(store)
-    assert planned(run) == {}
-    config = changed(evaluation={"operating_point": {"threshold": 0.7}})
-    judged = {"calibrate": 1, "heatmap": 1, "scores": 1, "confusion": 2}
-    assert planned(run, config) == judged | EVALUATION
-    result = snakemake(run, config=config)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert digest_tree(store) == before
-    assert planned(run, config) == {}
-
-
-def test_a_raised_step_version_makes_its_stage_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run / "raised").mkdir()
-    (run / "raised" / "sitecustomize.py").write_text(
-        "from wsi_pipeline.config import HeatmapRun\nHeatmapRun.step_version += 1\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(run / "raised"))
-    # In a process that starts with that environment.
-    assert planned(run, run_snakemake=snakemake) == {"heatmap": 2, "scores": 2, "confusion": 2} | EVALUATION
-
-
-def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
-    shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
-    add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
-    frozen = changed(training={"retrain": "frozen", "learning_rate": 0.5})
-    # The sheet is another one; what was predicted stays.
-    assert planned(run, frozen) == {"convert": 1, "tissue": 1} | AGGREGATION
-    (run / "results" / "model" / "inception_v3" / "model.json").unlink()
-    assert planned(run, frozen)["train"] == 1
-
-
-@pytest.mark.parametrize(
-    ("config", "jobs"),
-    [
-        (changed(evaluation={"operating_point": {"threshold": 0.7}}), {"calibrate": 1, "confusion": 2, **EVALUATION}),
-        (
-            changed(evaluation={"operating_point": {"rule": "youden"}}),
-            {"heatmap": 1, "scores": 1, "calibration_manifest": 1, "calibrate": 1, "confusion": 2, **EVALUATION},
-        ),
-        (
-            changed(evaluation={"slide_level": {"score": "forest"}}),
-            {"heatmap": 3, "scores": 3, **EVALUATION},
-        ),
-        (changed(report={"title": "Other"}), {"report": 1, "all": 1}),
-        (
-            changed(tissue={"method": "otsu_gray"}),
-            {"tissue": 5, "patches": 3, "heatmap": 2, "scores": 2, "confusion": 2} | TRAINING | EVALUATION,
-        ),
-        (changed(evaluation={"interval": {"resamples": 200}}), AGGREGATION),
-        (changed(cohort={"exclude": ["tumor-3"]}), EVALUATION),
-    ],
-    ids=["threshold", "youden", "forest", "title", "tissue", "resamples", "exclude"],
-)
-def test_a_changed_option_reruns_what_it_concerns(run: Path, config: dict[str, Any], jobs: dict[str, int]) -> None:
-    assert planned(run, config) == jobs
-
-
-def test_a_changed_annotation_reruns_its_slide(run: Path) -> None:
-    xml = run / "cohort" / "tumor-3.xml"
-    xml.write_text(xml.read_text().replace("<AnnotationGroups>", "<AnnotationGroups >"))
-    assert planned(run) == {"truth": 1, "scores": 1, "confusion": 1, **EVALUATION}
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,14 @@ CONFIG: dict[str, Any] = {
     "training": {"start": "random", "batch_size": 8, "max_steps": 4, "validate_every": 2, "learning_rate": 1e-3},
     "evaluation": {"interval": {"resamples": 100}},
 }
+
+# Numbers of jobs by rule: of one slide, of one test slide, of the aggregation without and with a changed receipt, and
+# of the training.
+SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
+TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1}
+AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
+EVALUATION = {"evaluation_manifest": 1, **AGGREGATION}
+TRAINING = {"training_manifest": 1, "train": 1}
 
 
 # Imports Snakemake and the package once, then runs each call in a fork: a dry run is imports for nine tenths.
@@ -79,3 +90,36 @@ def _arguments(folder: Path, config: dict[str, Any]) -> list[str]:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     arguments = ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--configfile", "config.yaml"]
     return [*arguments, "--cores", "2", "--scheduler", "greedy", "--keep-going"]
+
+
+def planned(
+    folder: Path, config: dict[str, Any] = CONFIG, run_snakemake: Callable[..., Any] = planned_snakemake
+) -> Counter[str]:
+    """The jobs of a dry run, by rule."""
+    result = run_snakemake(folder, "--dry-run", config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    output = result.stdout + result.stderr
+    if "Nothing to be done" in output:
+        return Counter()
+    table = output.split("Job stats:")[1].split("total")[0]
+    return Counter({m[1]: int(m[2]) for m in re.finditer(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)})
+
+
+def changed(**sections: dict[str, Any]) -> dict[str, Any]:
+    """The config with some keys of some sections changed."""
+    return CONFIG | {name: CONFIG.get(name, {}) | values for name, values in sections.items()}
+
+
+def add_row(folder: Path, source: str, slide: str, **cells: str) -> None:
+    """Add a slide to the sheet: the row of `source` with another id and other cells."""
+    sheet = folder / "cohort" / "slides.tsv"
+    lines = sheet.read_text().splitlines()
+    header = lines[1].split("\t")
+    row = dict(zip(header, next(x for x in lines if x.startswith(source)).split("\t"), strict=True))
+    row |= {"slide": slide, "patient": "", **cells}
+    sheet.write_text("\n".join([*lines, "\t".join(row[name] for name in header)]) + "\n")
+
+
+def remove_row(folder: Path, slide: str) -> None:
+    sheet = folder / "cohort" / "slides.tsv"
+    sheet.write_text("".join(x for x in sheet.read_text().splitlines(True) if not x.startswith(f"{slide}\t")))

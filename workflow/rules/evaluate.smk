@@ -17,6 +17,7 @@ rule calibration_manifest:
     log:
         "<logs>/calibration_manifest/{model}.log",
     params:
+        step_version=STAGES["manifest"].step_version,
         sheet=CONFIG.cohort.slides,
         flags=calibrate_flags(),
         receipts=calibration_flags,
@@ -68,6 +69,7 @@ rule evaluation_manifest:
     log:
         "<logs>/evaluation_manifest/{model}.log",
     params:
+        step_version=STAGES["manifest"].step_version,
         sheet=CONFIG.cohort.slides,
         rows=SHEET.digest(*EVALUATED_SPLITS),
         exclude=excluded(*EVALUATED_SPLITS),

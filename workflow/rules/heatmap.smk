@@ -86,6 +86,8 @@ rule export:
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        step_version=STAGES["export"].step_version,
     shell:
         "wsi-pipeline export --heatmap {input.heatmap:q} --heatmap-receipt {input.receipt:q} --tiff {output:q}"
         " > {log:q} 2>&1"

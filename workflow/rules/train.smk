@@ -43,6 +43,7 @@ else:
         log:
             "<logs>/training_manifest/{model}.log",
         params:
+            step_version=STAGES["manifest"].step_version,
             sheet=CONFIG.cohort.slides,
             rows=SHEET.digest("train", "validation"),
             exclude=excluded("train", "validation"),
