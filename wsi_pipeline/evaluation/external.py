@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import CLASSES, IntervalOptions, LesionLevelOptions
 from wsi_pipeline.errors import PredictionError
-from wsi_pipeline.evaluation.evaluation import lesion_figures, slide_figures
+from wsi_pipeline.evaluation.cohort_metrics import lesion_figures, slide_figures
 from wsi_pipeline.evaluation.summary import Figures, format_figure
 from wsi_pipeline.io.digests import digest_file, digest_names
 from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare

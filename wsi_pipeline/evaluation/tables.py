@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.evaluation.evaluation import Curves, Evaluation
+from wsi_pipeline.evaluation.cohort_metrics import Curves, Evaluation
 from wsi_pipeline.evaluation.slide_results import SlideResult
 from wsi_pipeline.evaluation.summary import Figures
 from wsi_pipeline.io.atomic import write_text

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from wsi_pipeline.evaluation.evaluation import Curves
+from wsi_pipeline.evaluation.cohort_metrics import Curves
 from wsi_pipeline.evaluation.summary import Figures, format_figure
 from wsi_pipeline.metrics.curves import ConfusionCounts
 from wsi_pipeline.plots.figures import (

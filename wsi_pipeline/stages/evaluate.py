@@ -71,7 +71,7 @@ def run(sheet: Sheet, inputs: Inputs, outputs: Outputs, options: EvaluateRun, *,
     `IncompleteError`, unless `allow_missing`.
     """
     from wsi_pipeline.evaluation.cohort import cohort_figures, cohort_rows, provenance_figures
-    from wsi_pipeline.evaluation.evaluation import Evaluation
+    from wsi_pipeline.evaluation.cohort_metrics import Evaluation
     from wsi_pipeline.evaluation.slide_classification import classify_slides
     from wsi_pipeline.evaluation.slide_results import ResultFolders, load_results
     from wsi_pipeline.evaluation.summary import format_figure
