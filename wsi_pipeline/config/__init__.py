@@ -4,15 +4,13 @@
 (`wsi-pipeline config`, `make generated`). Lengths are in um, scales in um per pixel. Threads, memory and partitions
 are set in rules and profiles, not here. The exception is `training.cpu_threads`: the number of threads changes the
 order of floating-point sums and so the last bits of the weights.
-
-Every room except `geometry` may import this package; it imports only `errors`.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from wsi_pipeline.config.base import CLASSES, NAME_PATTERN, LabelRule, Precision, Section
+from wsi_pipeline.config.base import CLASSES, NAME_PATTERN, Precision, Section
 from wsi_pipeline.config.evaluation import (
     CalibrationOptions,
     EvaluationOptions,
@@ -38,9 +36,7 @@ from wsi_pipeline.config.stages import (
     ConvertRun,
     DetectRun,
     EvaluateRun,
-    ExportRun,
     HeatmapRun,
-    ManifestRun,
     NegativesRun,
     PatchesRun,
     PredictRun,
@@ -53,57 +49,10 @@ from wsi_pipeline.config.stages import (
 )
 from wsi_pipeline.config.training import (
     AugmentationOptions,
-    HardNegativesOptions,
     HeatmapOptions,
     PredictionOptions,
     TrainingOptions,
 )
-
-__all__ = [
-    "CLASSES",
-    "NAME_PATTERN",
-    "STAGES",
-    "AugmentationOptions",
-    "CalibrateRun",
-    "CalibrationOptions",
-    "CohortOptions",
-    "Config",
-    "ConfusionRun",
-    "ConvertRun",
-    "DetectRun",
-    "EvaluateRun",
-    "EvaluationOptions",
-    "ExportRun",
-    "HardNegativesOptions",
-    "HeatmapOptions",
-    "HeatmapRun",
-    "IntervalOptions",
-    "LabelRule",
-    "LesionLevelOptions",
-    "ManifestRun",
-    "NegativesRun",
-    "OperatingPointOptions",
-    "PatchLevelOptions",
-    "PatchesOptions",
-    "PatchesRun",
-    "Precision",
-    "PredictRun",
-    "PredictionOptions",
-    "PyramidOptions",
-    "ReportOptions",
-    "ReportRun",
-    "ScoresRun",
-    "Section",
-    "SlideLevelOptions",
-    "StageRun",
-    "StorageOptions",
-    "TissueOptions",
-    "TissueRun",
-    "TrainRun",
-    "TrainingOptions",
-    "TruthOptions",
-    "TruthRun",
-]
 
 
 class Config(Section):

@@ -2,6 +2,5 @@
 
 Heatmaps with their labels, score histograms, detections, confusion, the operating point, slide features and their
 classification, the evaluation of a cohort and its tables, the summary, and the evaluation of predictions made by other
-programs (`external`). Imported by `plots`, `provenance`, `report`, `view`, the stages and the command line; imports
-`cohort`, `masks`, `pyramid`, `metrics`, `receipts`, `io` and `config`.
+programs (`external`).
 """

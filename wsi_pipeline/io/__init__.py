@@ -1,4 +1,1 @@
-"""Files: atomic writes, digests, the layout of a results folder, direct I/O.
-
-Every room except `config` and `geometry` may import this package; it imports only `errors`.
-"""
+"""Files: atomic writes, digests of values, files and folders, the layout of a results folder, direct I/O."""

@@ -1,6 +1,5 @@
 """Tissue and annotations, as polygons and as label images.
 
 Tissue detection, annotation formats and their interpretation, rasterisation, label images and their fractions of a
-patch, GeoJSON for QuPath. Imported by `cohort`, `evaluation`, `model`, `plots`, `report` and the stages; imports
-`pyramid`, `io`, `config` and `geometry`.
+patch, GeoJSON for QuPath.
 """

@@ -1,4 +1,4 @@
 """Figures of merit as pure functions of arrays: ROC, precision-recall, FROC, calibration, confidence intervals.
 
-No module here reads or writes files. Imported by `evaluation`, `model`, `plots` and `report`; imports only `seeds`.
+No module here reads or writes files.
 """

@@ -6,6 +6,5 @@ Training: `training_run`, `augment`, `optimization`, `trainer`, `checkpoints`, `
 Inference: `slide_prediction`, `predictor`, `inference`, `heatmap_filters`, `prediction_cache`.
 Both: `inception`, `imagenet`, `model_dir`, `device`.
 
-Imported by the stages and the command line; imports `masks`, `pyramid`, `metrics`, `receipts`, `io`, `config` and
-`geometry`. PyTorch is imported only here and in the stage `train`.
+PyTorch is imported only here and in the stage `train`.
 """

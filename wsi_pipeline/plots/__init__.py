@@ -1,4 +1,1 @@
-"""Figures (matplotlib), outline overlays on slides, and the colours of both.
-
-Imported by the stages, `report` and `view`; imports `evaluation`, `masks`, `pyramid`, `metrics`, `io` and `geometry`.
-"""
+"""Figures (matplotlib), outline overlays on slides and their thumbnails, and the colours of both."""

@@ -3,7 +3,4 @@
 Writing: `conversion`, `level_plan`, `passthrough`, `reencode`, `writing`, `shards`, `source_comparison`. Reading:
 `pyramid`, `level`, `patch_reader`, `stain`. Both: `ome_zarr`, `patch_store`, `codecs`. Heatmaps for export:
 `heatmap_tiff`.
-
-Imported by `masks`, `cohort`, `evaluation`, `model`, `plots`, `report`, `view` and the stages; imports `slides`,
-`receipts`, `io`, `config` and `geometry`.
 """

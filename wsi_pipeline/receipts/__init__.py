@@ -2,6 +2,5 @@
 
 `base` writes and reads them; the other modules have one model for each stage. A receipt holds facts about content only
 (counts, sizes, digests, options): no times, no paths and no host names, so that a rebuild with the same content gives
-the same bytes and causes no rerun downstream. `pyramid` and the rooms above it may import this package; `slides`,
-`metrics`, `io`, `config` and `geometry` may not. It imports `io`, `config`, `geometry` and `errors`.
+the same bytes and causes no rerun downstream.
 """

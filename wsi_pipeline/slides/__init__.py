@@ -1,5 +1,5 @@
 """Source slide files.
 
 The OpenSlide reader, stripped TIFF, the encoded tiles of tiled TIFF, JPEG streams, and the isolation of crashes in C
-libraries. Imported by `pyramid`, `cohort`, `view` and the stages; imports only `geometry` and `errors`.
+libraries.
 """
