@@ -80,13 +80,14 @@ def _explain(model: type[Section], error: Any) -> str:
 def _fields_at(model: type[Section], location: list[str]) -> dict[str, Any]:
     for part in location:
         field = model.model_fields.get(part)
-        inner = _section_type(field.annotation) if field else None
+        inner = section_type(field.annotation) if field else None
         if inner is None:
             return {}
         model = inner
     return dict(model.model_fields)
 
 
-def _section_type(annotation: Any) -> type[Section] | None:
+def section_type(annotation: Any) -> type[Section] | None:
+    """The section in the annotation of a field, which may be optional; None for a field of another type."""
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)

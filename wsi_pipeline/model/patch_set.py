@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import CLASSES
 from wsi_pipeline.errors import PipelineError, StoreError
 from wsi_pipeline.receipts.base import read_receipt
-from wsi_pipeline.receipts.slides import ClassCounts, NegativesReceipt, PatchesReceipt
+from wsi_pipeline.receipts.slides import ClassCounts, NegativesReceipt, PatchesReceipt, PatchStoreReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class PatchSet:
         return [path.with_suffix(".parquet") for path in self.receipts]
 
 
-def read_patch_receipt(path: Path) -> PatchesReceipt | NegativesReceipt:
+def read_patch_receipt(path: Path) -> PatchStoreReceipt:
     """A receipt of the stage patches, which is always named patches.json, or else of the stage negatives."""
     if path.name == "patches.json":
         return read_receipt(path, PatchesReceipt)
@@ -52,7 +52,7 @@ def check_stores(patches: PatchSet) -> None:
                 )
 
 
-def check_same_format(receipts: Sequence[PatchesReceipt | NegativesReceipt]) -> None:
+def check_same_format(receipts: Sequence[PatchStoreReceipt]) -> None:
     """Raise `PipelineError` where patches differ in size, border, scale or stains, naming two slides."""
     for one, other in pairwise(receipts):
         if _format(one) != _format(other):
@@ -62,7 +62,7 @@ def check_same_format(receipts: Sequence[PatchesReceipt | NegativesReceipt]) -> 
             )
 
 
-def _format(receipt: PatchesReceipt | NegativesReceipt) -> tuple[int, int, float, str]:
+def _format(receipt: PatchStoreReceipt) -> tuple[int, int, float, str]:
     return receipt.size_px, receipt.border_px, receipt.options.mpp, receipt.options.stain_normalisation
 
 

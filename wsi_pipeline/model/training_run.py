@@ -24,7 +24,7 @@ from wsi_pipeline.model.patch_set import (
 from wsi_pipeline.model.trainer import Trainer
 from wsi_pipeline.model.training_log import HistoryRow, TrainingLog
 from wsi_pipeline.receipts.models import ModelReceipt, PatchSetFacts
-from wsi_pipeline.receipts.slides import NegativesReceipt, PatchesReceipt
+from wsi_pipeline.receipts.slides import PatchStoreReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class TrainingRun:
     distributed: DistributedContext
     device: Device
     options: TrainRun
-    receipts: Sequence[PatchesReceipt | NegativesReceipt]
+    receipts: Sequence[PatchStoreReceipt]
     training: PatchSetFacts
     validation: PatchSetFacts
     went_on_from: str | None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_pipeline.config import Section, StageRun
+from wsi_pipeline.config.loading import section_type
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json
@@ -27,9 +28,14 @@ class Facts(BaseModel):
 
 
 class Receipt(Facts):
-    """The receipt of the stage whose options are `run`."""
+    """The receipt of the stage whose options a subclass declares as its field `options`."""
 
     run: ClassVar[type[StageRun]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.run = cast("type[StageRun]", section_type(cls.model_fields["options"].annotation))
 
     def as_json(self) -> dict[str, Any]:
         """The content of the file. Fields that were not given are left out; options are written whole."""

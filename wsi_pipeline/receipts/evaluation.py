@@ -24,8 +24,6 @@ class SlideTruth(Facts):
 class ScoresReceipt(Receipt):
     """The score histogram of a heatmap; `features` is null for a heatmap without predicted positions."""
 
-    run = ScoresRun
-
     slide: str
     model_sha256: str
     counts_sha256: str
@@ -42,8 +40,6 @@ class DetectReceipt(Receipt):
     `lesions` holds the highest confidence on each lesion, 0 for a miss, and `false_positives` the confidences outside
     all lesions. Both are null, with a `reason`, for a slide whose lesions cannot be scored.
     """
-
-    run = DetectRun
 
     slide: str
     model_sha256: str
@@ -114,8 +110,6 @@ class Temperature(Facts):
 class CalibrateReceipt(Receipt):
     """The operating point of a model; `model_sha256` is null where no slide was read."""
 
-    run = CalibrateRun
-
     model_sha256: str | None
     operating_point: OperatingPoint
     temperature: Temperature | None
@@ -124,8 +118,6 @@ class CalibrateReceipt(Receipt):
 
 class ConfusionReceipt(Receipt):
     """The confusion of a slide at `threshold`; ratios are null where their denominator is 0."""
-
-    run = ConfusionRun
 
     slide: str
     model_sha256: str

@@ -8,15 +8,13 @@ from wsi_pipeline.config import HeatmapRun, PredictRun, TrainRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.receipts.base import Facts, Receipt, read_receipt
-from wsi_pipeline.receipts.slides import StainFacts
+from wsi_pipeline.receipts.slides import ClassCounts, StainFacts
 
 
-class PatchSetFacts(Facts):
+class PatchSetFacts(ClassCounts):
     """Number of slides of a set, and of their patches by class."""
 
     slides: int
-    normal: int
-    tumor: int
 
 
 class ModelReceipt(Receipt):
@@ -25,8 +23,6 @@ class ModelReceipt(Receipt):
     `taken` is given for weights that were taken from elsewhere, and the fields after it for weights that were trained
     here. `patches_sha256` has (stage, slide, digest of the store) of each set of patches.
     """
-
-    run = TrainRun
 
     architecture: str
     size_px: int
@@ -52,8 +48,6 @@ class ModelReceipt(Receipt):
 class PredictReceipt(Receipt):
     """Predictions of a batch of slides; `positions` is the number of patches of each predicted slide."""
 
-    run = PredictRun
-
     model_sha256: str
     positions: dict[str, int]
     options: PredictRun
@@ -77,8 +71,6 @@ class HeatmapReceipt(Receipt):
 
     `positions` have a probability, `unread_positions` lie on damaged chunks; `maximum` is null without any position.
     """
-
-    run = HeatmapRun
 
     slide: str
     model_sha256: str

@@ -31,8 +31,6 @@ class LevelFacts(Facts):
 class ConvertReceipt(Receipt):
     """The pyramid of a slide; `bounds` is (x, y, width, height) in level-0 pixels, `background` is (r, g, b)."""
 
-    run = ConvertRun
-
     slide: str
     source_sha256: str
     source_quickhash: str | None
@@ -49,8 +47,6 @@ class ConvertReceipt(Receipt):
 
 class TissueReceipt(Receipt):
     """The tissue mask of a slide; areas in mm², `shape` is (height, width) in pixels of the mask."""
-
-    run = TissueRun
 
     slide: str
     threshold: float
@@ -73,8 +69,6 @@ class PixelCounts(Facts):
 
 class TruthReceipt(Receipt):
     """The truth image of a slide; `shape` is (height, width), the area is that of the polygons of tumour in mm²."""
-
-    run = TruthRun
 
     slide: str
     label: str | None
@@ -102,16 +96,13 @@ class StainFacts(Facts):
     maxima: tuple[float, float]
 
 
-class PatchesReceipt(Receipt):
-    """The training patches of a slide; `grid` is (columns, rows) of the positions they were drawn from."""
-
-    run = PatchesRun
+class PatchStoreReceipt(Receipt):
+    """A store of patches of a slide: those that qualified, and those that were drawn from them."""
 
     slide: str
     size_px: int
     border_px: int
     mpp: float
-    grid: tuple[int, int]
     candidates: ClassCounts
     drawn: ClassCounts
     stains: StainFacts | None
@@ -120,19 +111,14 @@ class PatchesReceipt(Receipt):
     options: PatchesRun
 
 
-class NegativesReceipt(Receipt):
+class PatchesReceipt(PatchStoreReceipt):
+    """The training patches of a slide; `grid` is (columns, rows) of the positions they were drawn from."""
+
+    grid: tuple[int, int]
+
+
+class NegativesReceipt(PatchStoreReceipt):
     """Hard normal patches of a slide, drawn by the scores of the model with the weights `model_sha256`."""
 
-    run = NegativesRun
-
-    slide: str
     model_sha256: str
-    size_px: int
-    border_px: int
-    mpp: float
-    candidates: ClassCounts
-    drawn: ClassCounts
-    stains: StainFacts | None
-    store_sha256: str
-    index_sha256: str
     options: NegativesRun
