@@ -28,11 +28,11 @@ def main(cohort: Path, steps: int) -> None:
     device = pick_device(1)
     distributed = init_distributed()
     sets = PatchSet([cohort / "slides" / name / "patches.json" for name in ("n", "t")])
-    dataset, nothing = PatchDataset(sets.stores, sets.indices), PatchDataset([], [])
+    dataset, empty = PatchDataset(sets.stores, sets.indices), PatchDataset([], [])
     network = initial_network("random", 2, 1, None).double().eval()
     network.train = lambda *_: network  # type: ignore[method-assign]
     trainer = Trainer(
-        network, dataset, nothing, options, device, Checkpoints(cohort / "none"), "", distributed=distributed
+        network, dataset, empty, options, device, Checkpoints(cohort / "none"), "", distributed=distributed
     )
     losses: list[float] = []
     trainer._record = lambda: losses.extend(trainer.progress.losses)  # type: ignore[method-assign]

@@ -59,7 +59,7 @@ def write_imagescope(path: Path, layers: dict[str, list[str]]) -> Path:
     return path
 
 
-def test_the_same_regions_in_each_format(tmp_path: Path) -> None:
+def test_each_format_gives_the_same_regions(tmp_path: Path) -> None:
     tumor, hole, ignored = square(100, 100, 400), square(200, 200, 100), square(350, 350, 300)
     files = [
         write_asap(tmp_path / "a.xml", [("_0", tumor), ("_2", hole), ("Ignore*", ignored)]),
@@ -91,7 +91,7 @@ def test_the_same_regions_in_each_format(tmp_path: Path) -> None:
     assert [read(path).cut_out.area for path in files] == [100**2, 100**2, 0, 0]
 
 
-def test_figures_of_imagescope(tmp_path: Path) -> None:
+def test_imagescope_ellipses_and_rectangles_are_regions(tmp_path: Path) -> None:
     path = write_imagescope(
         tmp_path / "a.xml",
         {
@@ -108,7 +108,7 @@ def test_figures_of_imagescope(tmp_path: Path) -> None:
     assert regions.tumor.area == pytest.approx(math.pi * 100 * 50 + 100 * 50, rel=0.002)
 
 
-def test_what_has_no_area_is_left_out(tmp_path: Path) -> None:
+def test_geometries_without_area_are_skipped(tmp_path: Path) -> None:
     path = write_geojson(
         tmp_path / "a.geojson",
         feature(polygon(square(10, 10, 10)), "Tumor"),
@@ -121,7 +121,7 @@ def test_what_has_no_area_is_left_out(tmp_path: Path) -> None:
     assert read(path).tumor.area == 200
 
 
-def test_annotations_without_any_vertex_are_nothing(tmp_path: Path) -> None:
+def test_annotations_without_vertices_give_no_region(tmp_path: Path) -> None:
     files = [
         write_asap(tmp_path / "a.xml", [("_0", [])]),
         write_imagescope(tmp_path / "b.xml", {"Tumor": [region([]), region([], kind=2)], "Empty layer": []}),
@@ -132,7 +132,7 @@ def test_annotations_without_any_vertex_are_nothing(tmp_path: Path) -> None:
         assert read(path).tumor.is_empty, path
 
 
-def test_rings_inside_and_over_each_other_and_off_the_slide(tmp_path: Path) -> None:
+def test_nested_overlapping_and_out_of_bounds_rings(tmp_path: Path) -> None:
     rings = [
         ("_0", square(100, 100, 300)),
         ("_0", square(150, 150, 50)),  # inside another outline: not a hole
@@ -149,7 +149,7 @@ def test_rings_inside_and_over_each_other_and_off_the_slide(tmp_path: Path) -> N
     assert regions.tumor.bounds[2:] == (1600, 1200)
 
 
-def test_coordinates_come_in_their_order_and_with_decimal_commas(tmp_path: Path) -> None:
+def test_coordinates_are_sorted_by_order_and_may_have_decimal_commas(tmp_path: Path) -> None:
     text = "".join(
         f'<Coordinate Order="{k}" X="{x}" Y="{y}"/>'
         for k, x, y in ((2, "20,5", "20,5"), (0, "10,5", "10,5"), (1, "20,5", "10,5"), (10, "10,5", "20,5"))
@@ -166,7 +166,7 @@ RING = '[{"geometry": {"type": "Polygon", "coordinates": [[[1, %s], [2, 3], [4, 
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("a.geojson", "{", "not JSON (Expecting property name enclosed in double quotes: line 1 column 2"),
         ("a.geojson", "[" * 100_000, "not JSON"),
@@ -179,17 +179,17 @@ RING = '[{"geometry": {"type": "Polygon", "coordinates": [[[1, %s], [2, 3], [4, 
         ("a.xml", "", "not well-formed XML (no element found: line 1"),
     ],
 )
-def test_broken_files_say_where(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_broken_files_are_reported_with_their_location(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(AnnotationError) as caught:
         read(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "slide s1" in str(caught.value)
 
 
-def test_files_that_are_not_there_and_groups_without_a_name(tmp_path: Path) -> None:
+def test_missing_files_and_unnamed_groups_are_errors(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="cannot be read"):
         read(tmp_path / "no.xml")
     with pytest.raises(AnnotationError, match="cannot be read"):

@@ -92,7 +92,7 @@ def room_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_its_own_room_and_lower_ones_only(path: Path) -> None:
+def test_modules_import_only_their_own_room_and_lower_layers(path: Path) -> None:
     room = room_of(path)
     if room == "__init__":
         return
@@ -110,7 +110,7 @@ def test_no_stage_imports_another() -> None:
         assert all(name.startswith(shared) for name in names), path
 
 
-def test_the_package_knows_nothing_of_snakemake() -> None:
+def test_the_package_does_not_import_snakemake() -> None:
     for path in MODULES:
         assert not [name for name in imported(path) if name.split(".")[0].startswith("snakemake")], path
 
@@ -139,10 +139,10 @@ def test_no_function_is_longer_than_the_limit() -> None:
             assert lines <= MAX_FUNCTION_LINES, f"{path}: {function.name} has {lines} lines"
 
 
-def test_every_room_says_what_lives_there() -> None:
+def test_every_room_has_a_docstring() -> None:
     for folder in (path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()):
-        said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-        assert said and len(said) > 80, folder
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert docstring and len(docstring) > 80, folder
 
 
 def test_no_test_module_imports_another() -> None:

@@ -45,11 +45,11 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser, url: str, picture: str) -> Iterator[Page]:
     """A page, which must not complain, nor ask for anything elsewhere."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
-    complaints: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    problems: list[str] = []
+    requested: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(url)
     settle(page)
     yield page
@@ -57,9 +57,9 @@ def opened(browser: Browser, url: str, picture: str) -> Iterator[Page]:
         Path(PICTURES).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(PICTURES) / f"{picture}.png"), full_page=True)
     page.close()
-    assert complaints == []
+    assert problems == []
     here = url.partition("#")[0].removesuffix(".html")
-    elsewhere = [one for one in asked if not one.startswith((here, "data:", "blob:"))]
+    elsewhere = [one for one in requested if not one.startswith((here, "data:", "blob:"))]
     assert elsewhere == []
 
 
@@ -122,9 +122,7 @@ def counts_of(results: Path, slides: list[str]) -> dict[str, int]:
     return {kind: sum(one["counts"][kind] for one in receipts) for kind in ("tn", "fp", "fn", "tp")}
 
 
-def test_the_reports_slider_gives_the_figures_of_the_metrics(
-    browser: Browser, results: Path, metrics: dict[str, Any]
-) -> None:
+def test_the_report_slider_matches_the_metrics(browser: Browser, results: Path, metrics: dict[str, Any]) -> None:
     point, test = metrics["operating_point"]["threshold"], metrics["cohort"]["test_slides"]
     with opened(browser, (results / "report.html").as_uri(), "report") as page:
         assert matrix(page, "#cohort-matrix") == metrics["confusion"]["counts"] == counts_of(results, test)
@@ -147,7 +145,9 @@ def test_the_reports_slider_gives_the_figures_of_the_metrics(
         assert float(page.input_value('[data-control="threshold"]')) == point
 
 
-def test_the_matrices_agree_at_any_threshold(browser: Browser, results: Path, metrics: dict[str, Any]) -> None:
+def test_cohort_and_slide_matrices_agree_at_any_threshold(
+    browser: Browser, results: Path, metrics: dict[str, Any]
+) -> None:
     """One is counted from sums over all slides, the other from each slide's map."""
     with opened(browser, (results / "report.html").as_uri(), "report-thresholds") as page:
         steps = page.evaluate("[...new Set(viewer.slide.heat.steps)].sort((a, b) => a - b)")
@@ -183,7 +183,7 @@ def test_the_overlay_follows_the_slider(browser: Browser, results: Path) -> None
         assert found[1] < missed[1] or found[0] < missed[0]
 
 
-def test_the_heatmap_has_the_chosen_colours(browser: Browser, results: Path) -> None:
+def test_the_heatmap_uses_the_chosen_colormap(browser: Browser, results: Path) -> None:
     with served(results) as url, opened(browser, f"{url}#tumor-3", "view-colours") as page:
         seen = []
         for name in ("viridis", "cividis", "magma", "turbo"):
@@ -217,7 +217,7 @@ def test_the_table_sorts_and_opens_slides(browser: Browser, results: Path, metri
         until_shown(page, "normal-3")
 
 
-def test_a_slide_has_a_page_of_its_own(browser: Browser, results: Path) -> None:
+def test_each_slide_has_its_own_page(browser: Browser, results: Path) -> None:
     with opened(browser, (results / "report.html").as_uri(), "report-link") as page:
         page.click("#slides a >> text=tumor-3")
         settle(page)
@@ -228,7 +228,7 @@ def test_a_slide_has_a_page_of_its_own(browser: Browser, results: Path) -> None:
         assert page.locator("#cohort-matrix td").count() == 0
 
 
-def test_panels_move_together_and_layers_switch(browser: Browser, results: Path, tmp_path: Path) -> None:
+def test_panels_move_together_and_layers_toggle_per_panel(browser: Browser, results: Path, tmp_path: Path) -> None:
     # So short a training detects nothing.
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
@@ -267,7 +267,7 @@ def test_panels_move_together_and_layers_switch(browser: Browser, results: Path,
                 assert pixels(page, 1 - panel) == other, (layer, panel)
 
 
-def test_keys_go_to_slides_and_errors(browser: Browser, results: Path) -> None:
+def test_keys_navigate_slides_and_errors(browser: Browser, results: Path) -> None:
     with served(results) as url, opened(browser, f"{url}#tumor-3", "view-error") as page:
         names = page.evaluate("[...document.querySelectorAll('nav button')].map(one => one.dataset.slide)")
         assert names == ["normal-1", "tumor-1", "tumor-2", "normal-3", "tumor-3"]
@@ -301,7 +301,7 @@ def test_keys_go_to_slides_and_errors(browser: Browser, results: Path) -> None:
         assert view(page)["x"] == pytest.approx(shown["x"], abs=1)
 
 
-def test_a_run_half_way_is_shown_as_far_as_it_is(browser: Browser, results: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_shown_with_its_missing_stages(browser: Browser, results: Path, tmp_path: Path) -> None:
     half = tmp_path / "results"
     shutil.copytree(
         results, half, ignore=shutil.ignore_patterns("report.html", "evaluation", "confusion", "detections")
@@ -327,27 +327,29 @@ def test_a_run_half_way_is_shown_as_far_as_it_is(browser: Browser, results: Path
         settle(page)
 
 
-def test_names_are_text(browser: Browser, results: Path, tmp_path: Path) -> None:
+def test_names_are_escaped(browser: Browser, results: Path, tmp_path: Path) -> None:
     """Titles and cohorts hold anything; slides have plain names, which the sheet sees to."""
     hit = "document.body.dataset.hit=1"
-    evil = f"</script><script>{hit}</script><img src=x onerror={hit}> \"quoted\" 'name'"
+    malicious = f"</script><script>{hit}</script><img src=x onerror={hit}> \"quoted\" 'name'"
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
     (record,) = (copy / "logs" / "runs").glob("*.json")
     content = json.loads(record.read_text())
-    content["config"]["report"]["title"] = content["config"]["cohort"]["name"] = evil
-    content["sheet"]["text"] = content["sheet"]["text"].replace("\ttumor\t", f"\t{evil}\t")
+    content["config"]["report"]["title"] = content["config"]["cohort"]["name"] = malicious
+    content["sheet"]["text"] = content["sheet"]["text"].replace("\ttumor\t", f"\t{malicious}\t")
     record.write_text(json.dumps(content))
     with served(copy) as url, opened(browser, f"{url}#tumor-3", "view-names") as page:
-        assert page.inner_text("#title") == evil
+        assert page.inner_text("#title") == malicious
         assert page.evaluate("document.body.dataset.hit") is None
 
     slides = copy / "evaluation" / MODEL / "slides.csv"
-    slides.write_text(slides.read_text().replace(",tumor,", f',"{evil.replace(chr(34), chr(34) * 2)}",'))
+    slides.write_text(slides.read_text().replace(",tumor,", f',"{malicious.replace(chr(34), chr(34) * 2)}",'))
     metrics = json.loads((slides.parent / "metrics.json").read_text())
     metrics["provenance"]["tables_sha256"]["slides.csv"] = digest_file(slides)
     (slides.parent / "metrics.json").write_text(json.dumps(metrics))
-    report.run(Sheet(), MODEL, report.Inputs(copy), report.Outputs(tmp_path / "report.html"), ReportRun(title=evil))
+    report.run(
+        Sheet(), MODEL, report.Inputs(copy), report.Outputs(tmp_path / "report.html"), ReportRun(title=malicious)
+    )
     with opened(browser, (tmp_path / "report.html").as_uri(), "report-names") as page:
-        assert page.inner_text("h1") == evil
+        assert page.inner_text("h1") == malicious
         assert page.evaluate("document.body.dataset.hit") is None

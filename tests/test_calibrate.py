@@ -1,4 +1,4 @@
-"""What is chosen on validation slides, and how test slides are judged by it."""
+"""What is chosen on validation slides, and how test slides are calibrated by it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def validated(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
-def chosen(root: Path, out: Path, sheet: Sheet = VALIDATION, **options: Any) -> dict[str, Any]:
+def run_calibrate(root: Path, out: Path, sheet: Sheet = VALIDATION, **options: Any) -> dict[str, Any]:
     inputs = calibrate.Inputs(root / "scores", root / "detections")
     calibrate.run(sheet, inputs, calibrate.Outputs(out), CalibrateRun.model_validate(options))
     return json.loads(out.read_text())
@@ -53,7 +53,7 @@ def pooled() -> tuple[np.ndarray, np.ndarray]:
 def test_the_threshold_is_the_best_on_the_validation_slides(
     validated: Path, tmp_path: Path, rule: str, merit: Callable[[np.ndarray, np.ndarray], float]
 ) -> None:
-    facts = chosen(validated, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
+    facts = run_calibrate(validated, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
     point = facts["operating_point"]
     scores, truth = pooled()
     # A hair lower, as the stored scores are float32.
@@ -65,9 +65,9 @@ def test_the_threshold_is_the_best_on_the_validation_slides(
     assert facts["model_sha256"] == MODEL
 
 
-def test_false_detections_set_the_threshold(validated: Path, tmp_path: Path) -> None:
+def test_the_threshold_allows_the_requested_false_positives_per_slide(validated: Path, tmp_path: Path) -> None:
     wanted = {"rule": "false_positives_per_slide", "false_positives_per_slide": 0.5}
-    point = chosen(validated, tmp_path / "c.json", operating_point=wanted)["operating_point"]
+    point = run_calibrate(validated, tmp_path / "c.json", operating_point=wanted)["operating_point"]
     found = [json.loads((validated / "detections" / f"{s}.json").read_text()) for s in SLIDES]
     wrong = np.array([c for one in found for c in one["false_positives"]])
     assert (wrong >= point["threshold"]).sum() <= 0.5 * len(SLIDES) < (wrong >= point["threshold"] - 0.05).sum()
@@ -75,69 +75,71 @@ def test_false_detections_set_the_threshold(validated: Path, tmp_path: Path) -> 
     assert point["n_lesions"] == 2
 
 
-def test_a_fixed_threshold_looks_at_no_slide(tmp_path: Path) -> None:
-    facts = chosen(tmp_path / "nothing", tmp_path / "c.json", operating_point={"threshold": 0.3})
+def test_a_fixed_threshold_needs_no_slides(tmp_path: Path) -> None:
+    facts = run_calibrate(tmp_path / "nothing", tmp_path / "c.json", operating_point={"threshold": 0.3})
     assert facts["operating_point"] == {"rule": "fixed", "threshold": 0.3, "chosen_on": "given in the config"}
     assert facts["model_sha256"] is None
     assert facts["temperature"] is None
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"operating_point": {"rule": "youden"}}, "youden needs normal and tumour patches .* no tumour"),
         ({"calibration": {"temperature": True}}, "a temperature needs normal and tumour patches"),
         ({"operating_point": {"rule": "false_positives_per_slide"}}, "has no detection on 1 fully annotated"),
     ],
 )
-def test_validation_slides_that_do_not_do_are_an_error(
-    tissue_slide: Path, tmp_path: Path, options: dict[str, Any], said: str
+def test_unusable_validation_slides_are_an_error(
+    tissue_slide: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "n", *(np.full((6, 8), 0.2), np.zeros((6, 8), np.uint8)))
     sheet = Sheet({"n": SlideRow("n", "", "validation", label="normal")})
-    with pytest.raises(ConfigError, match=said):
-        chosen(tmp_path, tmp_path / "c.json", sheet, **options)
+    with pytest.raises(ConfigError, match=message):
+        run_calibrate(tmp_path, tmp_path / "c.json", sheet, **options)
     assert not (tmp_path / "c.json").exists()
 
 
-def test_slides_of_two_models_are_not_mixed(tissue_slide: Path, tmp_path: Path) -> None:
+def test_slides_of_two_models_are_refused(tissue_slide: Path, tmp_path: Path) -> None:
     for slide, model in (("n1", "a" * 64), ("t1", "b" * 64)):
         write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide), model=model)
     sheet = Sheet({s: VALIDATION[s] for s in ("n1", "t1")})
     with pytest.raises(StoreError, match="n1 was predicted by the model aaaaaaaaaaaa, t1 by bbbbbbbbbbbb"):
-        chosen(tmp_path, tmp_path / "c.json", sheet, operating_point={"rule": "youden"})
+        run_calibrate(tmp_path, tmp_path / "c.json", sheet, operating_point={"rule": "youden"})
 
 
 @pytest.fixture(scope="module")
-def judged(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validated: Path) -> Path:
+def calibrated(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validated: Path) -> Path:
     """The slides evaluated at a threshold and a temperature that were chosen before."""
-    root = tmp_path_factory.mktemp("judged")
-    chosen(validated, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True})
+    root = tmp_path_factory.mktemp("calibrated")
+    run_calibrate(
+        validated, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True}
+    )
     for slide in SLIDES:
         write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
     return root
 
 
-def evaluated(root: Path, out: Path, calibration: str = "calibration.json") -> dict[str, Any]:
+def run_evaluate(root: Path, out: Path, calibration: str = "calibration.json") -> dict[str, Any]:
     evaluate.run(SHEET, evaluate_inputs(root, root / calibration), evaluate.Outputs(out), EvaluateRun())
     return json.loads((out / "metrics.json").read_text())
 
 
-def test_test_slides_are_judged_at_the_chosen_threshold(judged: Path, tmp_path: Path) -> None:
-    metrics = evaluated(judged, tmp_path)
-    point = json.loads((judged / "calibration.json").read_text())["operating_point"]
+def test_test_slides_are_evaluated_at_the_chosen_threshold(calibrated: Path, tmp_path: Path) -> None:
+    metrics = run_evaluate(calibrated, tmp_path)
+    point = json.loads((calibrated / "calibration.json").read_text())["operating_point"]
     assert metrics["operating_point"] == point
     scores, truth = pooled()
     called = scores >= point["threshold"] - 1e-7
     assert metrics["confusion"]["sensitivity"] == pytest.approx(called[truth].mean())
     assert metrics["confusion"]["specificity"] == pytest.approx((~called)[~truth].mean())
-    own = json.loads((judged / "confusion" / "t1.json").read_text())
+    own = json.loads((calibrated / "confusion" / "t1.json").read_text())
     assert own["threshold"] == point["threshold"]
     assert sum(own["share_of_total"].values()) == pytest.approx(1)
 
 
-def test_calibration_is_given_at_the_temperature_too(judged: Path, tmp_path: Path) -> None:
-    calibration = evaluated(judged, tmp_path)["calibration"]
+def test_calibration_is_also_reported_at_the_temperature(calibrated: Path, tmp_path: Path) -> None:
+    calibration = run_evaluate(calibrated, tmp_path)["calibration"]
     there = calibration["at_temperature"]
     scores, truth = pooled()
     fitted = there["temperature"]
@@ -150,13 +152,13 @@ def test_calibration_is_given_at_the_temperature_too(judged: Path, tmp_path: Pat
     assert there["brier_score_interval"][0] < there["brier_score"] < there["brier_score_interval"][1]
 
 
-def test_slides_judged_at_another_threshold_are_refused(judged: Path, tmp_path: Path) -> None:
-    chosen(judged, judged / "other.json", operating_point={"threshold": 0.123})
+def test_slides_scored_at_another_threshold_are_refused(calibrated: Path, tmp_path: Path) -> None:
+    run_calibrate(calibrated, calibrated / "other.json", operating_point={"threshold": 0.123})
     with pytest.raises(StoreError, match=r"slide n1: .* at the threshold .*other\.json has 0\.123"):
-        evaluated(judged, tmp_path, "other.json")
+        run_evaluate(calibrated, tmp_path, "other.json")
 
 
-def test_a_threshold_chosen_for_another_model_is_refused(judged: Path, tissue_slide: Path, tmp_path: Path) -> None:
-    (tmp_path / "calibration.json").write_bytes((judged / "calibration.json").read_bytes())
+def test_a_threshold_chosen_for_another_model_is_refused(calibrated: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_bytes((calibrated / "calibration.json").read_bytes())
     with pytest.raises(StoreError, match="slide n1 was predicted by the model bbbbbbbbbbbb, but the operating point"):
         write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "n1", *maps("n1"), model="b" * 64)

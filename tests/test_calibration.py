@@ -22,12 +22,12 @@ def drawn(temperature: float, count: int = 200_000) -> Histogram:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_the_temperature_that_made_the_truth_is_found(temperature: float) -> None:
+def test_the_fit_recovers_the_true_temperature(temperature: float) -> None:
     # The standard error at 200,000 patches is under 1 %.
     assert fit_temperature(drawn(temperature)) == pytest.approx(temperature, rel=0.02)
 
 
-def test_it_is_the_minimum_of_the_cross_entropy() -> None:
+def test_the_fit_minimises_the_cross_entropy() -> None:
     histogram = drawn(2.0, 500)
     found = fit_temperature(histogram)
     best = minimize_scalar(lambda t: cross_entropy(histogram, t), bounds=(0.1, 10), method="bounded").x
@@ -35,7 +35,7 @@ def test_it_is_the_minimum_of_the_cross_entropy() -> None:
     assert cross_entropy(histogram, found) < cross_entropy(histogram)
 
 
-def test_cross_entropy_is_scikit_learns() -> None:
+def test_cross_entropy_matches_scikit_learn() -> None:
     histogram = drawn(1.0, 500)
     inner = (histogram.values > 0) & (histogram.values < 1)
     part = Histogram(histogram.values[inner], histogram.normal[inner], histogram.tumor[inner])
@@ -44,14 +44,14 @@ def test_cross_entropy_is_scikit_learns() -> None:
     assert cross_entropy(part) == pytest.approx(sk.log_loss(truth, scores), abs=1e-6)
 
 
-def test_scores_that_tell_all_or_nothing_have_the_ends_of_the_range() -> None:
-    sure = Histogram(np.array([0.2, 0.8]), normal=np.array([5, 0]), tumor=np.array([0, 5]))
-    wrong = Histogram(np.array([0.2, 0.8]), normal=np.array([0, 5]), tumor=np.array([5, 0]))
-    assert fit_temperature(sure) == 0.01
-    assert fit_temperature(wrong) == 100
+def test_perfect_and_inverted_scores_give_the_limits_of_the_temperature() -> None:
+    perfect = Histogram(np.array([0.2, 0.8]), normal=np.array([5, 0]), tumor=np.array([0, 5]))
+    inverted = Histogram(np.array([0.2, 0.8]), normal=np.array([0, 5]), tumor=np.array([5, 0]))
+    assert fit_temperature(perfect) == 0.01
+    assert fit_temperature(inverted) == 100
 
 
-def test_scores_keep_their_order_and_one_half() -> None:
+def test_temperature_scaling_keeps_the_order_and_the_score_one_half() -> None:
     steps = np.arange(STEPS + 1)
     assert at_temperature(steps, 1.0)[1:-1].tolist() == steps[1:-1].tolist()
     hot = at_temperature(steps, 3.0)

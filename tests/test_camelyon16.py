@@ -34,7 +34,7 @@ def sheet_of(folder: Path, text: str, root: str = BUCKET, share: float = 0.5) ->
     return load_sheet(folder / "slides.tsv", check_files=False)
 
 
-def test_rows_say_what_is_known_of_the_slides(tmp_path: Path) -> None:
+def test_rows_hold_what_is_known_about_the_slides(tmp_path: Path) -> None:
     sheet = sheet_of(
         tmp_path,
         "normal_001.tif,normal,negative,0\nnormal_086.tif,normal,negative,0\ntumor_010.tif,tumor,macro,0\n"
@@ -54,7 +54,7 @@ def test_rows_say_what_is_known_of_the_slides(tmp_path: Path) -> None:
     assert sheet.of_split("test") == ["test_003", "test_114"]
 
 
-def test_validation_slides_are_a_property_of_their_names(tmp_path: Path) -> None:
+def test_adding_slides_hardly_changes_the_validation_split(tmp_path: Path) -> None:
     names = [f"{kind}_{n:03d}.tif,{kind},x,{n % 2}" for kind in ("normal", "tumor") for n in range(1, 81)]
     held_out = set(sheet_of(tmp_path, "\n".join(names)).of_split("validation"))
     assert Counter(name.split("_")[0] for name in held_out) == {"normal": 40, "tumor": 40}
@@ -67,7 +67,7 @@ def test_validation_slides_are_a_property_of_their_names(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("slide,label\na,b\n", "no column image, type, center"),
         ("", "no column"),
@@ -76,9 +76,9 @@ def test_validation_slides_are_a_property_of_their_names(tmp_path: Path) -> None
         ("image,type,class,center\ntest_001.tif,normal,y,3\n", "row 2"),
     ],
 )
-def test_other_tables_are_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_reference_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "reference.csv").write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         write_sheet(tmp_path / "reference.csv", BUCKET, tmp_path / "slides.tsv", 0.2)
     assert not (tmp_path / "slides.tsv").exists()
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -86,7 +86,7 @@ def test_other_tables_are_refused(tmp_path: Path, text: str, said: str) -> None:
 
 
 @needs_data
-def test_all_399_slides_are_there(tmp_path: Path) -> None:
+def test_the_sheet_has_all_399_slides(tmp_path: Path) -> None:
     assert write_sheet(REFERENCE, BUCKET, tmp_path / "slides.tsv", 0.2) == 399
     sheet = load_sheet(tmp_path / "slides.tsv", check_files=False)
     labels = Counter((row.split == "test", row.label) for row in sheet.values())
@@ -99,7 +99,7 @@ def test_all_399_slides_are_there(tmp_path: Path) -> None:
 
 @needs_data
 @pytest.mark.workflow
-def test_the_dry_run_of_all_slides(tmp_path: Path) -> None:
+def test_a_dry_run_plans_all_slides(tmp_path: Path) -> None:
     data = tmp_path / "CAMELYON16"
     write_sheet(REFERENCE, str(data), tmp_path / "config" / "camelyon16.tsv", 0.2)
     with (tmp_path / "config" / "camelyon16.tsv").open() as file:
@@ -131,7 +131,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.workflow
-def test_slides_and_annotations_come_from_a_bucket(tmp_path: Path, bucket: str) -> None:
+def test_slides_and_annotations_are_read_from_a_bucket(tmp_path: Path, bucket: str) -> None:
     client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")  # noqa: S106
     client.upload_file(str(write_tiff(tmp_path / "a.tif", tissue_picture())), bucket, "c/images/tumor_001.tif", PUBLIC)
     annotation = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 300))])
@@ -144,16 +144,16 @@ def test_slides_and_annotations_come_from_a_bucket(tmp_path: Path, bucket: str) 
     again = snakemake(tmp_path, "results/slides/tumor_001/truth.json", "--dry-run", config=CONFIG | {"cohort": cohort})
     assert "Nothing to be done" in again.stdout + again.stderr
     crate = json.loads(write_crate(tmp_path / "results", tmp_path / ".snakemake", 1, "none").read_text())["@graph"]
-    taken = {one["name"]: one["object"] for one in crate if one["@id"].startswith("#job-")}
-    assert taken["convert"] == {"@id": f"s3://{bucket}/c/images/tumor_001.tif"}
-    assert {"@id": f"s3://{bucket}/c/annotations/tumor_001.xml"} in taken["truth"]
+    inputs = {one["name"]: one["object"] for one in crate if one["@id"].startswith("#job-")}
+    assert inputs["convert"] == {"@id": f"s3://{bucket}/c/images/tumor_001.tif"}
+    assert {"@id": f"s3://{bucket}/c/annotations/tumor_001.xml"} in inputs["truth"]
     # The fetched slide is not kept.
     assert not list(tmp_path.rglob("tumor_001.tif"))
 
 
 @pytest.mark.nightly
 @pytest.mark.workflow
-def test_results_in_a_bucket_are_those_in_a_folder(
+def test_results_in_a_bucket_equal_those_in_a_folder(
     finished: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -20,7 +20,7 @@ def write_results(folder: Path) -> None:
         (folder / hidden).touch()
 
 
-def test_a_store_is_one_part_and_hidden_files_are_none(tmp_path: Path) -> None:
+def test_a_store_is_listed_as_one_entry_and_hidden_files_are_skipped(tmp_path: Path) -> None:
     write_results(tmp_path)
     assert list_contents(tmp_path) == ["b.csv", "slides/a/a.json", "slides/a/pyramid.ome.zarr/"]
 
@@ -42,7 +42,7 @@ def test_differences_are_named(tmp_path: Path) -> None:
     assert found.text().splitlines()[-1] == "1 of 4 files and stores are unchanged; 2 changed, 1 missing, 1 new"
 
 
-def test_the_command_verify_ends_with_1_after_a_change(tmp_path: Path) -> None:
+def test_verify_exits_with_1_after_a_change(tmp_path: Path) -> None:
     write_results(tmp_path)
     found = digest_paths({name: tmp_path / name for name in list_contents(tmp_path)}, 1)
     graph = [{"@id": name, "sha256": digest} for name, digest in found.items()]

@@ -21,7 +21,7 @@ def test_each_stage_is_a_command() -> None:
     assert set(STAGES) <= set(typer.main.get_group(app).commands)
 
 
-def test_a_command_says_what_it_found(tmp_path: Path) -> None:
+def test_a_command_prints_its_result(tmp_path: Path) -> None:
     slide = write_tiff(tmp_path / "s.tif", tissue_picture(500, 400))
     result = wsi("convert", slide, "--slide", "x", "--store", tmp_path / "x.zarr", "--receipt", tmp_path / "x.json")
     assert (result.returncode, result.stderr) == (
@@ -30,7 +30,7 @@ def test_a_command_says_what_it_found(tmp_path: Path) -> None:
     )
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_user_errors_give_one_line_and_exit_code_2(tmp_path: Path) -> None:
     bad = tmp_path / "bad.tif"
     bad.write_text("nothing")
     result = wsi("convert", bad, "--slide", "x", "--store", tmp_path / "x.zarr", "--receipt", tmp_path / "x.json")

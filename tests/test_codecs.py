@@ -60,7 +60,7 @@ def test_zarr_encodes_and_decodes_with_the_codec(
     np.testing.assert_array_equal(read[:32, :48], codec.jpeg.decode(stream))
 
 
-def test_grey_chunks_are_pictures_too(tmp_path: Path) -> None:
+def test_grey_chunks_can_be_encoded(tmp_path: Path) -> None:
     grey = gradient()[..., 0]
     array = zarr.create_array(
         tmp_path / "a",
@@ -112,7 +112,7 @@ def test_tables_and_headers_of_the_configuration_are_used() -> None:
     np.testing.assert_array_equal(JpegCodec(header=whole[:at]).decode(whole[at:-2]), wanted)
 
 
-def test_a_configuration_that_is_not_known_is_refused() -> None:
+def test_unknown_configuration_keys_are_refused() -> None:
     assert ImagecodecsJpeg(JpegCodec()).to_dict() == {"name": "imagecodecs_jpeg"}
     with pytest.raises(ValueError, match="unknown key size"):
         ImagecodecsJpeg.from_dict({"name": "imagecodecs_jpeg", "configuration": {"size": "x"}})
@@ -130,7 +130,7 @@ def test_an_installed_package_with_the_codec_is_preferred(monkeypatch: pytest.Mo
         assert registered == wanted
 
 
-def test_damaged_streams_are_value_errors() -> None:
+def test_damaged_streams_raise_value_error() -> None:
     chunk = Size(96, 64)
     lossless = ZstdCodec(chunk)
     frame = lossless.encode(gradient())
@@ -143,7 +143,7 @@ def test_damaged_streams_are_value_errors() -> None:
             JpegCodec().decode(data)
 
 
-def test_streams_are_looked_at_before_they_are_copied() -> None:
+def test_stream_headers_are_checked_before_copying() -> None:
     whole = imagecodecs.jpeg8_encode(gradient(), 90)
     size = Size(96, 64)
     assert whole.startswith(read_header(whole, size))
@@ -166,7 +166,7 @@ def test_streams_are_looked_at_before_they_are_copied() -> None:
         read_header(imagecodecs.jpeg8_encode(gradient()[..., 0].copy()), size)
 
 
-def test_only_the_chains_of_pyramids_are_read() -> None:
+def test_only_the_codec_chains_of_pyramids_are_accepted() -> None:
     chunk = Size(8, 8)
     transpose = {"name": "transpose", "configuration": {"order": [1, 2, 0]}}
     assert level_codec_from_metadata([transpose, {"name": JPEG_CODEC_NAME}], chunk) == JpegCodec()
@@ -178,7 +178,7 @@ def test_only_the_chains_of_pyramids_are_read() -> None:
 
 @given(st.lists(st.one_of(st.none(), st.binary(min_size=1, max_size=300)), min_size=4, max_size=4))
 @settings(max_examples=40, deadline=None)
-def test_shards_are_zarrs(tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes | None]) -> None:
+def test_zarr_reads_the_shards(tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes | None]) -> None:
     folder = tmp_path_factory.mktemp("shard")
     padded = [None if c is None else c.ljust(300, b"\7") for c in chunks]
     array = zarr.create_array(
@@ -194,7 +194,7 @@ def test_shards_are_zarrs(tmp_path_factory: pytest.TempPathFactory, chunks: list
             assert Shard(path, 4).chunk(k) == data
 
 
-def test_damaged_shards_are_value_errors(tmp_path: Path) -> None:
+def test_damaged_shards_raise_value_error(tmp_path: Path) -> None:
     path = tmp_path / "shard"
     write_shard(path, [0, 1], [(b"abc",), (b"def",)], 2)
     content = path.read_bytes()
@@ -209,7 +209,7 @@ def test_damaged_shards_are_value_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("refuses", ["never", "opening", "writing"])
-def test_shards_are_whole_blocks_with_and_without_the_page_cache(
+def test_shards_are_whole_blocks_with_and_without_direct_io(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
 ) -> None:
     """File systems without direct I/O fail in open() or in write()."""
@@ -240,28 +240,28 @@ def test_shards_are_whole_blocks_with_and_without_the_page_cache(
     assert direct_flags == ([True, False] if refuses == "opening" else [True]) * 2
 
 
-def test_writing_for_other_reasons_fails(tmp_path: Path) -> None:
+def test_other_write_errors_are_raised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_blocks(tmp_path / "no" / "x", [b"a"], b"b")
 
 
-def test_one_error_stops_the_other_shards(tmp_path: Path) -> None:
+def test_one_error_cancels_the_remaining_shards(tmp_path: Path) -> None:
     grid = ChunkGrid.of(Size(800, 8), Size(8, 8), 8)
-    begun: list[tuple[int, int]] = []
+    started: list[tuple[int, int]] = []
 
     def encoded(tiles: list[tuple[int, int]]) -> list[tuple[bytes, ...] | None]:
-        begun.extend(tiles)
-        if begun[1:]:
+        started.extend(tiles)
+        if started[1:]:
             # Writing takes time, so that the error of the first shard cancels the queued ones.
             time.sleep(0.05)
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
         write_shards(tmp_path, grid, encoded, 1)
-    assert len(begun) < 20
+    assert len(started) < 20
 
 
-def test_a_slide_of_full_size_is_at_most_two_thousand_files() -> None:
+def test_a_full_size_slide_has_at_most_2000_files() -> None:
     for tile in (Size(240, 240), Size(256, 256), Size(512, 512), Size(1024, 1024)):
         files, size = 1, Size(200_000, 100_000)
         while max(size.width, size.height) > 512:

@@ -68,7 +68,7 @@ def write_patches(folder: Path, slide: str, tumor: int) -> None:
     write_receipt(folder / slide / "patches.json", receipt)
 
 
-def test_what_stands_out_is_named(tmp_path: Path) -> None:
+def test_findings_name_outliers_pen_marks_and_damaged_tiles(tmp_path: Path) -> None:
     for number, mm2 in enumerate((90, 100, 110, 95, 105, 120, 85, 130)):
         write_slide(tmp_path, f"s{number}", mm2, pen=50 if number else 400, damaged=2 * (number == 3))
     write_slide(tmp_path, "lost", 0.5)
@@ -84,7 +84,7 @@ def test_what_stands_out_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [1.0, 5000.0])
-def test_outliers_are_judged_among_enough_slides_and_beyond_a_tenth(value: float) -> None:
+def test_outliers_need_enough_slides_and_more_than_10_percent_deviation(value: float) -> None:
     same = {f"s{k}": 100.0 for k in range(7)}
     assert list(outliers({**same, "x": value})) == ["x"]
     assert outliers({**same, "x": 109.0}) == {}

@@ -35,7 +35,7 @@ def test_shipped_configs_are_valid(path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"tisue": {}}, "unknown key tisue (did you mean tissue?)"),
         ({"tissue": {"metod": 1}}, "unknown key tissue.metod (did you mean method?)"),
@@ -46,10 +46,10 @@ def test_shipped_configs_are_valid(path: Any) -> None:
         ({"training": {"model": "../x"}}, "training.model"),
     ],
 )
-def test_mistakes_are_named(values: dict[str, Any], said: str) -> None:
+def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(values)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -67,7 +67,7 @@ def test_options_of_another_step_version_are_refused(version: int) -> None:
         parse_options(TissueRun, json.dumps({"step_version": version}))
 
 
-def test_every_field_says_what_it_is() -> None:
+def test_every_field_has_a_description() -> None:
     def check(section: Section) -> int:
         fields = type(section).model_fields
         missing = [name for name, field in fields.items() if not field.description]
@@ -78,12 +78,12 @@ def test_every_field_says_what_it_is() -> None:
     assert check(Config()) > 60
 
 
-def test_what_decides_whether_to_train_does_not_change_the_options_of_training() -> None:
+def test_weights_file_and_retrain_are_not_options_of_the_stage_train() -> None:
     here = TrainRun.of(load_config({"training": {"weights_file": "a.pth", "retrain": "frozen"}}))
     assert here == TrainRun.of(Config())
 
 
-def test_the_slurm_profile_knows_every_rule() -> None:
+def test_the_slurm_profile_covers_every_rule() -> None:
     rules = set[str]()
     local = set[str]()
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):

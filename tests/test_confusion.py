@@ -18,7 +18,7 @@ from wsi_pipeline.metrics.steps import dequantize
 from wsi_pipeline.pyramid.ome_zarr import read_image
 
 
-def test_error_regions_are_where_the_errors_are(scored: Path) -> None:
+def test_geojson_regions_match_the_confusion_image(scored: Path) -> None:
     for slide in SLIDES:
         codes = read_image(scored / "confusion" / f"{slide}.ome.zarr", 0.5).data
         found = json.loads((scored / "confusion" / f"{slide}.geojson").read_text())["features"]
@@ -37,7 +37,7 @@ def test_error_regions_are_where_the_errors_are(scored: Path) -> None:
         assert np.array_equal(painted, np.where(codes == NOT_SCORED, 0, codes)), slide
 
 
-def test_ignored_places_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:
+def test_ignored_positions_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:
     heat, truth = maps("t1")
     truth[4] = IGNORE
     write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "t", heat, truth)
@@ -52,7 +52,7 @@ def test_ignored_places_are_not_scored(tissue_slide: Path, tmp_path: Path) -> No
     assert found["reason"] == "parts of the slide are not annotated"
 
 
-def test_the_confusion_image_has_the_examples_colours(scored: Path) -> None:
+def test_the_confusion_image_is_cyan_yellow_and_red(scored: Path) -> None:
     import zarr
 
     ome = zarr.open_group(scored / "confusion" / "t1.ome.zarr", mode="r").attrs["ome"]
@@ -66,7 +66,7 @@ def test_the_confusion_image_has_the_examples_colours(scored: Path) -> None:
     arrays(np.uint8, (4, 6), elements=st.sampled_from((NORMAL, TUMOR, IGNORE))),
 )
 @settings(max_examples=50, deadline=None)
-def test_codes_are_scikit_learns_confusion_at_each_score_of_the_map(
+def test_codes_match_scikit_learn_at_each_score_of_the_map(
     steps: np.ndarray, known: np.ndarray, labels: np.ndarray
 ) -> None:
     """A score equal to the operating point is called tumour, as in the histogram that the point is chosen on."""

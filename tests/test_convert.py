@@ -56,7 +56,7 @@ def write_plain(path: Path, rgb: np.ndarray, **more: Any) -> Path:
         {"tile": (256, 256)},
     ],
 )
-def test_slides_without_jpeg_tiles_are_kept_without_loss_by_zstd(tmp_path: Path, how: dict[str, Any]) -> None:
+def test_slides_without_jpeg_tiles_are_lossless_with_zstd(tmp_path: Path, how: dict[str, Any]) -> None:
     source = write_plain(tmp_path / "s.tif", tissue_picture(1700, 1100), **how)
     folder = convert_with(tmp_path / "s1", source, LOSSLESS)
     assert [level["method"] for level in receipt_of(folder)["levels"]] == ["read", "halved"]
@@ -104,7 +104,7 @@ def test_stripped_tiffs_are_read(tmp_path: Path, compression: str | None, kind: 
     np.testing.assert_array_equal(Pyramid(folder / "pyramid.ome.zarr").read(Box(0, 0, 1700, 1100), 0), wanted)
 
 
-def test_a_stripped_tiff_that_is_cut_off_or_without_scale_is_refused(tmp_path: Path) -> None:
+def test_truncated_unscaled_or_16_bit_stripped_tiffs_are_refused(tmp_path: Path) -> None:
     source = write_plain(tmp_path / "s.tif", tissue_picture(1700, 1100), rowsperstrip=16, compression="deflate")
     content = source.read_bytes()
     source.write_bytes(content[: len(content) // 2])
@@ -119,7 +119,9 @@ def test_a_stripped_tiff_that_is_cut_off_or_without_scale_is_refused(tmp_path: P
 
 
 @pytest.mark.parametrize(("subsampling", "quality", "mean"), [("444", 98, 1.5), ("444", 90, 3.5), ("420", 90, 6)])
-def test_jpeg_is_as_near_as_its_quality(tmp_path: Path, subsampling: Any, quality: int, mean: float) -> None:
+def test_the_jpeg_error_is_bounded_by_quality_and_subsampling(
+    tmp_path: Path, subsampling: Any, quality: int, mean: float
+) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture(1700, 1100), compression="deflate")
     options = ConvertRun(chunk_px=256, shard_px=1024, subsampling=subsampling, quality=quality, verify="all")
     folder = convert_with(tmp_path / "s1", source, options)
@@ -157,7 +159,7 @@ def test_plain_zarr_reads_a_lossless_store(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(array[...]).transpose(1, 2, 0), pyramid.read(Box(0, 0, 1700, 1100), 0))
 
 
-def test_white_chunks_are_left_out(tmp_path: Path) -> None:
+def test_white_chunks_are_not_stored(tmp_path: Path) -> None:
     rgb = np.full((1024, 1024, 3), 255, np.uint8)
     rgb[300:400, 300:400] = 90
     source = write_plain(tmp_path / "s.tif", rgb, tile=(256, 256))
@@ -180,7 +182,7 @@ def test_the_store_is_valid_ome_zarr(tissue_slide: Path) -> None:
     assert group["0"].shards == (3, 1024, 1024)
 
 
-def test_a_slide_with_one_level_gets_coarser_ones(tmp_path: Path) -> None:
+def test_coarser_levels_are_added_to_a_slide_with_one_level(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (1301, 1205, 3), dtype=np.uint8)
     source = write_plain(tmp_path / "flat.tif", rgb, tile=(256, 256))
     pyramid = Pyramid(convert_with(tmp_path / "s1", source, LOSSLESS) / "pyramid.ome.zarr")
@@ -190,7 +192,7 @@ def test_a_slide_with_one_level_gets_coarser_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "height", "first"), [(5000, 2600, 1), (1600, 1200, 0)])
-def test_an_overview_gives_the_same_pictures_and_scale(tmp_path: Path, width: int, height: int, first: int) -> None:
+def test_an_overview_gives_the_same_thumbnails_and_scale(tmp_path: Path, width: int, height: int, first: int) -> None:
     source = write_tiff(tmp_path / "a.tif", tissue_picture(width, height))
     store, overview = tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"
     options = ConvertRun(chunk_px=256, shard_px=1024)
@@ -222,7 +224,7 @@ def test_halving_takes_the_mean_and_repeats_odd_edges() -> None:
     assert np.abs(downsample(noise) - means).max() <= 1
 
 
-def test_chunks_threads_and_reruns_leave_the_same_bytes(tmp_path: Path) -> None:
+def test_the_receipt_does_not_depend_on_threads_or_folder(tmp_path: Path) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture())
     receipts = []
     for threads in (1, 3):
@@ -245,7 +247,7 @@ def test_transparent_pixels_take_the_background(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("mpp", [None, 0.001])
-def test_a_slide_without_usable_scale_names_the_column(tmp_path: Path, mpp: float | None) -> None:
+def test_a_slide_without_usable_scale_names_the_sheet_column(tmp_path: Path, mpp: float | None) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture(400, 500), mpp)
     with pytest.raises(SlideError, match=r"slide s1: .*s\.tif: .*Set the sheet's column mpp"):
         converted(tmp_path, source)
@@ -338,7 +340,7 @@ def test_real_slides_keep_their_pixels(tmp_path: Path, name: str) -> None:
 
 
 @needs_data
-def test_the_same_region_as_dicom_and_as_svs_agrees(tmp_path: Path) -> None:
+def test_dicom_and_svs_of_the_same_region_agree(tmp_path: Path) -> None:
     folder = DATA / "slides"
     svs = convert_with(tmp_path / "svs", folder / "CMU-1-Small-Region.svs", ConvertRun())
     dcm = next((folder / "CMU-1-Small-Region-dicom").glob("*.dcm"))

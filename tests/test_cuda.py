@@ -48,9 +48,9 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(cohort: Path, out: Path, *arguments: str) -> str:
     process = training.start(cohort, out, *arguments, **OPTIONS)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return stderr
 
 
 def heatmap(slides: Path, model: Path, out: Path, threads: int, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -67,7 +67,7 @@ def test_a_gpu_trains_stops_resumes_and_predicts(
     gpu: None, cohort: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(cohort, tmp_path / "whole")
-    facts = training.described(tmp_path / "whole")
+    facts = training.model_facts(tmp_path / "whole")
     assert (facts["device"], facts["steps"]) == (DEVICE, STEPS)
     whole = training.losses(tmp_path / "whole")
     assert np.isfinite(whole).all()
@@ -101,7 +101,7 @@ def test_a_gpu_trains_stops_resumes_and_predicts(
     np.testing.assert_allclose(fewer, orient, atol=0.05)
 
 
-def test_a_step_is_launched_without_waiting_for_the_one_before(gpu: None, cohort: Path, tmp_path: Path) -> None:
+def test_training_steps_do_not_wait_for_the_gpu(gpu: None, cohort: Path, tmp_path: Path) -> None:
     code = """
 import torch
 from wsi_pipeline.cli.app import main
@@ -121,16 +121,16 @@ main()
 """
     chosen = {**OPTIONS, "max_steps": 6, "clip_norm": 1.0, "augmentation": AugmentationOptions(stain=0.1)}
     process = training.start(cohort, tmp_path, code=code, **chosen)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert training.described(tmp_path)["steps"] == 6
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert training.model_facts(tmp_path)["steps"] == 6
 
 
 @pytest.mark.skipif(not Path("/dev/nvidia1").exists(), reason="no second GPU here")
-def test_two_gpus_have_the_losses_of_one(gpu: None, cohort: Path, tmp_path: Path) -> None:
+def test_two_gpus_give_the_losses_of_one(gpu: None, cohort: Path, tmp_path: Path) -> None:
     train(cohort, tmp_path / "one")
     train(cohort, tmp_path / "two", "--gpus", "2")
-    assert training.described(tmp_path / "two")["processes"] == 2
+    assert training.model_facts(tmp_path / "two")["processes"] == 2
     one, two = (training.losses(tmp_path / name) for name in ("one", "two"))
     np.testing.assert_allclose(one[0], two[0], rtol=0.1)
     assert two[-1] < two[0]

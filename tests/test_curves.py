@@ -25,7 +25,7 @@ scored = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_
 
 @given(scored)
 @settings(max_examples=200, deadline=None)
-def test_areas_are_scikit_learns_with_ties(rows: list[tuple[int, bool]]) -> None:
+def test_curves_and_areas_match_scikit_learn_with_ties(rows: list[tuple[int, bool]]) -> None:
     scores, truth = (np.array(column) for column in zip(*rows, strict=True))
     histogram = Histogram.of(scores / 12, truth)
     assert auc(histogram) == pytest.approx(metrics.roc_auc_score(truth, scores / 12), abs=1e-12)
@@ -40,7 +40,7 @@ def test_areas_are_scikit_learns_with_ties(rows: list[tuple[int, bool]]) -> None
     np.testing.assert_allclose(pr.y, precision[-2::-1], atol=1e-12)
 
 
-def test_a_missing_class_gives_no_figure() -> None:
+def test_a_missing_class_gives_none() -> None:
     only_normal = Histogram.of(np.array([0.1, 0.2]), np.array([False, False]))
     assert auc(only_normal) is None
     assert average_precision(only_normal) is None
@@ -52,7 +52,7 @@ def test_counts_include_the_threshold_itself() -> None:
     assert confusion_counts(histogram, 0.81) == ConfusionCounts(tp=1, fp=0, fn=2, tn=1)
 
 
-def test_the_interval_covers_a_mean_as_theory_says() -> None:
+def test_the_bootstrap_interval_of_a_mean_has_its_theoretical_width() -> None:
     values = np.random.default_rng(0).normal(5, 2, 100)
     weights = bootstrap_weights(100, 2000, 1, "mean")
     assert (weights.sum(axis=1) == 100).all()

@@ -113,9 +113,7 @@ def test_a_damaged_tile_is_named(tmp_path: Path, slide: Path, damage: Any) -> No
 
 @pytest.mark.parametrize("passthrough", [True, False])
 @pytest.mark.parametrize("damage", [zeroed, beyond])
-def test_a_damaged_tile_is_white_where_the_config_says_so(
-    tmp_path: Path, slide: Path, damage: Any, passthrough: bool
-) -> None:
+def test_a_damaged_tile_is_white_if_configured(tmp_path: Path, slide: Path, damage: Any, passthrough: bool) -> None:
     damage(slide)
     (level, _) = run(tmp_path, slide, WHITE.model_copy(update={"passthrough": passthrough}))
     assert level["damaged_tiles"] == [[2, 1]]
@@ -127,7 +125,7 @@ def test_a_damaged_tile_is_white_where_the_config_says_so(
 
 
 @pytest.mark.parametrize("passthrough", [True, False])
-def test_too_many_damaged_tiles_are_an_error_all_the_same(tmp_path: Path, slide: Path, passthrough: bool) -> None:
+def test_too_many_damaged_tiles_are_an_error_in_any_case(tmp_path: Path, slide: Path, passthrough: bool) -> None:
     for index in range(17):
         offset, count = tile_of(slide, index)
         overwrite(slide, offset, bytes(count))
@@ -135,20 +133,20 @@ def test_too_many_damaged_tiles_are_an_error_all_the_same(tmp_path: Path, slide:
     refused(tmp_path, slide, r"damaged at level 0, column \d, row \d, as 16 other tiles", options)
 
 
-def test_a_damaged_tile_of_a_slide_that_is_read_is_named(tmp_path: Path, slide: Path) -> None:
+def test_a_damaged_tile_is_named_without_passthrough(tmp_path: Path, slide: Path) -> None:
     zeroed(slide)
     options = OPTIONS.model_copy(update={"passthrough": False})
     refused(tmp_path, slide, r"damaged at level 0, column 2, row 1 \(of 256 px: .*copy it again", options)
 
 
-def test_only_what_is_damaged_is_blamed(slide: Path) -> None:
+def test_only_reads_of_the_damaged_tile_fail(slide: Path) -> None:
     """After its first error, possibly in another thread, an OpenSlide handle fails in every call."""
     zeroed(slide)
     source = SourceSlide("s1", slide, 0.5)
     bad = Box(512, 256, 256, 256)
     boxes = [bad, Box(0, 0, 256, 256), bad, Box(256, 768, 256, 256)] * 20
 
-    def blamed(box: Box) -> bool:
+    def fails(box: Box) -> bool:
         try:
             source.read(box, 0)
         except SlideError:
@@ -156,10 +154,10 @@ def test_only_what_is_damaged_is_blamed(slide: Path) -> None:
         return False
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(blamed, boxes)) == [box == bad for box in boxes]
+        assert list(pool.map(fails, boxes)) == [box == bad for box in boxes]
 
 
-def test_a_file_that_shrinks_while_it_is_read(slide: Path) -> None:
+def test_a_file_truncated_during_reading_is_detected(slide: Path) -> None:
     """The content of the reused buffer is not mistaken for the tile."""
     with TiledTiff(slide) as tiff:
         level = tiff.level(Size(1700, 1100))
@@ -174,14 +172,14 @@ def test_a_file_that_shrinks_while_it_is_read(slide: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
 @pytest.mark.parametrize("compression", ["jpeg", "deflate", "none"])
-def test_truncated_files(tmp_path: Path, compression: str, share: float) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, compression: str, share: float) -> None:
     whole = write_tiff(tmp_path / "whole.tif", tissue_picture(), compression=compression).read_bytes()
     cut = tmp_path / "cut.tif"
     cut.write_bytes(whole[: int(len(whole) * share)])
     refused(tmp_path, cut, "damaged at level|not a slide that OpenSlide can read")
 
 
-def test_what_is_no_slide_file(tmp_path: Path) -> None:
+def test_files_that_are_not_slides_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.tif"
     text.write_text("not a slide")
     refused(tmp_path, text, "not a slide that OpenSlide can read")
@@ -222,7 +220,9 @@ def tiled_entries(width: int, height: int, tile: int, count: int) -> list[tuple[
         pytest.param(tiled_entries(0, 0, 0, 0), 0, id="empty"),
     ],
 )
-def test_bombs_and_cycles(tmp_path: Path, entries: list[tuple[int, int, int, int]], following: int) -> None:
+def test_decompression_bombs_and_cycles_are_refused(
+    tmp_path: Path, entries: list[tuple[int, int, int, int]], following: int
+) -> None:
     source = tmp_path / "s.tif"
     source.write_bytes(b"II*\0\x08\0\0\0" + directory(entries, following) + bytes(4096))
     started = time.monotonic()
@@ -230,7 +230,7 @@ def test_bombs_and_cycles(tmp_path: Path, entries: list[tuple[int, int, int, int
     assert time.monotonic() - started < 20
 
 
-def test_a_billion_levels(tmp_path: Path) -> None:
+def test_a_chain_of_20000_directories_is_refused(tmp_path: Path) -> None:
     """A chain of 20,000 directories without pixels is rejected in bounded time."""
     source, size = tmp_path / "s.tif", 2 + 12 * 10 + 4
     entries = tiled_entries(1024, 1024, 256, 16)
@@ -265,7 +265,7 @@ def run_command(source: Path, out: Path, *launcher: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize("closed", ["slide", "folder of the slide", "output"])
-def test_permissions(tmp_path: Path, slide: Path, closed: str) -> None:
+def test_missing_permissions_are_named(tmp_path: Path, slide: Path, closed: str) -> None:
     inputs, out = tmp_path / "inputs", tmp_path / "out"
     inputs.mkdir()
     out.mkdir()
@@ -285,7 +285,7 @@ def test_permissions(tmp_path: Path, slide: Path, closed: str) -> None:
     assert list(out.iterdir()) == []
 
 
-def test_a_full_disk(tmp_path: Path, slide: Path) -> None:
+def test_a_full_disk_gives_one_line_and_no_output(tmp_path: Path, slide: Path) -> None:
     """A file size limit stands in for a full disk: the write fails in the kernel."""
     out = tmp_path / "out"
     done = run_command(slide, out, "prlimit", "--fsize=20000")
@@ -298,7 +298,7 @@ def test_a_full_disk(tmp_path: Path, slide: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_conversion_leaves_nothing_that_looks_whole_and_starts_again(tmp_path: Path) -> None:
+def test_a_killed_conversion_leaves_no_output_and_can_be_rerun(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (4096, 4096, 3), dtype=np.uint8)
     source, out = write_tiff(tmp_path / "s.tif", noise, compression="deflate"), tmp_path / "out"
     command = [sys.executable, "-m", "wsi_pipeline", *convert_arguments(source, out)]

@@ -41,7 +41,7 @@ def lesions_of(mask: np.ndarray, mpp: float = 10.0):
     return find_lesions(mask, mpp, merge_um=75, itc_um=275)
 
 
-def test_suppression_takes_the_highest_and_clears_its_circle() -> None:
+def test_suppression_takes_the_maxima_and_clears_a_circle_around_each() -> None:
     heat = np.full((9, 9), 0.1, np.float32)
     heat[2, 2], heat[2, 4], heat[2, 5], heat[8, 8] = 0.9, 0.8, 0.7, 0.6
     heat[0, 0] = NAN
@@ -52,7 +52,7 @@ def test_suppression_takes_the_highest_and_clears_its_circle() -> None:
     assert non_maximum_suppression(np.full((3, 3), NAN, np.float32), 2, 0.5) == []
 
 
-def test_connected_areas_are_one_detection_each_at_their_maximum() -> None:
+def test_each_connected_area_is_one_detection_at_its_maximum() -> None:
     heat = np.full((9, 9), 0.1, np.float32)
     heat[1, 1:4], heat[2, 4], heat[1, 2] = 0.6, 0.7, 0.9  # connected diagonally
     heat[5, 5] = heat[5, 6] = 0.9  # a tie: the first in reading order
@@ -69,7 +69,7 @@ scored_maps = arrays(np.float32, st.tuples(st.integers(1, 7), st.integers(1, 9))
 
 @given(scored_maps)
 @settings(deadline=None)
-def test_detections_are_the_maxima_of_scikit_images_8_connected_areas(heat: np.ndarray) -> None:
+def test_component_maxima_match_scikit_image_with_8_connectivity(heat: np.ndarray) -> None:
     known = np.nan_to_num(heat, nan=-1)
     labels = measure.label(known >= 0.5, connectivity=2)
     wanted = []
@@ -83,7 +83,7 @@ def test_detections_are_the_maxima_of_scikit_images_8_connected_areas(heat: np.n
 
 @given(scored_maps, st.sampled_from((0.5, 1.0, 1.5, 2.0, math.sqrt(5))))
 @settings(deadline=None)
-def test_suppression_is_the_plain_loop_over_all_positions(heat: np.ndarray, radius: float) -> None:
+def test_suppression_matches_a_plain_loop_over_all_positions(heat: np.ndarray, radius: float) -> None:
     left = {(y, x): float(heat[y, x]) for y, x in np.argwhere(heat >= 0.5).tolist()}
     wanted = []
     while left:
@@ -116,7 +116,7 @@ def test_isolated_tumour_cells_are_below_275_um() -> None:
     assert lesions_of(disk((60, 60), 30, 30, 11.5)).isolated == frozenset()
 
 
-def test_hits_count_once_and_isolated_cells_not_at_all() -> None:
+def test_lesions_are_hit_once_and_isolated_cells_are_not_counted() -> None:
     mask = disk((100, 200), 50, 40, 20) | disk((100, 200), 50, 150, 6)
     lesions = lesions_of(mask)
     assert len(lesions.counted) == 1
@@ -176,7 +176,7 @@ def test_froc_with_ties_by_hand() -> None:
     st.lists(st.integers(0, 3), min_size=5, max_size=5),
 )
 @settings(max_examples=100, deadline=None)
-def test_froc_of_a_resample_is_that_of_its_slides(slides: list, weights: list[int]) -> None:
+def test_froc_of_a_resample_equals_froc_of_its_slides(slides: list, weights: list[int]) -> None:
     hits = [SlideHits(tuple(lesions), tuple(misses)) for lesions, misses in slides]
     repeated = [one for one, times in zip(hits, weights, strict=False) for _ in range(times)]
     found = PooledHits(hits).froc(np.array(weights[: len(hits)]))

@@ -47,7 +47,7 @@ def double_precision(cohort: Path, rendezvous: Path, count: int) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(cohort: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one(cohort: Path, tmp_path: Path) -> None:
     # In float64, where only a wrong sum can make a difference above the tolerance.
     alone, together = (double_precision(cohort, tmp_path / f"rendezvous-{count}", count) for count in (1, 2))
     assert len(alone) == 6
@@ -60,16 +60,16 @@ def history(out: Path) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=[needs_bfloat16, pytest.mark.slow])])
-def test_two_processes_write_the_model_of_one(cohort: Path, tmp_path: Path, precision: str) -> None:
+def test_two_processes_train_the_same_model_as_one(cohort: Path, tmp_path: Path, precision: str) -> None:
     options = {"max_steps": 6, "freeze_steps": 6, "validate_every": 3, "average_decay": 0.5, "precision": precision}
     for count in (1, 2):
         out = tmp_path / str(count)
         process = training.start(cohort, out, "--gpus", str(count), **options)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        facts = training.described(out)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        facts = training.model_facts(out)
         assert (facts["processes"], facts["steps"], facts["dtype"]) == (count, 6, precision)
-        assert said.count("training loss") == 2
+        assert stderr.count("training loss") == 2
     tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == "float32" else {"rtol": 0.01, "atol": 1e-3}
     np.testing.assert_allclose(history(tmp_path / "2"), history(tmp_path / "1"), **tolerance)
     one, two = (load_file(tmp_path / str(count) / "last.safetensors") for count in (1, 2))
@@ -78,11 +78,11 @@ def test_two_processes_write_the_model_of_one(cohort: Path, tmp_path: Path, prec
         torch.testing.assert_close(two[name], tensor, **tolerance, msg=name)
 
 
-def test_processes_without_gpus_train_no_batch_norms(cohort: Path, tmp_path: Path) -> None:
+def test_several_cpu_processes_cannot_train_batch_norms(cohort: Path, tmp_path: Path) -> None:
     process = training.start(cohort, tmp_path, "--gpus", "2")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 2, said
-    assert "2 processes cannot train on CPUs: batch norms are synchronised on GPUs only. Set gpu of" in said
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2, stderr
+    assert "2 processes cannot train on CPUs: batch norms are synchronised on GPUs only. Set gpu of" in stderr
     assert not (tmp_path / "model.json").exists()
 
 
@@ -100,14 +100,14 @@ LONG = {"max_steps": 500, "freeze_steps": 500, "validate_every": 500}
 
 
 @pytest.mark.slow
-def test_both_stop_at_one_step_and_one_resumes(cohort: Path, tmp_path: Path) -> None:
+def test_two_processes_stop_at_the_same_step_and_one_process_resumes(cohort: Path, tmp_path: Path) -> None:
     process = started(cohort, tmp_path)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == STOPPED_EXIT_CODE, said
-    assert said.count("stopped at step") == 2
-    assert len({line for line in said.splitlines() if line.startswith("stopped at step")}) == 1
-    stopped_at = int(said.split("stopped at step ")[1].split()[0])
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == STOPPED_EXIT_CODE, stderr
+    assert stderr.count("stopped at step") == 2
+    assert len({line for line in stderr.splitlines() if line.startswith("stopped at step")}) == 1
+    stopped_at = int(stderr.split("stopped at step ")[1].split()[0])
     # A checkpoint of two processes serves one.
     process = training.start(cohort, tmp_path, **LONG)
     while (line := process.stderr.readline()) and "resuming" not in line:
@@ -119,12 +119,12 @@ def test_both_stop_at_one_step_and_one_resumes(cohort: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_other(cohort: Path, tmp_path: Path) -> None:
+def test_the_death_of_one_process_ends_the_other(cohort: Path, tmp_path: Path) -> None:
     process = started(cohort, tmp_path)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode not in (0, 2, STOPPED_EXIT_CODE), said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode not in (0, 2, STOPPED_EXIT_CODE), stderr
     assert not any(Path("/proc", child).exists() for child in children)
     assert not (tmp_path / "model.json").exists()
 
@@ -135,7 +135,7 @@ def test_shards_cover_all_patches_once() -> None:
         assert [k for shard in shards for k in shard] == list(range(10))
 
 
-def test_a_single_process_communicates_with_none() -> None:
+def test_a_single_process_does_not_communicate() -> None:
     values = torch.arange(3.0)
     assert DistributedContext().all_reduce(values) is values
     assert DistributedContext().all_gather(values, [3]) is values

@@ -38,7 +38,7 @@ def stored(folder: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "deflate"])
-def test_the_plan_is_near_what_happens(tmp_path: Path, compression: str) -> None:
+def test_the_estimate_is_close_to_the_actual_conversion(tmp_path: Path, compression: str) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture(2300, 2100), compression=compression)
     sheet = load_sheet(write_sheet(tmp_path, ("s1", str(source), "test", "", "")))
     (plan,) = estimate_cohort(sheet, CONFIG).slides
@@ -68,7 +68,7 @@ def run_plan(*arguments: Any) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_a_good_cohort_is_described(tmp_path: Path) -> None:
+def test_plan_describes_a_valid_cohort(tmp_path: Path) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture())
     asap = write_asap(tmp_path / "a.xml", [("Tumor", square(300, 300, 200))])
     sheet = write_sheet(tmp_path, ("s1", str(source), "train", str(asap), ""), ("s2", str(source), "test", "", "0.25"))
@@ -89,7 +89,7 @@ def test_a_good_cohort_is_described(tmp_path: Path) -> None:
     assert written["problems"] == []
 
 
-def test_what_looks_wrong_is_said_with_its_remedy_and_the_rest_is_planned(tmp_path: Path) -> None:
+def test_problems_are_reported_and_valid_slides_are_planned(tmp_path: Path) -> None:
     good = write_tiff(tmp_path / "good.tif", tissue_picture())
     scaleless = write_tiff(tmp_path / "scaleless.tif", tissue_picture(), mpp=None)
     coarse = write_tiff(tmp_path / "coarse.tif", tissue_picture(), mpp=4.0)
@@ -134,7 +134,7 @@ def test_what_looks_wrong_is_said_with_its_remedy_and_the_rest_is_planned(tmp_pa
 @pytest.mark.parametrize(
     ("text", "problem"), [("- a", "not a mapping"), ("{", "cannot be read"), (None, "cannot be read")]
 )
-def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str | None, problem: str) -> None:
+def test_invalid_config_files_are_refused(tmp_path: Path, text: str | None, problem: str) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
@@ -142,7 +142,7 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str | None, prob
         read_yaml(path)
 
 
-def test_slides_that_something_is_chosen_on_are_predicted_too(tmp_path: Path) -> None:
+def test_validation_slides_are_predicted_if_a_rule_needs_them(tmp_path: Path) -> None:
     source = str(write_tiff(tmp_path / "s.tif", tissue_picture()))
     sheet = load_sheet(write_sheet(tmp_path, ("a", source, "test", "", ""), ("b", source, "validation", "", "")))
     chosen = Config.model_validate({**CONFIG.model_dump(), "evaluation": {"operating_point": {"rule": "youden"}}})

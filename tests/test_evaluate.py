@@ -18,7 +18,7 @@ from wsi_pipeline.errors import ConfigError, IncompleteError, StoreError
 from wsi_pipeline.masks.label_images import TUMOR
 
 
-def test_figures_are_those_of_the_pooled_patches(scored: Path, tmp_path: Path) -> None:
+def test_patch_metrics_match_scikit_learn_on_pooled_patches(scored: Path, tmp_path: Path) -> None:
     metrics = run(scored, tmp_path)
     scores, truth = pooled()
     patch = metrics["patch"]
@@ -58,7 +58,7 @@ def test_slide_scores_may_be_the_mean_of_the_top_share(scored: Path, tmp_path: P
     assert metrics["slide"]["score"] == "mean of the highest 20 % of the heatmap"
 
 
-def test_the_forest_is_fitted_on_other_slides(tissue_slide: Path, tmp_path: Path) -> None:
+def test_the_forest_is_not_fitted_on_test_slides(tissue_slide: Path, tmp_path: Path) -> None:
     # Tumour slides have one large area, normal ones as many high scores far apart: the maximum tells nothing.
     rng = np.random.default_rng(5)
     sheet = Sheet()
@@ -104,7 +104,7 @@ def test_a_label_that_contradicts_the_truth_is_refused(
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_each_figure_says_which_slides_it_lacks(scored: Path, tmp_path: Path) -> None:
+def test_each_metric_lists_the_slides_that_it_leaves_out(scored: Path, tmp_path: Path) -> None:
     metrics = run(scored, tmp_path)
     lacking = set(metrics["lesion"]["not_scored"])
     assert metrics["lesion"]["left_out"] == sorted(lacking)
@@ -114,7 +114,7 @@ def test_each_figure_says_which_slides_it_lacks(scored: Path, tmp_path: Path) ->
     assert set(metrics["slide"]["not_scored"]) == unlabelled == set(metrics["slide"]["left_out"])
 
 
-def test_macro_centres_and_calibration(scored: Path, tmp_path: Path) -> None:
+def test_macro_average_centres_and_calibration(scored: Path, tmp_path: Path) -> None:
     names = list(SLIDES)
     sheet = Sheet({s: replace(row, centre="north" if s in names[:3] else "south") for s, row in SHEET.items()})
     found = run(scored, tmp_path, sheet)
@@ -149,7 +149,7 @@ def test_macro_centres_and_calibration(scored: Path, tmp_path: Path) -> None:
     assert (tmp_path / "reliability.png").stat().st_size > 3000
 
 
-def test_figures_are_there_twice_with_the_same_bytes(scored: Path, tmp_path: Path) -> None:
+def test_figures_are_reproducible_as_png_and_pdf(scored: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         run(scored, tmp_path / folder)
     names = [f"{name}.{kind}" for name in ("roc", "pr", "froc", "reliability", "confusion", "cohort") for kind in KINDS]
@@ -161,7 +161,7 @@ def test_figures_are_there_twice_with_the_same_bytes(scored: Path, tmp_path: Pat
     assert b"/FontFile2" in (tmp_path / "one" / "roc.pdf").read_bytes()
 
 
-def test_the_band_of_the_roc_holds_the_curve(scored: Path, tmp_path: Path) -> None:
+def test_the_roc_curve_lies_within_its_band(scored: Path, tmp_path: Path) -> None:
     run(scored, tmp_path)
     with (tmp_path / "roc_band.csv").open() as file:
         rate, low, high = np.array([[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]).T
@@ -179,13 +179,13 @@ def test_the_band_of_the_roc_holds_the_curve(scored: Path, tmp_path: Path) -> No
     assert (high - low).max() > 0.01
 
 
-def test_the_slide_auc_has_delongs_interval_too(scored: Path, tmp_path: Path) -> None:
+def test_the_slide_auc_has_a_delong_interval(scored: Path, tmp_path: Path) -> None:
     slide = run(scored, tmp_path)["slide"]
     low, high = slide["auc_delong_interval"]
     assert 0 <= low <= slide["auc"] <= high <= 1
 
 
-def test_the_13_threshold_area_is_the_trapezoid(scored: Path, tmp_path: Path) -> None:
+def test_the_matlab_parity_auc_is_a_trapezoid_over_13_thresholds(scored: Path, tmp_path: Path) -> None:
     scores, truth = pooled()
     thresholds = [1, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0]
     tpr = [(scores[truth] >= t).mean() for t in thresholds]
@@ -203,7 +203,7 @@ def test_the_same_inputs_give_the_same_bytes(scored: Path, tmp_path: Path) -> No
     assert str(tmp_path) not in (tmp_path / "a" / "metrics.json").read_text()
 
 
-def test_missing_slides_are_named_and_never_pass_for_complete(scored: Path, tmp_path: Path) -> None:
+def test_missing_slides_are_named_and_mark_the_metrics_incomplete(scored: Path, tmp_path: Path) -> None:
     more = Sheet({**SHEET, "gone": SlideRow("gone", "gone.tif", "test", label="tumor")})
     with pytest.raises(IncompleteError, match=r"1 of 5 test slides have no results: gone\. .*cohort\.exclude"):
         run(scored, tmp_path, more)
@@ -213,7 +213,7 @@ def test_missing_slides_are_named_and_never_pass_for_complete(scored: Path, tmp_
     assert metrics["cohort"]["complete"] is False
 
 
-def test_one_class_alone_gives_null_with_the_reason(scored: Path, tmp_path: Path) -> None:
+def test_a_single_class_gives_null_with_the_reason(scored: Path, tmp_path: Path) -> None:
     normals = Sheet({s: row for s, row in SHEET.items() if row.label == "normal"})
     metrics = run(scored, tmp_path, normals)
     assert metrics["patch"]["auc"] is None
@@ -224,13 +224,13 @@ def test_one_class_alone_gives_null_with_the_reason(scored: Path, tmp_path: Path
     assert metrics["confusion"]["sensitivity"] is None
 
 
-def test_no_slides_at_all_give_nulls(scored: Path, tmp_path: Path) -> None:
+def test_no_slides_give_nulls(scored: Path, tmp_path: Path) -> None:
     metrics = run(scored, tmp_path, Sheet(), allow_missing=True)
     assert metrics["patch"]["reason"] == "there are no normal and no tumour patches"
     assert metrics["operating_point"] is None
 
 
-def test_maps_of_two_models_are_not_mixed(scored: Path, tissue_slide: Path, tmp_path: Path) -> None:
+def test_maps_of_two_models_are_refused(scored: Path, tissue_slide: Path, tmp_path: Path) -> None:
     write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "x", *maps("n1"), model="b" * 64)
     for kind in ("scores", "confusion", "detections"):
         for path in (scored / kind).glob("n1*"):

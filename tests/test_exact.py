@@ -34,7 +34,7 @@ def histogram_of(rows: list[tuple[int, int]]) -> Histogram:
 
 @given(columns)
 @settings(max_examples=300, deadline=None)
-def test_auc_is_that_of_pythons_integers(rows: list[tuple[int, int]]) -> None:
+def test_auc_matches_python_integers(rows: list[tuple[int, int]]) -> None:
     below = [0, *accumulate(normal for normal, _ in rows)]
     wins = sum(tumor * (2 * below[k] + normal) for k, (normal, tumor) in enumerate(rows))
     pairs = 2 * sum(normal for normal, _ in rows) * sum(tumor for _, tumor in rows)
@@ -43,7 +43,7 @@ def test_auc_is_that_of_pythons_integers(rows: list[tuple[int, int]]) -> None:
 
 @given(columns)
 @settings(max_examples=300, deadline=None)
-def test_youden_is_that_of_pythons_integers(rows: list[tuple[int, int]]) -> None:
+def test_youden_matches_python_integers(rows: list[tuple[int, int]]) -> None:
     histogram = histogram_of(rows)
     normals, tumors = (sum(column) for column in zip(*rows, strict=True))
 
@@ -76,14 +76,14 @@ def test_ten_thousand_slides_of_a_million_positions(share: float) -> None:
 @given(st.integers(1, 999), st.integers(1, 3000))
 @example(540, 450)
 @settings(max_examples=500, deadline=None)
-def test_sensitivity_asks_for_the_count_of_the_written_decimal(thousandths: int, tumors: int) -> None:
+def test_sensitivity_is_an_exact_decimal(thousandths: int, tumors: int) -> None:
     # One tumour position at each score: the threshold says how many are called.
     histogram = Histogram(np.arange(tumors, dtype=np.float64), np.zeros(tumors, np.int64), np.ones(tumors, np.int64))
     called = tumors - at_sensitivity(histogram, thousandths / 1000)
     assert called == -(-thousandths * tumors // 1000)
 
 
-def test_a_product_that_binary_numbers_round_up() -> None:
+def test_binary_rounding_does_not_raise_the_required_count() -> None:
     assert 0.54 * 450 > 243
     assert share_of(0.54, 450) == 243
     histogram = Histogram(np.arange(450.0), np.zeros(450, np.int64), np.ones(450, np.int64))
@@ -93,7 +93,7 @@ def test_a_product_that_binary_numbers_round_up() -> None:
 @given(st.integers(0, 300), st.integers(1, 300), st.integers(0, 80))
 @example(29, 100, 40)
 @settings(max_examples=300, deadline=None)
-def test_false_positives_per_slide_are_those_of_the_written_decimal(hundredths: int, slides: int, made: int) -> None:
+def test_false_positives_per_slide_are_an_exact_decimal(hundredths: int, slides: int, made: int) -> None:
     confidences = tuple((k + 1) / 1000 for k in range(made))
     hits = [SlideHits((0.5,), confidences), *[SlideHits((), ())] * (slides - 1)]
     threshold = at_false_positives(hits, hundredths / 100)
@@ -108,7 +108,7 @@ def test_false_positives_per_slide_are_those_of_the_written_decimal(hundredths: 
 @given(st.integers(1, 1000), st.lists(st.integers(0, MOST), min_size=1, max_size=30).filter(any))
 @example(540, [300, 150])
 @settings(max_examples=300, deadline=None)
-def test_the_top_share_is_that_of_pythons_integers(thousandths: int, counts: list[int]) -> None:
+def test_the_top_share_matches_python_integers(thousandths: int, counts: list[int]) -> None:
     steps = np.linspace(0, STEPS, len(counts)).astype(np.int64)
     zero = np.zeros(len(counts), np.int64)
     wanted = left = -(-thousandths * sum(counts) // 1000)
@@ -120,7 +120,7 @@ def test_the_top_share_is_that_of_pythons_integers(thousandths: int, counts: lis
     assert found == pytest.approx(float(Fraction(total, wanted * STEPS)), abs=1e-15)
 
 
-def test_normal_patches_for_each_tumour_patch_are_those_of_the_written_decimal() -> None:
+def test_normal_patches_per_tumour_patch_are_an_exact_decimal() -> None:
     assert 1.1 * 50 > 55
     labels = np.array([1] * 50 + [0] * 900, np.int8)
     drawn = draw_candidates(labels, "s1", PatchesRun(normal_per_tumor=1.1))

@@ -13,7 +13,7 @@ from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.stages import export
 
 
-def test_values_and_place_come_back(tmp_path: Path) -> None:
+def test_the_tiff_keeps_values_and_position(tmp_path: Path) -> None:
     heat = np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7)
     heat[2, 3] = np.nan
     write_image(tmp_path / "h.ome.zarr", Image(heat, 60.0, 37.5), name="p", slide_mpp=0.5, fill=float("nan"))

@@ -40,7 +40,7 @@ def direct(tumor: np.ndarray, normal: np.ndarray) -> np.ndarray:
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans()), min_size=4, max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_delong_is_the_direct_computation_over_all_pairs(cases: list[tuple[int, int, bool]]) -> None:
+def test_delong_matches_the_computation_over_all_pairs(cases: list[tuple[int, int, bool]]) -> None:
     first, second, is_tumor = (np.array(values) for values in zip(*cases, strict=True))
     scores = np.stack((first, second)).astype(float)
     tumors = int(is_tumor.sum())
@@ -66,7 +66,7 @@ def test_delong_is_the_direct_computation_over_all_pairs(cases: list[tuple[int, 
     assert areas[0] == pytest.approx(sk.roc_auc_score(is_tumor, first), abs=1e-12)
 
 
-def test_an_interval_by_hand() -> None:
+def test_a_delong_interval_by_hand() -> None:
     # Tumour 3, 2, normal 2, 1: pairs 1, 1, 0.5, 1, AUC 3.5 / 4. Shares of the tumour cases are 1 and 0.75, of the
     # normal ones 0.75 and 1: each variance is 0.03125, over 2 cases 0.015625; the sum is 0.03125.
     interval = delong_interval(np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False]), 0.95)
@@ -74,7 +74,7 @@ def test_an_interval_by_hand() -> None:
     assert delong_interval(np.array([1.0, 2.0]), np.array([True, False]), 0.95) is None
 
 
-def test_models_that_differ_and_models_that_do_not() -> None:
+def test_p_values_of_different_and_of_equal_models() -> None:
     rng = np.random.default_rng(0)
     is_tumor = np.arange(120) % 3 == 0
     good = is_tumor + rng.normal(0, 0.5, 120)
@@ -171,7 +171,7 @@ def test_isolated_tumour_cells_are_neither_hit_nor_missed(tmp_path: Path) -> Non
     assert found["slides"][0]["false_positives"] == 0
 
 
-def test_pyramids_of_masks_give_their_level(tmp_path: Path) -> None:
+def test_the_requested_level_of_a_mask_pyramid_is_read(tmp_path: Path) -> None:
     levels = [np.zeros((64 >> k, 96 >> k), np.uint8) for k in range(4)]
     levels[3][2, 3] = 255
     with tifffile.TiffWriter(tmp_path / "m.tif") as tiff:
@@ -184,7 +184,7 @@ def test_pyramids_of_masks_give_their_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ("0.9,1,2\n0.8,x,4\n", "row 2: '0.8,x,4' is not confidence,x,y"),
         ("nan,1,2\n", "row 1"),
@@ -193,17 +193,17 @@ def test_pyramids_of_masks_give_their_level(tmp_path: Path) -> None:
         ("-0.1,1,2\n", "the confidence -0.1 is below 0"),
     ],
 )
-def test_bad_rows_of_detections_are_named(tmp_path: Path, rows: str, said: str) -> None:
+def test_bad_rows_of_detections_are_named(tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(rows)
     with pytest.raises(PipelineError) as caught:
         read_detections(tmp_path / "a.csv")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "a.csv" in str(caught.value)
 
 
 def test_bad_folders_and_masks_are_named(cases: Path) -> None:
-    def refused(said: str, *more: str) -> None:
-        with pytest.raises(PipelineError, match=said):
+    def refused(message: str, *more: str) -> None:
+        with pytest.raises(PipelineError, match=message):
             command("froc", cases / "detections", cases / "masks", *more)
 
     refused("no CSV of the excluded slide test_9", "--exclude", "test_9")
@@ -251,7 +251,7 @@ def test_two_models_on_the_same_slides(tmp_path: Path) -> None:
     assert "difference +0.1667" in command("roc", one, "--against", other, "--permutations", 100, "--resamples", 100)
 
 
-def test_one_class_alone_is_null_with_its_reason(tmp_path: Path) -> None:
+def test_a_single_class_gives_null_with_the_reason(tmp_path: Path) -> None:
     found = figures_of(tmp_path, "roc", write_scores(tmp_path / "a.csv", ROWS[:1] + ROWS[2:3]))
     assert found["auc"] is None
     assert found["reason"] == "there are no normal slides"
@@ -259,7 +259,7 @@ def test_one_class_alone_is_null_with_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "header", "said"),
+    ("rows", "header", "message"),
     [
         (ROWS, "slide,score,class", "columns slide, score, class, not slide, score, label"),
         ([*ROWS, ("a", 0.2, "normal")], "slide,score,label", "row 7: a occurs twice"),
@@ -268,12 +268,12 @@ def test_one_class_alone_is_null_with_its_reason(tmp_path: Path) -> None:
         ([], "slide,score,label", "no slides"),
     ],
 )
-def test_bad_tables_are_named(tmp_path: Path, rows: list[tuple[str, float, str]], header: str, said: str) -> None:
-    with pytest.raises(PipelineError, match=said):
+def test_bad_tables_are_named(tmp_path: Path, rows: list[tuple[str, float, str]], header: str, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
         command("roc", write_scores(tmp_path / "a.csv", rows, header))
 
 
-def test_tables_of_other_slides_or_labels_are_not_compared(tmp_path: Path) -> None:
+def test_tables_with_different_slides_or_labels_are_refused(tmp_path: Path) -> None:
     one = write_scores(tmp_path / "a.csv", ROWS)
     with pytest.raises(PipelineError, match=r"e is only in .*a\.csv"):
         command("roc", one, "--against", write_scores(tmp_path / "b.csv", ROWS[:-1]))

@@ -61,9 +61,9 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     code: int
-    said: str
+    output: str
 
 
 def child(folder: str, command: tuple[str, ...], log: str, fault: Callable[[], None] | None) -> None:
@@ -81,22 +81,22 @@ def child(folder: str, command: tuple[str, ...], log: str, fault: Callable[[], N
     main()
 
 
-class Started:
+class RunningChild:
     """A child that is running, and what it says."""
 
     def __init__(self, process: Any, pipe: Path) -> None:
-        self.process, self.said = process, ""
+        self.process, self.output = process, ""
         self.reader = Thread(target=self.read, args=(pipe,), daemon=True)
         self.reader.start()
 
     def read(self, pipe: Path) -> None:
-        self.said = pipe.read_text(errors="replace")
+        self.output = pipe.read_text(errors="replace")
 
-    def end(self) -> Ended:
+    def end(self) -> Outcome:
         self.process.join(120)
         assert self.process.exitcode is not None, "it does not end"
         self.reader.join(10)
-        return Ended(self.process.exitcode, self.said)
+        return Outcome(self.process.exitcode, self.output)
 
 
 class KillBefore:
@@ -145,7 +145,7 @@ def cohort(finished: Path, processes: Any, tmp_path_factory: pytest.TempPathFact
     made = tuple(f"{HEATMAPS}/{TRAINED_ON}{suffix}" for suffix in (".ome.zarr", ".json"))
     run = Bench(finished, tmp_path_factory.mktemp("cohort"), Stage(command, (), made), processes)
     ended = run.attempt()
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     return run.folder
 
 
@@ -211,7 +211,7 @@ def wanted(cohort: Path, stages: dict[str, Stage], processes: Any, tmp_path_fact
         if name not in known:
             run = Bench(cohort, tmp_path_factory.mktemp("wanted"), stages[name], processes)
             ended = run.attempt()
-            assert ended.code == 0, ended.said
+            assert ended.code == 0, ended.output
             known[name] = run.digests()
             assert set(known[name]) == set(stages[name].outputs)
             for path in stages[name].outputs:
@@ -238,22 +238,22 @@ class Bench:
         for path in self.folder.rglob("*.raw.npz"):
             path.unlink()
 
-    def start(self, fault: Callable[[], None] | None = None) -> Started:
+    def start(self, fault: Callable[[], None] | None = None) -> RunningChild:
         self.attempts += 1
         pipe = self.folder / f"attempt-{self.attempts}"
         os.mkfifo(pipe)
         arguments = (str(self.folder), self.stage.command, str(pipe), fault)
         process = self.processes.Process(target=child, args=arguments)
         process.start()
-        return Started(process, pipe)
+        return RunningChild(process, pipe)
 
-    def attempt(self, fault: Callable[[], None] | None = None) -> Ended:
+    def attempt(self, fault: Callable[[], None] | None = None) -> Outcome:
         return self.start(fault).end()
 
     def digests(self) -> dict[str, str]:
         return {path: digest(self.folder / path) for path in self.stage.outputs if (self.folder / path).exists()}
 
-    def check_no_half(self, wanted: dict[str, str]) -> None:
+    def check_no_partial_output(self, wanted: dict[str, str]) -> None:
         metrics = "results/evaluation/inception_v3/metrics.json"
         written = self.folder / metrics
         if metrics in self.stage.outputs and written.exists() and '"complete": false' in written.read_text():
@@ -264,18 +264,18 @@ class Bench:
 
     def check_next_attempt(self, wanted: dict[str, str]) -> None:
         ended = self.attempt()
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.output
         assert self.digests() == wanted
         for path in self.stage.outputs:
             assert not list((self.folder / path).parent.glob(f".partial-*{Path(path).name}"))
 
 
-def check_said(ended: Ended) -> None:
+def check_error_line(ended: Outcome) -> None:
     """One line that says what is wrong, and no traceback."""
-    assert ended.code == 2, ended.said
-    assert "Traceback" not in ended.said
-    errors = [line for line in ended.said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, ended.said
+    assert ended.code == 2, ended.output
+    assert "Traceback" not in ended.output
+    errors = [line for line in ended.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, ended.output
 
 
 STAGES = tuple(config.STAGES)
@@ -302,34 +302,36 @@ def bench(cohort: Path, stages: dict[str, Stage], processes: Any, tmp_path: Path
 
 
 @each_stage("train")
-def test_killed(bench: Callable[[str], Bench], wanted: Any, name: str) -> None:
+def test_a_kill_before_any_rename_leaves_no_partial_output(
+    bench: Callable[[str], Bench], wanted: Any, name: str
+) -> None:
     run = bench(name)
     number = 1
     while (ended := run.attempt(KillBefore(number))).code == KILLED:
-        run.check_no_half(wanted(name))
+        run.check_no_partial_output(wanted(name))
         number += 1
     # It was killed before each of its outputs, and then came to its end.
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     assert number > 1
     assert run.digests() == wanted(name)
 
 
 @each_stage()
-def test_full_disk(bench: Callable[[str], Bench], wanted: Any, name: str) -> None:
+def test_a_full_disk_gives_one_error_line(bench: Callable[[str], Bench], wanted: Any, name: str) -> None:
     run = bench(name)
     for size in (0, 50, 1000, 20_000):
         ended = run.attempt(FullDisk(size))
         if ended.code == 0:
             break
-        check_said(ended)
-        assert "Free space" in ended.said
-        run.check_no_half(wanted(name))
+        check_error_line(ended)
+        assert "Free space" in ended.output
+        run.check_no_partial_output(wanted(name))
     run.check_next_attempt(wanted(name))
 
 
 @pytest.mark.parametrize("fault", BAD_INPUTS)
 @each_stage(*LONG)
-def test_bad_input(bench: Callable[[str], Bench], wanted: Any, name: str, fault: str) -> None:
+def test_bad_inputs_are_reported(bench: Callable[[str], Bench], wanted: Any, name: str, fault: str) -> None:
     """Each input in turn; of a store, its description and its largest chunk."""
     run = bench(name)
     for path in one_of_each(run.stage.inputs):
@@ -342,14 +344,14 @@ def test_bad_input(bench: Callable[[str], Bench], wanted: Any, name: str, fault:
                 file.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
             ended = run.attempt()
             if ended.code != 0:
-                check_said(ended)
-                run.check_no_half(wanted(name))
+                check_error_line(ended)
+                run.check_no_partial_output(wanted(name))
             else:
                 # It did not look there; the report says of each slide and of the model what there is to say, which is
                 # nothing of a model from elsewhere; a slide that cannot be predicted is left to its own stage heatmap.
-                told = path.startswith(("results/slides/", "results/model/"))
-                known = name == "report" and fault == "missing" and told
-                known |= name == "predict" and "left out here" in ended.said
+                is_optional = path.startswith(("results/slides/", "results/model/"))
+                known = name == "report" and fault == "missing" and is_optional
+                known |= name == "predict" and "left out here" in ended.output
                 assert known or run.digests() == wanted(name), f"{fault} of {file} went unnoticed"
             file.unlink(missing_ok=True)
             kept.rename(file)
@@ -371,12 +373,12 @@ def parts_of(path: Path) -> list[Path]:
 
 
 @each_stage("train")
-def test_two_at_once(bench: Callable[[str], Bench], wanted: Any, name: str) -> None:
+def test_two_concurrent_attempts_leave_no_partial_output(bench: Callable[[str], Bench], wanted: Any, name: str) -> None:
     run = bench(name)
     both = [one.end() for one in [run.start(), run.start()]]
     assert any(ended.code == 0 for ended in both), both
     for ended in both:
         if ended.code != 0:
-            check_said(ended)
-    run.check_no_half(wanted(name))
+            check_error_line(ended)
+    run.check_no_partial_output(wanted(name))
     run.check_next_attempt(wanted(name))

@@ -10,7 +10,7 @@ from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import canonical_json, digest_tree
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_output(tmp_path: Path) -> None:
     target = tmp_path / "store"
     target.mkdir()
     (target / "old").touch()
@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["nothing is written", "the last rename fails"])
-def test_the_old_folder_stays_where_nothing_takes_its_place(
+def test_the_old_folder_stays_if_it_cannot_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     target = tmp_path / "store"
@@ -51,14 +51,14 @@ def test_a_finished_write_replaces_a_folder_and_clears_leftovers(tmp_path: Path)
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/new"]
 
 
-def test_what_another_job_is_writing_is_left_alone(tmp_path: Path) -> None:
+def test_the_partial_output_of_another_job_is_kept(tmp_path: Path) -> None:
     (tmp_path / ".partial-0123abcd-x-t1.json").mkdir()
     with atomic_output(tmp_path / "t1.json") as partial:
         partial.touch()
     assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-0123abcd-x-t1.json", "t1.json"]
 
 
-def test_who_began_first_gives_way_and_never_publishes_half(tmp_path: Path) -> None:
+def test_the_first_of_two_writers_fails_and_publishes_nothing(tmp_path: Path) -> None:
     """A process presumed lost continues to write, and its writer recreates missing folders."""
     target = tmp_path / "store"
     with pytest.raises(StoreError, match="store: another process is writing it too"), atomic_output(target) as first:
@@ -72,7 +72,7 @@ def test_who_began_first_gives_way_and_never_publishes_half(tmp_path: Path) -> N
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["store", "store/whole"]
 
 
-def test_a_file_that_is_taken_away_is_not_published(tmp_path: Path) -> None:
+def test_the_second_of_two_writers_of_a_file_wins(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     with pytest.raises(StoreError, match="another process is writing it too"), atomic_output(target) as first:
         first.write_text("first")
@@ -82,7 +82,7 @@ def test_a_file_that_is_taken_away_is_not_published(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_digests_follow_names_and_contents_but_not_snakemakes_marker(tmp_path: Path) -> None:
+def test_digests_depend_on_names_and_contents_but_not_on_snakemakes_marker(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     first = digest_tree(tmp_path)
     (tmp_path / ".snakemake_timestamp").write_text("now")

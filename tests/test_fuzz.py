@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 
-def test_mutated_slides_end_in_one_line_or_in_a_whole_store() -> None:
+def test_mutated_slides_give_an_error_line_or_a_complete_store() -> None:
     fuzz = Path(__file__).with_name("fuzz.py")
     command = [sys.executable, str(fuzz), "--seconds", "60", "--most", "120"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -17,7 +17,7 @@ def test_mutated_slides_end_in_one_line_or_in_a_whole_store() -> None:
     assert "'whole'" in done.stdout
 
 
-def isolated_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
+def run_isolated_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
     whole = "import os, signal, sys, time\nfrom wsi_pipeline.errors import StoreError\n"
     whole += f"from wsi_pipeline.slides.crash_isolation import CrashError, run_isolated\ndef run():\n    {code}\n"
     whole += "try:\n    sys.exit(run_isolated(run))\nexcept CrashError as crash:\n    print('crash', crash)"
@@ -25,16 +25,16 @@ def isolated_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_exit_codes_of_an_isolated_function() -> None:
-    assert isolated_in_a_process("pass").returncode == 0
-    mistake = isolated_in_a_process("raise StoreError('a.zarr: not there', remedy='Make it')")
+    assert run_isolated_in_a_process("pass").returncode == 0
+    mistake = run_isolated_in_a_process("raise StoreError('a.zarr: not there', remedy='Make it')")
     assert (mistake.returncode, mistake.stderr) == (2, "error: a.zarr: not there. Make it\n")
-    bug = isolated_in_a_process("1 / 0")
+    bug = run_isolated_in_a_process("1 / 0")
     assert bug.returncode == 1
     assert "ZeroDivisionError" in bug.stderr
-    crash = isolated_in_a_process("os.kill(os.getpid(), signal.SIGSEGV)")
+    crash = run_isolated_in_a_process("os.kill(os.getpid(), signal.SIGSEGV)")
     assert crash.stdout == "crash SIGSEGV\n"
     for number in (signal.SIGKILL, signal.SIGTERM):
-        assert isolated_in_a_process(f"os.kill(os.getpid(), {int(number)})").returncode == -number
+        assert run_isolated_in_a_process(f"os.kill(os.getpid(), {int(number)})").returncode == -number
 
 
 def test_the_fork_ends_with_its_parent(tmp_path: Path) -> None:
@@ -68,6 +68,6 @@ def test_a_crash_names_slide_file_and_remedy(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    said = f"error: slide s1: {source}: the libraries that read slides crashed on it (SIGSEGV). It is damaged"
-    assert done.stderr.startswith(said)
+    message = f"error: slide s1: {source}: the libraries that read slides crashed on it (SIGSEGV). It is damaged"
+    assert done.stderr.startswith(message)
     assert list(out.iterdir()) == []

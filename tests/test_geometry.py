@@ -29,7 +29,7 @@ def test_clipping_a_box_outside_leaves_nothing() -> None:
     st.builds(Box, st.integers(-9, 9), st.integers(-9, 9), st.integers(0, 15), st.integers(0, 15)),
     st.builds(Size, st.integers(1, 8), st.integers(1, 8)),
 )
-def test_a_clipped_box_has_the_pixels_that_lie_in_the_image(box: Box, size: Size) -> None:
+def test_a_clipped_box_has_the_pixels_inside_the_image(box: Box, size: Size) -> None:
     def pixels(one: Box) -> set[tuple[int, int]]:
         return {(x, y) for x in range(one.x, one.right) for y in range(one.y, one.bottom)}
 
@@ -47,15 +47,13 @@ def test_a_clipped_box_has_the_pixels_that_lie_in_the_image(box: Box, size: Size
         (50, 100, 9, 1),
     ],
 )
-def test_a_last_patch_covers_at_least_a_whole_pixel_of_its_own(
-    length: int, patch: float, stride: float, count: int
-) -> None:
+def test_the_last_patch_covers_at_least_one_new_pixel(length: int, patch: float, stride: float, count: int) -> None:
     grid = Grid.over(Size(length, 50), patch, stride)
     assert (grid.columns, grid.rows) == (count, 1)
 
 
 @given(sizes, st.floats(10, 600), st.floats(0.1, 2))
-def test_a_grid_covers_the_slide_and_wastes_no_patch(size: Size, patch: float, share: float) -> None:
+def test_a_grid_covers_the_slide_without_superfluous_patches(size: Size, patch: float, share: float) -> None:
     stride = min(patch * share, patch)
     grid = Grid.over(size, patch, stride)
     for positions, length in ((grid.x(), size.width), (grid.y(), size.height)):

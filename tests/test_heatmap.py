@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from helpers.predicting import heat_of, probability, run, without_tissue, write_model, write_slide
+from helpers.predicting import heat_of, probability, run, write_model, write_slide, write_slide_without_tissue
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import ModelError, StoreError
@@ -59,13 +59,13 @@ def test_a_model_of_three_classes_gives_the_probability_of_tumour(slide: Path, t
     assert heat[row, column] == pytest.approx(found[2], abs=1e-5)
 
 
-def test_values_are_steps_of_16_bits(slide: Path, model: Path, tmp_path: Path) -> None:
+def test_values_are_quantized_to_16_bits(slide: Path, model: Path, tmp_path: Path) -> None:
     heat = run(slide, model, tmp_path, overlap_mean=True, stride_um=37.5, smoothing_um=20)
     steps = heat[np.isfinite(heat)].astype(np.float64) * 65535
     np.testing.assert_allclose(steps, np.rint(steps), atol=0.01)
 
 
-def test_the_map_lies_on_the_slide(slide: Path, model: Path, tmp_path: Path) -> None:
+def test_the_map_is_registered_to_the_slide(slide: Path, model: Path, tmp_path: Path) -> None:
     run(slide, model, tmp_path, stride_um=60)
     image = read_image(tmp_path / "s1.ome.zarr", 0.5)
     assert (image.mpp, image.first_centre_um) == (pytest.approx(60), pytest.approx(37.5))
@@ -77,7 +77,7 @@ def test_the_map_lies_on_the_slide(slide: Path, model: Path, tmp_path: Path) -> 
 def test_a_slide_without_tissue_gives_an_empty_map(
     slide: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    without_tissue(slide, tmp_path / "bare", "s1")
+    write_slide_without_tissue(slide, tmp_path / "bare", "s1")
     assert np.isnan(run(tmp_path / "bare", model, tmp_path / "none", overlap_mean=True, smoothing_um=9)).all()
     facts = json.loads((tmp_path / "none" / "s1.json").read_text())
     assert (facts["maximum"], facts["positions"], facts["precision"]) == (
@@ -95,7 +95,7 @@ def test_weights_of_another_model_json_are_refused(slide: Path, model: Path, tmp
         run(slide, tmp_path, tmp_path / "out")
 
 
-def test_a_model_finer_than_the_slide_is_refused_unless_one_insists(slide: Path, model: Path, tmp_path: Path) -> None:
+def test_a_model_finer_than_the_slide_needs_allow_upsampling(slide: Path, model: Path, tmp_path: Path) -> None:
     digest = json.loads((model / "model.json").read_text())["weights_sha256"]
     write_model_json(tmp_path / "model.json", ModelMetadata(75, 0.25, ("normal", "tumor"), digest))
     (tmp_path / "weights.safetensors").symlink_to(model / "weights.safetensors")
@@ -126,7 +126,7 @@ def test_orientations_are_averaged(slide: Path, model: Path, tmp_path: Path) -> 
     assert heat[row, column] == pytest.approx(np.mean(found), abs=1e-5)
 
 
-def test_a_damaged_chunk_costs_its_patches_only(
+def test_a_damaged_chunk_affects_only_its_own_patches(
     slide: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = run(slide, model, tmp_path / "a")
@@ -153,7 +153,7 @@ def test_a_damaged_chunk_costs_its_patches_only(
     np.testing.assert_array_equal(run(tmp_path / "slides", model, tmp_path / "b"), whole)
 
 
-def test_values_that_are_not_finite_are_an_error(slide: Path, tmp_path: Path) -> None:
+def test_non_finite_values_are_an_error(slide: Path, tmp_path: Path) -> None:
     write_model(tmp_path, bias=float("nan"))
     with pytest.raises(ModelError, match=r"weights\.safetensors: the network gives values that are not finite"):
         run(slide, tmp_path, tmp_path / "out")

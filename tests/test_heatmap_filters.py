@@ -28,13 +28,13 @@ def test_overlaps_are_weighted_by_covered_area(ratio: float) -> None:
     assert found[4, 5] == pytest.approx((weights * heat).sum() / weights.sum(), abs=1e-5)
 
 
-def test_without_overlap_a_mean_is_the_value_itself() -> None:
+def test_without_overlap_the_mean_is_the_value_itself() -> None:
     heat = heat_of((5, 6))
     np.testing.assert_allclose(overlap_mean(heat, Grid(6, 5, 75.0, 75.0)), heat, atol=1e-7)
     np.testing.assert_allclose(overlap_mean(heat, Grid(6, 5, 100.0, 75.0)), heat, atol=1e-7)
 
 
-def test_positions_without_a_value_do_not_contribute_and_keep_none() -> None:
+def test_positions_without_a_value_do_not_contribute_and_stay_empty() -> None:
     heat = np.full((7, 7), 0.25, np.float32)
     heat[0, :], heat[3, 3] = np.nan, np.nan
     for found in (overlap_mean(heat, Grid(7, 7, 10, 30)), gaussian_filtered(heat, 1.5)):

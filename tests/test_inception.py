@@ -53,14 +53,14 @@ def image(size: int) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32).astype(np.float64)).reshape(2, 3, size, size)
 
 
-def test_names_and_shapes_are_torchvisions(golden: dict) -> None:
+def test_names_and_shapes_match_torchvision(golden: dict) -> None:
     own = {name: list(t.shape) for name, t in InceptionV3(1000, auxiliary=True).state_dict().items()}
     assert own == golden["parameters"]
     assert list(own) == list(golden["parameters"])
 
 
 @pytest.mark.parametrize("size", [299, 139, 96])
-def test_logits_are_torchvisions(golden: dict, network: InceptionV3, size: int) -> None:
+def test_logits_match_torchvision(golden: dict, network: InceptionV3, size: int) -> None:
     wanted = golden["outputs"][str(size)]
     with torch.inference_mode():
         logits = network(image(size)).numpy()
@@ -69,7 +69,7 @@ def test_logits_are_torchvisions(golden: dict, network: InceptionV3, size: int) 
     np.testing.assert_allclose(np.linalg.norm(logits, axis=1), wanted["logits_l2"], atol=1e-6)
 
 
-def test_folding_changes_nothing(golden: dict, network: InceptionV3) -> None:
+def test_folding_batch_norms_keeps_the_logits(golden: dict, network: InceptionV3) -> None:
     wanted = golden["outputs"]["96"]["logits_first_8"]
     with torch.inference_mode():
         logits = fold_batch_norms(network)(image(96)).numpy()
@@ -77,7 +77,7 @@ def test_folding_changes_nothing(golden: dict, network: InceptionV3) -> None:
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fold_batch_norms(network).modules())
 
 
-def test_auxiliary_logits_are_torchvisions(golden: dict, network: InceptionV3) -> None:
+def test_auxiliary_logits_match_torchvision(golden: dict, network: InceptionV3) -> None:
     with torch.inference_mode():
         _, auxiliary = network.with_auxiliary(image(299))
     np.testing.assert_allclose(auxiliary.numpy()[:, :8], golden["outputs"]["299"]["aux_logits_first_8"], atol=1e-6)

@@ -20,18 +20,18 @@ from job_summaries import last_line
         ("x" * 5000 + "\nslide: 3 µm\n", "slide: 3 µm"),
     ],
 )
-def test_the_last_line_that_says_something(tmp_path: Path, text: str, found: str) -> None:
+def test_the_last_line_with_text_is_found(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "log").write_text(text)
     assert last_line(tmp_path / "log") == found
     assert last_line(tmp_path / "none") == ""
 
 
 @pytest.mark.workflow
-def test_snakemake_says_what_each_job_has_found(finished: Path, tmp_path: Path) -> None:
+def test_snakemake_prints_the_summary_of_each_job(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, symlinks=True)
     result = snakemake(folder, "--quiet", "rules", "--forcerun", "scores", "--until", "scores")
     assert result.returncode == 0, result.stderr
-    said = [line for line in result.stderr.splitlines() if line.startswith("scores: ")]
-    assert [line.split(": ")[1] for line in sorted(said)] == ["normal-3", "tumor-3"]
-    assert all("detections, " in line for line in said)
+    summaries = [line for line in result.stderr.splitlines() if line.startswith("scores: ")]
+    assert [line.split(": ")[1] for line in sorted(summaries)] == ["normal-3", "tumor-3"]
+    assert all("detections, " in line for line in summaries)

@@ -50,7 +50,7 @@ def test_label_rules(rule: str, wanted: list[int]) -> None:
     st.integers(0, 2**32),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_nearest_truth_pixel_is_that_of_a_search_over_all(
+def test_the_nearest_truth_pixel_matches_a_search_over_all(
     mpp: float, slide_mpp: float, patch_px: float, ratio: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def test_the_nearest_truth_pixel_is_that_of_a_search_over_all(
     np.testing.assert_array_equal(labels.ravel()[clear], truth.ravel()[found[clear, 0]])
 
 
-def test_area_fraction_includes_its_least_share() -> None:
+def test_area_fraction_includes_its_minimum() -> None:
     """Patches of 4 x 4 truth pixels of which 11, 12 and 13 are tumour; 12 are three quarters."""
     truth = np.zeros((4, 12), np.uint8)
     for patch, count in enumerate((11, 12, 13)):

@@ -33,7 +33,7 @@ def written(*rows: SlideRow) -> str:
     return Path("m.tsv").read_text()
 
 
-def test_each_receipt_is_there_with_its_checksum(receipts: dict[str, bytes]) -> None:
+def test_each_receipt_is_listed_with_its_checksum(receipts: dict[str, bytes]) -> None:
     expected = [("a", "negatives", "hard/a.json"), ("a", "patches", "a/patches.json")]
     expected += [
         ("b", "negatives", "hard/b.json"),
@@ -44,7 +44,7 @@ def test_each_receipt_is_there_with_its_checksum(receipts: dict[str, bytes]) -> 
     assert written(*ROWS) == "slide\tstage\tsha256\n" + "".join(rows)
 
 
-def test_it_changes_with_any_receipt_and_not_with_the_order_of_the_sheet(receipts: dict[str, bytes]) -> None:
+def test_the_manifest_depends_on_any_receipt_but_not_on_the_sheet_order(receipts: dict[str, bytes]) -> None:
     before = written(*ROWS)
     assert written(*reversed(ROWS)) == before
     for name, content in receipts.items():
@@ -55,7 +55,7 @@ def test_it_changes_with_any_receipt_and_not_with_the_order_of_the_sheet(receipt
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "no such receipt. Run the stage"),
         (b"{}", "not a receipt"),
@@ -64,15 +64,15 @@ def test_it_changes_with_any_receipt_and_not_with_the_order_of_the_sheet(receipt
         (b'{"stage": ["a"]}', "not a"),
     ],
 )
-def test_a_bad_receipt_is_named(receipts: dict[str, bytes], content: bytes | None, said: str) -> None:
+def test_a_bad_receipt_is_named(receipts: dict[str, bytes], content: bytes | None, message: str) -> None:
     receipt = Path("b/patches.json")
     receipt.unlink() if content is None else receipt.write_bytes(content)
-    with pytest.raises(StoreError, match=f"b/patches.json: {said}"):
+    with pytest.raises(StoreError, match=f"b/patches.json: {message}"):
         written(*ROWS)
     assert not Path("m.tsv").exists()
 
 
-def test_a_sheet_that_changes_during_a_run_is_noticed(receipts: dict[str, bytes]) -> None:
+def test_a_sheet_change_during_a_run_is_detected(receipts: dict[str, bytes]) -> None:
     rows = "".join(f"{row.slide}\t{row.path}\t{row.split}\tnormal\n" for row in ROWS)
     Path("s.tsv").write_text("slide\tpath\tsplit\tlabel\n" + rows)
     sheet = Sheet({row.slide: row for row in ROWS})

@@ -72,7 +72,7 @@ def run(predicted: Path, slide: Path, out: Path, name: str = "s1", **options: An
     return facts
 
 
-def test_the_worst_normal_patches_are_stored(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
+def test_the_highest_scoring_normal_patches_are_stored(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
     facts = run(predicted, tissue_slide, tmp_path, per_slide=12, min_score=0.6)
     rows = pq.read_table(tmp_path / "s1.parquet").to_pylist()
     assert facts["drawn"] == {"normal": 12, "tumor": 0}
@@ -108,7 +108,7 @@ def test_a_heatmap_of_another_slide_is_refused(predicted: Path, tissue_slide: Pa
         run(predicted, tissue_slide, tmp_path, name="s2")
 
 
-def test_the_worst_are_the_highest_from_a_score_on() -> None:
+def test_highest_scores_above_a_minimum_are_chosen() -> None:
     scores = np.array([0.2, 0.9, np.nan, 0.7, 0.9, 0.5], np.float32)
     assert highest_scores(scores, 0.5, 3).tolist() == [1, 3, 4]
     assert highest_scores(scores, 0.5, 1).tolist() == [1]
@@ -116,7 +116,7 @@ def test_the_worst_are_the_highest_from_a_score_on() -> None:
     assert highest_scores(scores, 0.95, 9).tolist() == []
 
 
-def test_training_goes_on_with_them(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
+def test_training_continues_with_hard_negatives(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
     hard = tmp_path / "negatives"
     hard.mkdir()
     run(predicted, tissue_slide, hard, per_slide=6)
@@ -126,10 +126,10 @@ def test_training_goes_on_with_them(predicted: Path, tissue_slide: Path, tmp_pat
     base = tmp_path / "m" / "weights.safetensors"
     both = Inputs(training=(drawn, hard / "s1.json"), go_on_from=base)
     train.run(both, Outputs.of(tmp_path / "m1"), options, checkpoints=tmp_path / "c1")
-    described = training.described(tmp_path / "m1")
-    assert described["training"] == {"slides": 2, "normal": 10, "tumor": 4}
-    assert described["went_on_from"] == training.described(tmp_path / "m")["weights_sha256"]
-    assert [one[0] for one in described["patches_sha256"]] == ["patches", "negatives"]
+    facts = training.model_facts(tmp_path / "m1")
+    assert facts["training"] == {"slides": 2, "normal": 10, "tumor": 4}
+    assert facts["went_on_from"] == training.model_facts(tmp_path / "m")["weights_sha256"]
+    assert [one[0] for one in facts["patches_sha256"]] == ["patches", "negatives"]
     # It went on from the weights of the round before: one step changes each a little.
     before, after = load_file(base), load_file(tmp_path / "m1" / "weights.safetensors")
     name = "Mixed_7c.branch1x1.conv.weight"

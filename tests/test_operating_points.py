@@ -32,14 +32,14 @@ def test_rules_by_hand() -> None:
     assert at_sensitivity(BY_HAND, 1.0) == 0.3
 
 
-def test_of_equally_good_thresholds_the_highest_is_taken() -> None:
+def test_of_equally_good_thresholds_the_highest_is_chosen() -> None:
     # At .8: 1 of 2 tumour and 0 of 2 normal; at .4: 2 and 1. Both differ by a half.
     histogram = Histogram(np.array([0.2, 0.4, 0.8]), normal=np.array([1, 1, 0]), tumor=np.array([0, 1, 1]))
     assert youden(histogram) == 0.8
 
 
 @given(st.lists(st.tuples(st.sampled_from((0.0, 0.2, 0.5, 0.9, 1.0)), st.booleans()), min_size=2, max_size=40))
-def test_rules_are_the_best_of_all_scores(patches: list[tuple[float, bool]]) -> None:
+def test_rules_match_a_search_over_all_scores(patches: list[tuple[float, bool]]) -> None:
     scores, truth = (np.array(column) for column in zip(*patches, strict=True))
     if truth.all() or not truth.any():
         return

@@ -26,7 +26,7 @@ from wsi_pipeline.model.patch_set import PatchSet
 from wsi_pipeline.model.trainer import StoppedError, Trainer
 
 
-def test_a_recipe_fills_the_keys_that_a_config_leaves_out() -> None:
+def test_a_recipe_fills_the_missing_keys_of_a_config() -> None:
     given = {"recipe": "liu2017", "batch_size": 64, "augmentation": {"hue": 0.1}, "schedule": {"warmup_steps": 5}}
     training = Config.model_validate({"training": given}).training
     assert (training.epsilon, training.momentum, training.squared_gradient_decay) == (1.0, 0.9, 0.9)
@@ -64,7 +64,7 @@ def test_schedules_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("rmsprop", "RMSprop"), ("sgd", "SGD"), ("adamw", "AdamW")])
-def test_optimizers_have_their_options(name: str, kind: str) -> None:
+def test_optimizers_get_their_options(name: str, kind: str) -> None:
     options = TrainRun(optimizer=name, learning_rate=0.5, momentum=0.25, squared_gradient_decay=0.75, epsilon=0.125)
     optimizer = make_optimizer([nn.Parameter(torch.zeros(2))], options, fused=False)
     assert type(optimizer).__name__ == kind
@@ -73,7 +73,7 @@ def test_optimizers_have_their_options(name: str, kind: str) -> None:
     assert (group["betas"] if name == "adamw" else group["momentum"]) == ((0.25, 0.75) if name == "adamw" else 0.25)
 
 
-def test_the_average_is_the_moving_average() -> None:
+def test_the_weight_average_is_a_moving_average() -> None:
     layer = nn.BatchNorm1d(1)
     average = WeightAverage(layer, decay=0.5)
     wanted = 1.0
@@ -141,7 +141,7 @@ def test_the_auxiliary_head_learns_and_is_not_saved(tmp_path: Path) -> None:
 
 
 @needs_bfloat16
-def test_bfloat16_trains_float32_weights_and_resumes_to_the_bit(tmp_path: Path) -> None:
+def test_bfloat16_trains_float32_weights_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     options = {"max_steps": 4, "validate_every": 1, "average_decay": 0.9}
     exact = trainer(tmp_path / "exact", **options)
     exact.train(1e9)
@@ -174,13 +174,13 @@ def test_training_stops_when_validation_stops_improving(tmp_path: Path) -> None:
     assert (made.progress.step, made.progress.best_step) == (4, 2)
 
 
-def test_a_loss_that_is_not_finite_names_step_and_patches(tmp_path: Path) -> None:
+def test_a_non_finite_loss_names_step_and_patches(tmp_path: Path) -> None:
     made = trainer(tmp_path, max_steps=3)
     step = made._step
 
     def broken(number: int, *args: object) -> Callable[[], torch.Tensor]:
-        said = step(number, *args)
-        return lambda: said() * (float("nan") if number == 1 else 1)
+        loss = step(number, *args)
+        return lambda: loss() * (float("nan") if number == 1 else 1)
 
     made._step = broken  # type: ignore[method-assign]
     with pytest.raises(
@@ -218,7 +218,7 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
         assert torch.equal(network(x, torch.zeros(2, 2048)), network.fc.bias.expand(2, 2))
 
 
-def test_stain_augmentation_changes_the_amounts_by_the_draws() -> None:
+def test_stain_augmentation_changes_the_concentrations_by_the_draws() -> None:
     stains = np.array(_STAINS) / np.linalg.norm(_STAINS, axis=1, keepdims=True)
     amounts = np.array([0.8, 0.4, 0.0])
     unit = torch.from_numpy(np.exp(-amounts @ stains)).float().view(1, 3, 1, 1).expand(2, 3, 4, 4)

@@ -56,7 +56,7 @@ def test_tiles_are_copied_for_both_colour_spaces(tmp_path: Path, photometric: st
     assert_same_pixels(source, folder)
 
 
-def test_every_level_of_a_pyramid_is_copied_and_a_file_holds_many_tiles(tmp_path: Path) -> None:
+def test_every_level_is_copied_and_a_shard_holds_many_tiles(tmp_path: Path) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture(2300, 2100))
     folder = converted(tmp_path, source)
     with openslide.OpenSlide(source) as slide:
@@ -103,7 +103,7 @@ def test_plain_zarr_opens_the_store_with_the_codec_registered(tissue_slide: Path
     assert jpeg["configuration"]["colorspace_data"] == "RGB"
 
 
-def test_philips_slides_with_sizes_that_lie_and_missing_tiles_are_copied(tmp_path: Path) -> None:
+def test_philips_slides_with_padded_sizes_and_missing_tiles_are_copied(tmp_path: Path) -> None:
     pages = [np.full((1280, 1536, 3), 255, np.uint8), np.full((768, 768, 3), 255, np.uint8)]
     pages.append(np.full((512, 512, 3), 255, np.uint8))
     picture = tissue_picture(1536, 1280)
@@ -123,7 +123,7 @@ def test_philips_slides_with_sizes_that_lie_and_missing_tiles_are_copied(tmp_pat
     assert (Pyramid(folder / "pyramid.ome.zarr").read(Box(256, 256, 256, 256), 0) == 255).all()
 
 
-def test_where_aperio_lacks_tiles_coarser_levels_are_as_openslide_draws_them(tmp_path: Path) -> None:
+def test_aperio_levels_with_missing_tiles_are_read_by_openslide(tmp_path: Path) -> None:
     picture = tissue_picture()
     description = "Aperio Image Library v10\r\n1600x1200 (256x256) JPEG/RGB Q=90|AppMag = 20|MPP = 0.5|User = abc"
     pages = [picture, np.ascontiguousarray(picture[::2, ::2])]
@@ -141,7 +141,7 @@ def test_where_aperio_lacks_tiles_coarser_levels_are_as_openslide_draws_them(tmp
     assert "abc" not in (folder / "pyramid.json").read_text()
 
 
-def test_ome_tiff_is_copied_and_its_coarser_levels_are_made(tmp_path: Path) -> None:
+def test_ome_tiff_is_copied_and_its_coarser_levels_are_computed(tmp_path: Path) -> None:
     source, picture = tmp_path / "s.ome.tif", tissue_picture(2300, 2100)
     with tifffile.TiffWriter(source, ome=True) as tiff:
         options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg"}
@@ -154,7 +154,7 @@ def test_ome_tiff_is_copied_and_its_coarser_levels_are_made(tmp_path: Path) -> N
     assert_same_pixels(source, folder)
 
 
-def test_a_level_that_openslide_shows_otherwise_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_level_that_differs_from_openslide_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture())
     read = SourceSlide.read
     monkeypatch.setattr(SourceSlide, "read", lambda self, box, level: read(self, box, level) // 2)
@@ -168,7 +168,7 @@ def changed_chunk(self: Level, column: int, row: int, real: Callable[[Level, int
 
 
 @pytest.mark.parametrize("passthrough", [True, False])
-def test_a_store_with_other_pixels_than_openslides_is_an_error(
+def test_a_store_that_differs_from_openslide_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passthrough: bool
 ) -> None:
     source, real = write_tiff(tmp_path / "s.tif", tissue_picture()), Level.chunk
@@ -181,7 +181,7 @@ def test_a_store_with_other_pixels_than_openslides_is_an_error(
 
 
 @pytest.mark.parametrize("passthrough", [True, False])
-def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthrough: bool) -> None:
+def test_all_tiles_are_compared_with_verify_all(tmp_path: Path, passthrough: bool) -> None:
     # Half of an odd size: OpenSlide interpolates on level 1.
     picture = tissue_picture(1599, 1201)
     source = write_pages(tmp_path / "s.tif", [picture, np.ascontiguousarray(picture[::2, ::2])])
@@ -194,7 +194,7 @@ def test_all_tiles_are_compared_where_the_options_say_so(tmp_path: Path, passthr
     assert methods(folder) == ["copied" if passthrough else "read"] * 2
 
 
-def test_text_inside_the_streams_stays_behind(tmp_path: Path) -> None:
+def test_text_inside_the_streams_is_not_copied(tmp_path: Path) -> None:
     """A page of one tile with a comment and Exif in its stream, and a comment in its tables."""
     picture = tissue_picture(512, 512)
     whole = imagecodecs.jpeg8_encode(picture, 90)
@@ -223,7 +223,7 @@ def test_text_inside_the_streams_stays_behind(tmp_path: Path) -> None:
     assert strip_metadata(b"\xff\xd8" + text + b"\xff\xdb\0\4xx\xff\xd9") == b"\xff\xd8\xff\xdb\0\4xx\xff\xd9"
 
 
-def test_what_is_no_tiff_has_no_tiled_levels(tmp_path: Path) -> None:
+def test_an_invalid_tiff_has_no_tiled_levels(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     path.write_bytes(b"II*\0" + b"\xff" * 50)
     with TiledTiff(path) as tiff:
@@ -240,9 +240,7 @@ def test_what_is_no_tiff_has_no_tiled_levels(tmp_path: Path) -> None:
         ("camelyon16-level7/tumor_072_level7.tif", None),
     ],
 )
-def test_real_slides_are_copied_and_all_their_tiles_are_openslides(
-    tmp_path: Path, name: str, copied: int | None
-) -> None:
+def test_real_slides_are_copied_and_all_tiles_match_openslide(tmp_path: Path, name: str, copied: int | None) -> None:
     source = DATA / name
     options = ConvertRun(verify="all")
     outputs = convert.Outputs(tmp_path / "pyramid.ome.zarr", tmp_path / "pyramid.json")

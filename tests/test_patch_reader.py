@@ -41,7 +41,7 @@ def read(reader: PatchReader, start: int = 0, threads: int = 1, at_once: int = 7
 
 
 @pytest.mark.parametrize(("mpp", "stride"), [(0.5, 96), (0.5, 40), (0.75, 150), (1.0, 70), (0.25, 100)])
-def test_patches_are_those_that_are_read_one_by_one(pyramid: Pyramid, mpp: float, stride: int) -> None:
+def test_patches_equal_those_read_one_by_one(pyramid: Pyramid, mpp: float, stride: int) -> None:
     spec = pyramid.patch_spec(96, mpp, allow_upsampling=True)
     x, y = corners(stride, first=-110)
     reader = PatchReader(pyramid, spec, x, y)
@@ -69,7 +69,7 @@ def chunks(left: int, top: int) -> list[tuple[int, int]]:
     return [(column, row) for column in columns for row in range(top // 128, -(-min(top + 96, SIZE[1]) // 128))]
 
 
-def test_it_goes_stripe_by_stripe_and_column_by_column(pyramid: Pyramid) -> None:
+def test_patches_are_ordered_by_stripe_and_column(pyramid: Pyramid) -> None:
     x, y = corners(96)
     reader = PatchReader(pyramid, pyramid.patch_spec(96, 0.5), x, y)
     stripe = y[reader.order] // 512
@@ -77,7 +77,7 @@ def test_it_goes_stripe_by_stripe_and_column_by_column(pyramid: Pyramid) -> None
     assert (np.diff(x[reader.order])[np.diff(stripe) == 0] >= 0).all()
 
 
-def test_what_is_kept_is_bounded_by_a_stripe(pyramid: Pyramid) -> None:
+def test_the_cache_is_bounded_by_a_stripe(pyramid: Pyramid) -> None:
     """The cache holds at most two columns of chunks, and the row of chunks that two stripes share."""
     x, y = corners(24)
     reader = PatchReader(pyramid, pyramid.patch_spec(96, 0.5), x, y)
@@ -90,7 +90,7 @@ def test_what_is_kept_is_bounded_by_a_stripe(pyramid: Pyramid) -> None:
     assert most <= chunk * (2 * (4 + 1) + row + 1)
 
 
-def test_one_may_start_in_the_middle_and_with_little_room(pyramid: Pyramid) -> None:
+def test_reading_may_start_in_the_middle_or_with_a_small_cache(pyramid: Pyramid) -> None:
     spec = pyramid.patch_spec(96, 0.5)
     x, y = corners(40)
     whole = read(PatchReader(pyramid, spec, x, y))
@@ -103,7 +103,7 @@ def test_one_may_start_in_the_middle_and_with_little_room(pyramid: Pyramid) -> N
     assert small.cached_bytes == 0
 
 
-def test_patches_are_changed_by_what_is_given(pyramid: Pyramid) -> None:
+def test_the_transform_is_applied_to_patches(pyramid: Pyramid) -> None:
     spec = pyramid.patch_spec(96, 0.5)
     x, y = corners(200)
     plain = PatchReader(pyramid, spec, x, y)

@@ -52,7 +52,7 @@ def run(prepared: Path, slide: Path, out: Path, **options: object) -> tuple[dict
     return json.loads((out / "patches.json").read_text()), pq.read_table(out / "patches.parquet").to_pylist()
 
 
-def test_patches_are_what_their_labels_say(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+def test_patches_match_their_labels(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
     facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=24, codec="zstd")
     assert facts["drawn"] == facts["candidates"]
     pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
@@ -72,14 +72,14 @@ def test_patches_are_what_their_labels_say(prepared: Path, tissue_slide: Path, t
     assert {row["label"] for row in rows} == {0, 1}
 
 
-def test_caps_hold_for_each_class(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+def test_caps_apply_to_each_class(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
     facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=24, max_tumor=7, max_normal=3)
     assert facts["drawn"] == {"normal": 3, "tumor": 7}
     assert [(r["y"], r["x"]) for r in rows] == sorted((r["y"], r["x"]) for r in rows)
     assert {r["drawn_as"] for r in rows} == {"tumor", "normal beside tumor"}
 
 
-def test_slides_are_balanced_where_the_config_says_so(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+def test_slides_are_balanced_if_configured(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
     facts, _ = run(prepared, tissue_slide, tmp_path, stride_um=24, max_tumor=10, normal_per_tumor=1.25)
     assert facts["drawn"] == {"normal": 13, "tumor": 10}
     labels = np.zeros(40, np.int8)
@@ -121,7 +121,7 @@ def test_borders_are_stored_around_patches(prepared: Path, tissue_slide: Path, t
         assert np.abs(patch.astype(int) - inside).mean() <= most
 
 
-def test_patches_are_small_jpegs_that_zarr_reads_too(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
+def test_patches_are_small_jpegs_that_zarr_can_read(prepared: Path, tissue_slide: Path, tmp_path: Path) -> None:
     facts, rows = run(prepared, tissue_slide, tmp_path, stride_um=12)
     assert len(rows) > 300
     store = PatchStore(tmp_path / "patches.zarr")
@@ -166,7 +166,7 @@ def test_a_slide_without_candidates_gives_an_empty_store(prepared: Path, tissue_
 
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(1, 50), st.integers(0, 50))
 @settings(max_examples=60)
-def test_a_higher_cap_only_adds(normals: int, tumors: int, cap: int, more: int) -> None:
+def test_a_higher_cap_only_adds_patches(normals: int, tumors: int, cap: int, more: int) -> None:
     labels = np.array([0] * normals + [1] * tumors, np.int8)
     few = draw_candidates(labels, "s", PatchesRun(max_normal=cap, max_tumor=cap))
     many = draw_candidates(labels, "s", PatchesRun(max_normal=cap + more, max_tumor=cap + more))
@@ -174,7 +174,7 @@ def test_a_higher_cap_only_adds(normals: int, tumors: int, cap: int, more: int) 
     assert len(few) == min(cap, normals) + min(cap, tumors)
 
 
-def test_draws_differ_between_slides_and_seeds_and_repeat() -> None:
+def test_draws_are_reproducible_and_differ_between_slides_and_seeds() -> None:
     labels = np.zeros(1000, np.int8)
     options = PatchesRun(max_normal=20)
     one = draw_candidates(labels, "a", options).tolist()
@@ -185,7 +185,7 @@ def test_draws_differ_between_slides_and_seeds_and_repeat() -> None:
 
 @given(st.floats(-30, 120), st.floats(-30, 120), st.floats(1, 80))
 @settings(max_examples=80)
-def test_shares_are_exact_areas(x: float, y: float, edge: float) -> None:
+def test_area_fractions_are_exact(x: float, y: float, edge: float) -> None:
     # A mask of 8 um pixels with a rectangle from (16, 24) to (56, 72) um.
     mask = np.zeros((12, 11), bool)
     mask[3:9, 2:7] = True
@@ -198,7 +198,7 @@ def test_shares_are_exact_areas(x: float, y: float, edge: float) -> None:
         assert share[0, 0] == 1
 
 
-def test_places_far_from_a_mask_have_none_of_it() -> None:
+def test_area_fractions_far_from_a_mask_are_zero() -> None:
     mask = np.zeros((400, 500), bool)
     mask[100:200, 100:237] = True
     positions = np.arange(0, 3900, 17.3)

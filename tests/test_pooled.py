@@ -34,7 +34,7 @@ def pooled_of(slides: list[tuple[np.ndarray, np.ndarray]]) -> PooledScores:
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1, 3])
-def test_resamples_are_nearly_those_of_the_scores_themselves(sharpness: float) -> None:
+def test_resampled_metrics_are_close_to_those_of_the_exact_scores(sharpness: float) -> None:
     rng = np.random.default_rng(1)
     slides = [draw(rng, 400, sharpness) for _ in range(12)]
     pooled = pooled_of(slides)
@@ -63,7 +63,7 @@ def test_resamples_are_nearly_those_of_the_scores_themselves(sharpness: float) -
     assert pooled.resampled(histogram_aucs, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
 
 
-def test_resamples_without_a_class_have_no_figure() -> None:
+def test_resamples_without_a_class_are_nan() -> None:
     steps = np.arange(10)
     pooled = pooled_of([(steps, np.zeros(10, bool)), (steps, np.arange(10) > 6)])
     area = auc(pooled.histogram)
@@ -76,7 +76,7 @@ def test_resamples_without_a_class_have_no_figure() -> None:
     assert pooled.aucs[1] == 1
 
 
-def test_calibration_is_the_direct_sum() -> None:
+def test_calibration_matches_the_direct_sum() -> None:
     rng = np.random.default_rng(2)
     slides = [draw(rng, 300, 1) for _ in range(5)]
     pooled = pooled_of(slides)
@@ -106,16 +106,16 @@ def test_calibration_is_the_direct_sum() -> None:
     assert sum(n * (score or 0) for _, _, n, score, _ in rows) == pytest.approx(values.sum(), rel=1e-6)
 
 
-def test_a_perfectly_sure_network_is_calibrated() -> None:
+def test_correct_scores_of_0_and_1_are_calibrated() -> None:
     truth = np.array([True, False, True])
     pooled = pooled_of([(np.where(truth, STEPS, 0), truth)])
     assert pooled.calibration.expected_errors(np.ones((1, 1), np.int64)).tolist() == [0]
     assert pooled.calibration.brier_scores(np.ones((1, 1), np.int64)).tolist() == [0]
 
 
-def test_sketches_are_small() -> None:
+def test_score_summaries_are_small() -> None:
     rng = np.random.default_rng(3)
     steps, truth = draw(rng, 200_000, 2)
-    sketch = ScoreSummary.of(*counted(steps, truth))
-    assert sketch.normal.nbytes + sketch.tumor.nbytes + sketch.calibration.bins.nbytes < 20_000
-    assert sketch.normal.sum() + sketch.tumor.sum() == len(steps)
+    summary = ScoreSummary.of(*counted(steps, truth))
+    assert summary.normal.nbytes + summary.tumor.nbytes + summary.calibration.bins.nbytes < 20_000
+    assert summary.normal.sum() + summary.tumor.sum() == len(steps)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.predicting import CLASSES, heat_of, run, without_tissue, write_model, write_slide
+from helpers.predicting import CLASSES, heat_of, run, write_model, write_slide, write_slide_without_tissue
 from helpers.training import needs_bfloat16
 from wsi_pipeline.config import ConvertRun, HeatmapRun, PredictRun
 from wsi_pipeline.errors import ModelError, StoreError
@@ -73,7 +73,7 @@ def test_heatmaps_do_not_depend_on_batches_and_threads(
 
 
 @needs_bfloat16
-def test_bfloat16_is_near_float32_and_says_how_near(
+def test_bfloat16_is_close_to_float32_and_reports_the_difference(
     slide: Path, model: Path, mapped: Callable[..., Path], tmp_path: Path
 ) -> None:
     exact = heat_of(mapped(stride_um=40))
@@ -103,7 +103,7 @@ def test_the_last_layer_is_float32_in_either_precision(model: Path) -> None:
 
 
 @needs_bfloat16
-def test_predictions_of_another_precision_are_kept_with_precision_auto_only(
+def test_predictions_of_another_precision_are_reused_only_with_auto(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounded = run(slide, model, tmp_path, precision="bfloat16")
@@ -123,7 +123,7 @@ def test_a_device_without_bfloat16_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_gpu_loop_gives_the_results_of_the_cpu_loop(slide: Path, model: Path) -> None:
+def test_the_gpu_loop_matches_the_cpu_loop(slide: Path, model: Path) -> None:
     pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
     spec = pyramid.patch_spec(75, 1.0)
     grid = pyramid.grid(spec, 60)
@@ -139,7 +139,7 @@ def test_the_gpu_loop_gives_the_results_of_the_cpu_loop(slide: Path, model: Path
     assert len(found[0]) == 25
 
 
-def test_an_interrupted_heatmap_resumes_and_ends_the_same(
+def test_an_interrupted_heatmap_resumes_with_the_same_result(
     slide: Path,
     model: Path,
     mapped: Callable[..., Path],
@@ -167,7 +167,7 @@ def test_an_interrupted_heatmap_resumes_and_ends_the_same(
 
 
 @pytest.mark.slow
-def test_a_killed_job_resumes_and_ends_with_the_same_bytes(slide: Path, model: Path, tmp_path: Path) -> None:
+def test_a_killed_job_resumes_with_the_same_bytes(slide: Path, model: Path, tmp_path: Path) -> None:
     options = HeatmapRun(stride_um=18)
     code = (
         "from wsi_pipeline.model import slide_prediction; slide_prediction._SAVE_SECONDS = 0.2; "
@@ -224,7 +224,7 @@ def stopping_at(number: int) -> Callable[..., None]:
     return stop
 
 
-def test_another_average_needs_no_inference(
+def test_a_change_of_the_overlap_mean_needs_no_inference(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = run(slide, model, tmp_path, stride_um=60)
@@ -238,7 +238,7 @@ def test_another_average_needs_no_inference(
     assert (again != plain).any()
 
 
-def test_the_heatmap_takes_what_was_predicted_for_it(
+def test_the_heatmap_uses_the_output_of_predict(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, facts = model / "weights.safetensors", model / "model.json"
@@ -269,7 +269,7 @@ def test_the_heatmap_takes_what_was_predicted_for_it(
     np.testing.assert_array_equal(heat_of(tmp_path / "b"), whole)
 
 
-def test_patches_that_predict_could_not_read_stay_unread(
+def test_patches_unread_by_predict_stay_unread(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = PredictionCache.save
@@ -316,7 +316,7 @@ def test_predictions_begun_on_another_kind_of_device_are_discarded(
     assert sum(predicted) == np.isfinite(whole).sum() + CPU_BATCH
 
 
-def test_several_slides_are_predicted_with_a_model_that_is_loaded_once(
+def test_the_model_is_loaded_once_for_several_slides(
     slide: Path,
     model: Path,
     mapped: Callable[..., Path],
@@ -325,7 +325,7 @@ def test_several_slides_are_predicted_with_a_model_that_is_loaded_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     whole = heat_of(mapped())
-    without_tissue(slide, tmp_path / "slides", "bare")
+    write_slide_without_tissue(slide, tmp_path / "slides", "bare")
     for name in ("s1", "s2"):
         (tmp_path / "slides" / name).symlink_to(slide / "s1")
     loaded = []
@@ -380,5 +380,5 @@ def test_a_batch_that_does_not_fit_is_halved(
         run(slide, model, tmp_path / "c", batch_size=4)
 
 
-def test_the_batch_size_follows_from_the_memory() -> None:
+def test_the_batch_size_depends_on_the_free_memory() -> None:
     assert [largest_batch(free * 2.0**30, 64 * 2.0**20, 512) for free in (0.01, 1, 8, 80)] == [2, 8, 64, 512]

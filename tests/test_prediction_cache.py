@@ -13,7 +13,7 @@ from wsi_pipeline.receipts.models import PrecisionFacts
 PRECISION = PrecisionFacts(device="cpu", dtype="float32")
 
 
-def some(path: Path) -> PredictionCache:
+def write_four_of_ten(path: Path) -> PredictionCache:
     scores = PredictionCache.open(path, "a" * 64, 10)
     scores.precision = PRECISION
     scores.add(0, np.linspace(0, 1, 4, dtype=np.float32), np.ones(4, np.bool_))
@@ -22,7 +22,7 @@ def some(path: Path) -> PredictionCache:
 
 
 def test_added_predictions_are_read_back(tmp_path: Path) -> None:
-    some(tmp_path / "s.raw.npz")
+    write_four_of_ten(tmp_path / "s.raw.npz")
     scores = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
     assert (scores.done, scores.precision) == (4, PRECISION)
     scores.add(4, np.full(6, 0.5, np.float32), np.ones(6, np.bool_))
@@ -32,13 +32,13 @@ def test_added_predictions_are_read_back(tmp_path: Path) -> None:
 
 
 def test_predictions_of_other_inputs_are_ignored(tmp_path: Path) -> None:
-    some(tmp_path / "s.raw.npz")
+    write_four_of_ten(tmp_path / "s.raw.npz")
     scores = PredictionCache.open(tmp_path / "s.raw.npz", "b" * 64, 10)
     assert (scores.done, scores.precision) == (0, None)
 
 
 def test_patches_on_damaged_chunks_are_tried_again(tmp_path: Path) -> None:
-    scores = some(tmp_path / "s.raw.npz")
+    scores = write_four_of_ten(tmp_path / "s.raw.npz")
     scores.add(4, np.full(4, 0.5, np.float32), np.array([True, False, True, True]))
     assert np.isnan(scores.probabilities()[5])
     scores.save()
@@ -54,7 +54,7 @@ def test_a_damaged_file_is_ignored(tmp_path: Path, content: bytes, caplog: pytes
 
 
 def test_a_file_with_wrong_bytes_is_ignored(tmp_path: Path) -> None:
-    some(tmp_path / "s.raw.npz")
+    write_four_of_ten(tmp_path / "s.raw.npz")
     content = (tmp_path / "s.raw.npz").read_bytes()
     known = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
     for position in range(len(content)):
@@ -69,7 +69,7 @@ def test_a_file_with_wrong_bytes_is_ignored(tmp_path: Path) -> None:
 
 
 def test_a_truncated_file_is_ignored(tmp_path: Path) -> None:
-    some(tmp_path / "s.raw.npz")
+    write_four_of_ten(tmp_path / "s.raw.npz")
     content = (tmp_path / "s.raw.npz").read_bytes()
     for length in range(0, len(content), 97):
         (tmp_path / "s.raw.npz").write_bytes(content[:length])

@@ -13,7 +13,7 @@ from wsi_pipeline.progress_bar import ProgressBar, track
 PROGRAM = Path(sys.executable).with_name("wsi-pipeline")
 
 
-def on_a_terminal(command: list[str]) -> str:
+def run_on_a_terminal(command: list[str]) -> str:
     """The output of a program whose stderr is a terminal."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
@@ -35,7 +35,7 @@ def test_a_terminal_has_bars_and_a_log_has_lines(tmp_path: Path) -> None:
     slide = write_tiff(tmp_path / "a.tif", tissue_picture())
     command = [str(PROGRAM), "convert", str(slide), "--slide", "a", "--verify", "all"]
     command += ["--store", str(tmp_path / "a.ome.zarr"), "--receipt", str(tmp_path / "a.json")]
-    seen = on_a_terminal(command)
+    seen = run_on_a_terminal(command)
     assert re.search(r"level 0 .*\d+/\d+", seen)
     assert "comparing level 0 " in seen
     # The cursor is visible again, and the result is the last line, intact.
@@ -47,7 +47,7 @@ def test_a_terminal_has_bars_and_a_log_has_lines(tmp_path: Path) -> None:
     assert log.splitlines()[-1] in last
 
 
-def test_bars_that_nobody_sees_cost_nothing() -> None:
+def test_hidden_progress_bars_do_not_import_rich() -> None:
     assert list(track(range(3), "things", 3)) == [0, 1, 2]
     with ProgressBar("things", 3) as shown:
         shown.advance()

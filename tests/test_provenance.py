@@ -49,7 +49,7 @@ def ids(value: dict[str, str] | list[dict[str, str]]) -> set[str]:
     return {one["@id"] for one in (value if isinstance(value, list) else [value])}
 
 
-def test_it_names_inputs_and_outputs_with_their_digests(run: Path) -> None:
+def test_the_crate_names_inputs_and_outputs_with_their_digests(run: Path) -> None:
     entities = crate(run)
     source = run / "cohort" / "tumor-3.tif"
     assert entities[source.as_uri()]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
@@ -65,7 +65,7 @@ def test_it_names_inputs_and_outputs_with_their_digests(run: Path) -> None:
     assert not [name for name in entities if ".zarr/" in name.rstrip("/")]
 
 
-def test_it_says_how_they_were_made(run: Path) -> None:
+def test_the_crate_describes_jobs_software_config_and_sheet(run: Path) -> None:
     entities = crate(run, author="A. Pathologist")
     jobs = [entity for name, entity in entities.items() if name.startswith("#job-")]
     assert sorted(job["name"] for job in jobs).count("convert") == 5
@@ -89,7 +89,7 @@ def test_it_says_how_they_were_made(run: Path) -> None:
     assert "synthetic" in entities["./"]["description"]
 
 
-def test_every_id_that_it_refers_to_is_there(run: Path) -> None:
+def test_every_referenced_id_exists(run: Path) -> None:
     entities = crate(run, author="Someone")
     outside = {"https://bioschemas.org/profiles/", "https://doi.org/", "https://w3id.org/", "https://snakemake."}
 
@@ -105,7 +105,7 @@ def test_every_id_that_it_refers_to_is_there(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_call_of_snakemake_is_a_run_of_its_own(run: Path) -> None:
+def test_a_second_snakemake_call_is_a_separate_run(run: Path) -> None:
     (run / "results" / "report.html").unlink()
     assert snakemake(run).returncode == 0
     # Neither of these two runs anything.
@@ -117,7 +117,7 @@ def test_a_second_call_of_snakemake_is_a_run_of_its_own(run: Path) -> None:
     assert entities["#run-1"]["endTime"] < entities["#run-2"]["startTime"] < entities["#run-2"]["endTime"]
 
 
-def test_a_workflow_that_was_changed_after_the_run_is_said(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_workflow_change_after_the_run_is_reported(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     for path in (run / "results" / "logs" / "runs").iterdir():
         facts = json.loads(path.read_text())
         path.write_text(json.dumps(facts | {"workflow_sha256": "0" * 64}))
@@ -125,7 +125,7 @@ def test_a_workflow_that_was_changed_after_the_run_is_said(run: Path, caplog: py
     assert "the workflow has changed since the last run" in caplog.text
 
 
-def test_verify_says_what_changed(run: Path) -> None:
+def test_verify_lists_the_changes(run: Path) -> None:
     crate(run)
     results = run / "results"
     assert not check_crate(results, 2)
@@ -151,20 +151,20 @@ def test_verify_says_what_changed(run: Path) -> None:
     assert found.missing == ["slides/tumor-3/tissue.ome.zarr/", "slides/tumor-3/truth.png"]
     assert found.new == ["slides/stray.txt"]
     assert str(annotation) not in check_crate(results, 2, sources=False).changed
-    told = CliRunner().invoke(app, ["verify", str(results)])
-    assert told.exit_code == 1
-    assert "changed\tslides/tumor-3/pyramid.ome.zarr/" in told.stdout
-    assert told.stdout.splitlines()[-1].endswith("3 changed, 2 missing, 1 new")
+    verified = CliRunner().invoke(app, ["verify", str(results)])
+    assert verified.exit_code == 1
+    assert "changed\tslides/tumor-3/pyramid.ome.zarr/" in verified.stdout
+    assert verified.stdout.splitlines()[-1].endswith("3 changed, 2 missing, 1 new")
 
 
-def test_the_commands(run: Path) -> None:
+def test_the_commands_provenance_and_verify(run: Path) -> None:
     assert CliRunner().invoke(app, ["provenance", "results", "--license", BY]).exit_code == 0
-    told = CliRunner().invoke(app, ["verify", "results"])
-    assert told.exit_code == 0
-    assert told.stdout.splitlines()[-1].endswith("files and stores are unchanged; 0 changed, 0 missing, 0 new")
+    verified = CliRunner().invoke(app, ["verify", "results"])
+    assert verified.exit_code == 0
+    assert verified.stdout.splitlines()[-1].endswith("files and stores are unchanged; 0 changed, 0 missing, 0 new")
 
 
-def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_missing_run_records_and_crates_are_errors(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no record of a run in logs/runs\. Name a folder that Snakemake filled"):
         write_crate(tmp_path, tmp_path, 1, BY)
     with pytest.raises(StoreError, match=r"ro-crate-metadata\.json: missing\. Run wsi-pipeline provenance"):
@@ -174,7 +174,7 @@ def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
         check_crate(tmp_path, 1)
 
 
-def test_results_that_cannot_be_written_are_named(run: Path, tmp_path: Path) -> None:
+def test_unwritable_results_are_an_error(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"the results cannot be written .*Make the folder writable"):
         record_run(tmp_path / "file", load_config(CONFIG), ROOT / "workflow")

@@ -25,7 +25,7 @@ from wsi_pipeline.slides.jpeg import JpegCodec
 
 @given(st.integers(-300, 1700), st.integers(-300, 1300), st.integers(1, 400), st.integers(1, 400))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_box_is_a_part_of_the_padded_slide(tissue_pyramid: Pyramid, x: int, y: int, w: int, h: int) -> None:
+def test_any_box_is_a_crop_of_the_padded_slide(tissue_pyramid: Pyramid, x: int, y: int, w: int, h: int) -> None:
     size = tissue_pyramid.size
     whole = tissue_pyramid.read(Box(-300, -300, size.width + 900, size.height + 900), 0)
     np.testing.assert_array_equal(
@@ -47,7 +47,7 @@ def test_threads_and_pickled_copies_read_the_same(tissue_pyramid: Pyramid) -> No
     ("mpp", "level", "read_px", "real"),
     [(0.5, 0, 96, 0.5), (0.49, 0, 96, 0.5), (1.0, 1, 96, 1.0), (0.75, 0, 144, 0.75), (1.9, 1, 182, 1.9)],
 )
-def test_patches_come_from_the_nearest_level_that_is_fine_enough(
+def test_patches_are_read_from_the_coarsest_sufficient_level(
     tissue_pyramid: Pyramid, mpp: float, level: int, read_px: int, real: float
 ) -> None:
     spec = tissue_pyramid.patch_spec(96, mpp)
@@ -61,7 +61,7 @@ def test_patches_finer_than_the_slide_are_refused(tissue_pyramid: Pyramid) -> No
         tissue_pyramid.patch_spec(96, 0.25)
 
 
-def test_a_patch_shows_the_place_it_names(tmp_path: Path) -> None:
+def test_a_patch_shows_its_position(tmp_path: Path) -> None:
     rgb = np.full((1024, 1024, 3), 255, np.uint8)
     rgb[512:768, 256:512] = (200, 0, 0)
     pyramid = Pyramid(converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb)) / "pyramid.ome.zarr")
@@ -91,7 +91,7 @@ def test_scaled_pixels_are_means(tissue_pyramid: Pyramid) -> None:
 
 @given(st.integers(-20, 200), st.integers(-20, 200), st.sampled_from([0.13, 0.3, 0.35]))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_pixels_finer_than_the_slide_are_the_nearest(tissue_pyramid: Pyramid, x: int, y: int, mpp: float) -> None:
+def test_upsampled_pixels_are_the_nearest(tissue_pyramid: Pyramid, x: int, y: int, mpp: float) -> None:
     found = tissue_pyramid.read_scaled(Box(400 + x, 300 + y, 40, 30), mpp)
     whole = tissue_pyramid.read(Box(0, 0, 500, 500), 0)
     centres = (np.arange(500) + 0.5) * tissue_pyramid.mpp
@@ -111,12 +111,12 @@ def test_patches_of_a_coarser_level_begin_at_its_nearest_pixel(tissue_pyramid: P
         assert away.max() <= tissue_pyramid.mpps[2] / 2
 
 
-def test_something_else_is_not_a_store(tmp_path: Path) -> None:
+def test_a_missing_pyramid_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"not a pyramid .*Convert the slide again"):
         Pyramid(tmp_path / "nothing.ome.zarr")
 
 
-def test_patches_read_together_are_those_read_alone(tissue_pyramid: Pyramid) -> None:
+def test_patches_read_together_equal_those_read_alone(tissue_pyramid: Pyramid) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.integers(-100, 1700, 40).tolist(), rng.integers(-100, 1300, 40).tolist()
     for mpp in (0.5, 0.7, 1.0):
@@ -140,7 +140,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str, owner: type) -> list[obj
     return calls
 
 
-def test_only_touched_chunks_are_decoded_once_and_an_index_is_read_once(
+def test_only_touched_chunks_are_decoded_and_indexes_are_read_once(
     tissue_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, opened = counted(monkeypatch, "decode", JpegCodec), counted(monkeypatch, "__init__", Shard)
@@ -187,7 +187,7 @@ def test_a_fork_reads_while_a_thread_of_its_parent_holds_the_locks(tissue_slide:
     child.join()
 
 
-def test_files_that_are_replaced_are_closed(tissue_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_evicted_from_the_cache_are_closed(tissue_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsi_pipeline.pyramid.level.MAX_OPEN_SHARDS", 1)
     before = len(list(Path("/proc/self/fd").iterdir()))
     pyramid = Pyramid(tissue_slide / "pyramid.ome.zarr")
@@ -222,14 +222,14 @@ def test_a_store_of_another_kind_is_refused(tissue_slide: Path, tmp_path: Path) 
         Pyramid(store)
 
 
-def test_a_lost_file_is_not_taken_for_glass(tissue_slide: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_not_read_as_background(tissue_slide: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(tissue_slide / "pyramid.ome.zarr", tmp_path / "p.ome.zarr"))
     next(p for p in (store / "0" / "c").rglob("*") if p.is_file()).unlink()
     with pytest.raises(StoreError, match=r"column 0, row 0 is damaged .*No such file"):
         Pyramid(store).read(Box(0, 0, 2000, 2000), 0)
 
 
-def test_a_level_of_glass_has_its_files(tmp_path: Path) -> None:
+def test_a_blank_level_has_its_shard_files(tmp_path: Path) -> None:
     grid = ChunkGrid(Size(2048, 1024), Size(256, 256), 4, 4)
     present, digests = write_shards(tmp_path, grid, lambda chunks: [None] * len(chunks), 1)
     assert present == 0
@@ -237,7 +237,7 @@ def test_a_level_of_glass_has_its_files(tmp_path: Path) -> None:
     assert Shard(tmp_path / "c/0/0/1", 16).chunk(3) is None
 
 
-def test_a_lost_file_of_an_image_is_not_taken_for_zeros(tmp_path: Path) -> None:
+def test_a_missing_shard_of_an_image_is_not_read_as_zeros(tmp_path: Path) -> None:
     store = tmp_path / "mask.ome.zarr"
     write_image(store, Image.from_corner(np.zeros((700, 5000), np.uint8), 8.0), name="m", slide_mpp=0.5)
     assert not read_image(store, 0.5).data.any()

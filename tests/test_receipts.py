@@ -36,20 +36,20 @@ def tissue_receipt() -> TissueReceipt:
     )
 
 
-def test_options_are_written_whole(tmp_path: Path) -> None:
+def test_all_options_are_written(tmp_path: Path) -> None:
     write_receipt(tmp_path / "r.json", tissue_receipt())
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["options"] == TissueRun(mpp=3).model_dump(mode="json")
     assert (content["stage"], content["step_version"]) == ("tissue", TissueRun.step_version)
 
 
-def test_a_receipt_comes_back(tmp_path: Path) -> None:
+def test_a_receipt_survives_a_round_trip(tmp_path: Path) -> None:
     write_receipt(tmp_path / "r.json", tissue_receipt())
     assert read_receipt(tmp_path / "r.json", TissueReceipt).as_json() == tissue_receipt().as_json()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"stage": "train"}, "a receipt of the stage train, not of tissue"),
         ({"step_version": 0}, "written by step_version 0 of the stage tissue; this is"),
@@ -57,13 +57,13 @@ def test_a_receipt_comes_back(tmp_path: Path) -> None:
         ({"more": 1}, r"not a receipt of the stage tissue \(more: "),
     ],
 )
-def test_other_content_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
+def test_invalid_content_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     (tmp_path / "r.json").write_text(json.dumps(tissue_receipt().as_json() | change))
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(StoreError, match=message):
         read_receipt(tmp_path / "r.json", TissueReceipt)
 
 
-def test_a_file_that_is_no_receipt_is_named(tmp_path: Path) -> None:
+def test_files_that_are_not_receipts_are_named(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     with pytest.raises(StoreError, match=r"r\.json: no such receipt\. Run the stage tissue first"):
         read_receipt(path, TissueReceipt)
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_receipt_is_named(tmp_path: Path) -> None:
             read_receipt(path, TissueReceipt)
 
 
-def test_receipts_of_the_evaluation_come_back_with_the_same_bytes(scored: Path) -> None:
+def test_evaluation_receipts_survive_a_round_trip_byte_for_byte(scored: Path) -> None:
     models = {
         "heatmaps": HeatmapReceipt,
         "scores": ScoresReceipt,
@@ -87,7 +87,7 @@ def test_receipts_of_the_evaluation_come_back_with_the_same_bytes(scored: Path) 
         assert canonical_json(read_receipt(path, model).as_json()) == path.read_text()
 
 
-def test_fields_that_were_not_given_are_left_out() -> None:
+def test_unset_fields_are_omitted() -> None:
     fixed = OperatingPoint(rule="fixed", threshold=1, chosen_on="given")
     assert fixed.as_json() == {"rule": "fixed", "threshold": 1.0, "chosen_on": "given"}
     assert OperatingPoint(**fixed.as_json(), aim=None).as_json()["aim"] is None

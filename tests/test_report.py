@@ -60,7 +60,7 @@ def page(results: Path, out: Path, **options: Any) -> str:
     return (out / "report.html").read_text()
 
 
-def test_the_page_says_what_the_metrics_say(results: Path, tmp_path: Path) -> None:
+def test_the_page_shows_the_metrics(results: Path, tmp_path: Path) -> None:
     html = page(results, tmp_path, title="A title")
     metrics = json.loads((results / "evaluation" / "metrics.json").read_text())
     assert "<title>A title</title>" in html
@@ -78,7 +78,7 @@ def test_the_page_needs_no_network_and_escapes_names(results: Path, tmp_path: Pa
     assert "<script>alert(1)" not in html
 
 
-def test_names_that_look_like_bokehs_ids_are_kept(results: Path, tmp_path: Path) -> None:
+def test_names_that_look_like_bokeh_ids_are_kept(results: Path, tmp_path: Path) -> None:
     name = "0d5c3f52-9c0a-4c6b-8f3e-1f0d3c5b7a99"
     pages = [page(results, tmp_path / folder, title=name) for folder in ("a", "b")]
     assert f"<title>{name}</title>" in pages[0]
@@ -121,7 +121,7 @@ def test_tables_of_other_metrics_are_refused(results: Path, tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", ["scores/a.parquet", "detections/a.csv"])
-def test_files_that_no_receipt_is_of_are_refused(results: Path, tmp_path: Path, name: str) -> None:
+def test_files_that_do_not_match_their_receipt_are_refused(results: Path, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "results"
     shutil.copytree(results, copy, symlinks=True)
     shutil.copy(copy / name.replace("a.", "b."), copy / name)
@@ -131,7 +131,7 @@ def test_files_that_no_receipt_is_of_are_refused(results: Path, tmp_path: Path, 
 
 
 @pytest.mark.workflow
-def test_the_commands_are_those_that_ran(finished: Path) -> None:
+def test_the_page_shows_the_commands_that_ran(finished: Path) -> None:
     html = (finished / "results" / "report.html").read_text()
     found = re.findall(r"<dt>(\w+)</dt><dd><code>(.*?)</code></dd>", html)
     commands = {rule: unescape(command) for rule, command in found}
@@ -153,7 +153,7 @@ def test_the_commands_are_those_that_ran(finished: Path) -> None:
     assert "--slide normal-3 " in commands["heatmap"]
 
 
-def test_a_job_is_found_by_its_output_however_long_its_name(tmp_path: Path) -> None:
+def test_a_job_is_found_by_an_output_with_a_long_name(tmp_path: Path) -> None:
     metadata = tmp_path / "metadata"
     record = {"rule": "convert", "shellcmd": "convert it", "starttime": 1, "endtime": 2, "input": []}
     long = "results/" + 99 * "long/" + "a.json"
@@ -178,7 +178,7 @@ def shown(html: str) -> list[dict[str, Any]]:
     return [json.loads(one) for one in slides]
 
 
-def test_the_page_is_kept_small(results: Path, tmp_path: Path) -> None:
+def test_the_page_respects_its_size_limit(results: Path, tmp_path: Path) -> None:
     whole = page(results, tmp_path)
     assert [one["name"] for one in shown(whole)] == ["a", "b"]
     assert all(one["heat"]["every"] == 1 and max(one["pictureSize"]) == 256 for one in shown(whole))
@@ -195,7 +195,7 @@ def test_the_page_is_kept_small(results: Path, tmp_path: Path) -> None:
     assert "those with the most errors" not in whole
 
 
-def test_each_slide_has_a_page_of_its_own(results: Path, tmp_path: Path) -> None:
+def test_each_slide_has_its_own_page(results: Path, tmp_path: Path) -> None:
     html = page(results, tmp_path, max_mb=0.1)
     assert shown(html) == []
     pages = sorted((tmp_path / "report").iterdir())

@@ -31,40 +31,40 @@ def test_nothing_changed_means_nothing_to_do(run: Path) -> None:
     assert planned(run) == {}
 
 
-def test_a_new_test_slide_costs_its_own_jobs_and_the_aggregation(run: Path) -> None:
+def test_a_new_test_slide_runs_only_its_own_jobs_and_the_aggregation(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
     assert planned(run) == TEST_JOBS | EVALUATION
 
 
-def test_a_new_training_slide_reruns_training_and_what_follows(run: Path) -> None:
+def test_a_new_training_slide_reruns_training_and_later_stages(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
     after = {"heatmap": 2, "scores": 2, "confusion": 2}
     assert planned(run) == SLIDE_JOBS | {"patches": 1} | TRAINING | after | EVALUATION
 
 
-def test_a_removed_slide_costs_what_rested_on_it(run: Path) -> None:
+def test_removing_a_slide_reruns_only_what_depended_on_it(run: Path) -> None:
     remove_row(run, "normal-3")
     assert planned(run) == EVALUATION
     remove_row(run, "tumor-2")
     assert planned(run) == TRAINING | {"heatmap": 1, "scores": 1, "confusion": 1} | EVALUATION
 
 
-def test_another_slide_under_the_same_name_is_made_again(run: Path) -> None:
+def test_replacing_a_slide_file_reruns_its_jobs(run: Path) -> None:
     shutil.copyfile(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-3.tif")
     assert planned(run) == TEST_JOBS | EVALUATION
 
 
 @pytest.mark.slow
-def test_a_deleted_store_is_made_again_when_it_is_needed_though_its_receipt_is_there(run: Path) -> None:
+def test_a_deleted_store_is_recreated_when_needed_even_with_its_receipt(run: Path) -> None:
     store = run / "results" / "heatmaps" / "inception_v3" / "tumor-3.ome.zarr"
     before = digest_tree(store)
     shutil.rmtree(store)
     assert planned(run) == {}
     config = changed(evaluation={"operating_point": {"threshold": 0.7}})
-    judged = {"calibrate": 1, "heatmap": 1, "scores": 1, "confusion": 2}
-    assert planned(run, config) == judged | EVALUATION
+    evaluated = {"calibrate": 1, "heatmap": 1, "scores": 1, "confusion": 2}
+    assert planned(run, config) == evaluated | EVALUATION
     result = snakemake(run, config=config)
     assert result.returncode == 0, result.stdout + result.stderr
     assert digest_tree(store) == before
@@ -78,7 +78,7 @@ def test_a_deleted_store_is_made_again_when_it_is_needed_though_its_receipt_is_t
         ("ManifestRun", TRAINING | PREDICTED | EVALUATION),
     ],
 )
-def test_a_raised_step_version_makes_its_stage_again(
+def test_a_raised_step_version_reruns_its_stage(
     run: Path, monkeypatch: pytest.MonkeyPatch, options: str, jobs: dict[str, int]
 ) -> None:
     (run / "raised").mkdir()
@@ -90,7 +90,7 @@ def test_a_raised_step_version_makes_its_stage_again(
     assert planned(run, run_snakemake=snakemake) == jobs
 
 
-def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
+def test_a_frozen_model_is_kept_until_it_is_deleted(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
     frozen = changed(training={"retrain": "frozen", "learning_rate": 0.5})
@@ -122,7 +122,9 @@ def test_a_frozen_model_stays_whatever_comes(run: Path) -> None:
     ],
     ids=["threshold", "youden", "forest", "title", "tissue", "resamples", "exclude"],
 )
-def test_a_changed_option_reruns_what_it_concerns(run: Path, config: dict[str, Any], jobs: dict[str, int]) -> None:
+def test_a_changed_option_reruns_only_the_stages_that_use_it(
+    run: Path, config: dict[str, Any], jobs: dict[str, int]
+) -> None:
     assert planned(run, config) == jobs
 
 

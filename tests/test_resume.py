@@ -34,16 +34,16 @@ def whole(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted training."""
     out = tmp_path_factory.mktemp("whole")
     process = training.start(cohort, out, "--workers", "3", **OPTIONS)
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
     return out
 
 
 def finish(cohort: Path, out: Path, *arguments: str) -> str:
     process = training.start(cohort, out, *arguments, **OPTIONS)
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    return said
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    return stderr
 
 
 def assert_same(out: Path, whole: Path) -> None:
@@ -70,7 +70,7 @@ def wait_for_checkpoints(out: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_stopped_once_and_killed_five_times_ends_with_the_same_weights(
+def test_training_stopped_once_and_killed_five_times_gives_the_same_weights(
     cohort: Path, whole: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
@@ -80,8 +80,8 @@ def test_a_training_stopped_once_and_killed_five_times_ends_with_the_same_weight
             # Once by a signal that it handles.
             wait_for_checkpoints(tmp_path, 1)
             process.terminate()
-            _, said = process.communicate(timeout=60)
-            assert process.returncode == STOPPED_EXIT_CODE, said
+            _, stderr = process.communicate(timeout=60)
+            assert process.returncode == STOPPED_EXIT_CODE, stderr
             continue
         # The first checkpoint seen may be that of the run before.
         wait_for_checkpoints(tmp_path, int(rng.integers(2, 4)))
@@ -89,8 +89,8 @@ def test_a_training_stopped_once_and_killed_five_times_ends_with_the_same_weight
         process.kill()
         process.communicate()
         assert not (tmp_path / "weights.safetensors").exists()
-    said = finish(cohort, tmp_path, "--workers", "1")
-    assert "resuming from step" in said
+    stderr = finish(cohort, tmp_path, "--workers", "1")
+    assert "resuming from step" in stderr
     assert_same(tmp_path, whole)
 
 
@@ -103,26 +103,26 @@ def test_a_signal_stops_the_training_after_a_checkpoint(cohort: Path, tmp_path: 
     while (line := process.stderr.readline()) and "step 5:" not in line:
         pass
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == STOPPED_EXIT_CODE == 75
-    assert "a checkpoint is written after this step" in said
-    assert "the same command goes on from there" in said
-    assert "Traceback" not in said
-    assert int(said.split("stopped at step ")[1].split()[0]) >= 5
+    assert "a checkpoint is written after this step" in stderr
+    assert "the same command goes on from there" in stderr
+    assert "Traceback" not in stderr
+    assert int(stderr.split("stopped at step ")[1].split()[0]) >= 5
     assert (tmp_path / "checkpoints" / "checkpoint.pt").exists()
 
 
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
-    told = []
-    with stop_on_signals(lambda: told.append(1)):
+    signals = []
+    with stop_on_signals(lambda: signals.append(1)):
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGINT)
-        assert len(told) == 5
+        assert len(signals) == 5
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert len(told) == 5
+    assert len(signals) == 5
 
 
 def test_a_damaged_checkpoint_is_replaced_by_its_predecessor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ def edges(dot: str) -> set[tuple[str, str]]:
 
 
 @pytest.mark.workflow
-def test_the_rulegraph_is_that_of_the_demo(tmp_path: Path) -> None:
+def test_the_rulegraph_matches_the_demo(tmp_path: Path) -> None:
     (tmp_path / "data" / "demo").mkdir(parents=True)
     rows = ["slide\tpath\tsplit\tlabel\tannotation"]
     for split in ("train", "validation", "test"):

@@ -40,7 +40,7 @@ def receipt_of(histogram: ScoreHistogram) -> ScoresReceipt:
     )
 
 
-def test_counts_are_exact_and_come_back(tmp_path: Path) -> None:
+def test_counts_are_exact_and_survive_a_round_trip(tmp_path: Path) -> None:
     heat, truth = maps("t1")
     heat[0, :3] = heat[0, 3]  # ties
     truth[4] = IGNORE
@@ -63,7 +63,7 @@ def test_the_sum_of_histograms_has_all_positions() -> None:
     assert ScoreHistogram.sum_of(parts).digest == whole.digest
 
 
-def test_the_top_mean_is_that_of_the_highest_scores() -> None:
+def test_the_top_mean_averages_the_highest_scores() -> None:
     counts = ScoreHistogram(
         np.array([0, 100, 500, 1000]),
         normal=np.array([90, 3, 1, 0]),
@@ -105,7 +105,7 @@ def test_features_of_a_map_by_hand() -> None:
 
 @given(arrays(np.bool_, (6, 7)).filter(np.any))
 @settings(max_examples=50, deadline=None)
-def test_areas_are_scikit_images_8_connected_ones(called: np.ndarray) -> None:
+def test_areas_match_scikit_image_with_8_connectivity(called: np.ndarray) -> None:
     found = slide_features(Image(np.where(called, 0.75, 0.25).astype(np.float32), 100.0, 50.0))
     assert found is not None
     sizes = sorted(np.bincount(measure.label(called, connectivity=2).ravel())[1:].tolist())
@@ -152,7 +152,7 @@ def test_a_table_of_another_map_is_refused(tmp_path: Path, column: str) -> None:
         ScoreHistogram.read(tmp_path / "c.parquet", receipt_of(mine))
 
 
-def test_no_figure_is_made_of_counts_that_no_receipt_is_of(scored: Path, tmp_path: Path) -> None:
+def test_counts_that_do_not_match_their_receipt_are_not_evaluated(scored: Path, tmp_path: Path) -> None:
     root = tmp_path / "results"
     shutil.copytree(scored, root, symlinks=True)
     shutil.copy(root / "scores" / "n1.parquet", root / "scores" / "t1.parquet")
@@ -161,10 +161,10 @@ def test_no_figure_is_made_of_counts_that_no_receipt_is_of(scored: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_positions_that_could_not_be_read_are_told(tissue_slide: Path, tmp_path: Path) -> None:
+def test_unread_positions_are_reported(tissue_slide: Path, tmp_path: Path) -> None:
     for slide, unread in (("n1", 0), ("t1", 3)):
         write_slide(tmp_path / "a", tissue_slide / "pyramid.ome.zarr", slide, *maps(slide), unread=unread)
     metrics = run(tmp_path / "a", tmp_path / "b", Sheet({slide: SHEET[slide] for slide in ("n1", "t1")}))
     assert metrics["cohort"]["unread_positions"] == {"t1": 3}
-    said = "positions on damaged chunks, which no figure counts: t1 (3)"
-    assert said in summary_text(tmp_path / "b" / "metrics.json", Path("r.html"))
+    message = "positions on damaged chunks, which no figure counts: t1 (3)"
+    assert message in summary_text(tmp_path / "b" / "metrics.json", Path("r.html"))

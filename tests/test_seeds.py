@@ -7,7 +7,7 @@ from itertools import combinations
 from wsi_pipeline.seeds import generator
 
 
-def test_draws_are_those_of_all_earlier_versions() -> None:
+def test_draws_are_the_same_in_all_versions() -> None:
     raw = generator(1, "patches", "tumor_001", 1).bit_generator.random_raw(2).tolist()
     assert raw == [4778381345211606690, 16789060072182480434]
 

@@ -25,7 +25,7 @@ def test_three_columns_are_enough_for_a_test_slide(tmp_path: Path) -> None:
     assert sheet["007"].label is None
 
 
-def test_an_annotation_means_tumor_and_overrides_reach_the_options(tmp_path: Path) -> None:
+def test_an_annotation_implies_tumor_and_overrides_reach_the_options(tmp_path: Path) -> None:
     text = "slide\tpath\tsplit\tannotation\texhaustive\ttissue_threshold\nx\t@a.tif\ttrain\t@a.xml\tno\t30\n"
     row = load_sheet(sheet_of(tmp_path, f"# comment\n\n{text}"))["x"]
     assert (row.label, row.exhaustive) == ("tumor", False)
@@ -33,7 +33,7 @@ def test_an_annotation_means_tumor_and_overrides_reach_the_options(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (HEAD + "x\t@a.tif\ttest\nx\t@b.tif\ttest\n", "row 3 (x): the slide id occurs twice"),
         (HEAD + "a b\t@a.tif\ttest\n", "row 2 (a b): 'a b' cannot be a slide id"),
@@ -54,10 +54,10 @@ def test_an_annotation_means_tumor_and_overrides_reach_the_options(tmp_path: Pat
         ("# only a comment\n", "the sheet is empty"),
     ],
 )
-def test_mistakes_name_the_row(tmp_path: Path, text: str, said: str) -> None:
+def test_mistakes_name_the_row(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SheetError) as caught:
         load_sheet(sheet_of(tmp_path, text))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_missing_sheet_is_named(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_excluded_slides_are_left_out_and_a_wrong_name_is_refused(tmp_path: Path
         load_sheet(path, exclude=("x3",))
 
 
-def test_sets_of_left_out_slides_have_the_names_of_the_sheet(tmp_path: Path) -> None:
+def test_sets_of_excluded_slides_are_named_as_in_the_sheet(tmp_path: Path) -> None:
     head = "slide\tpath\tsplit\texcluded_from\n"
     rows = "a\t@a.tif\ttest\t\nb\t@b.tif\ttest\tpaper short\nc\t@a.tif\ttest\tshort\nd\t@b.tif\tvalidation\tshort\n"
     sheet = load_sheet(sheet_of(tmp_path, head + rows), exclude=("c",))
@@ -83,18 +83,18 @@ def test_sets_of_left_out_slides_have_the_names_of_the_sheet(tmp_path: Path) -> 
     assert sheet.left_out(["b"], "all") == {"left_out": ["a", "c"], "slide_set": None}
 
 
-def test_slides_in_a_bucket_are_not_looked_for(tmp_path: Path) -> None:
+def test_slides_in_a_bucket_are_not_checked_for_existence(tmp_path: Path) -> None:
     sheet = load_sheet(sheet_of(tmp_path, HEAD + "x\ts3://slides/x.tif\ttest\n"))
     assert sheet["x"].path == "s3://slides/x.tif"
 
 
-def test_the_digest_follows_every_cell(tmp_path: Path) -> None:
+def test_the_digest_changes_with_a_cell(tmp_path: Path) -> None:
     one = load_sheet(sheet_of(tmp_path, HEAD + "x\t@a.tif\ttest\n")).digest()
     two = load_sheet(sheet_of(tmp_path, HEAD + "x\t@a.tif\ttest\tnormal\n")).digest()
     assert one != two
 
 
-def test_the_digest_of_splits_tells_which_slides_they_have_and_nothing_else() -> None:
+def test_the_digest_of_a_split_depends_only_on_its_slides() -> None:
     rows = {"a": SlideRow("a", "a.tif", "validation", label="tumor"), "b": SlideRow("b", "b.tif", "test")}
     sheet = Sheet(rows)
     more = Sheet({**rows, "c": SlideRow("c", "c.tif", "test")})

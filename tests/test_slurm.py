@@ -118,7 +118,7 @@ def lost_node() -> Iterator[None]:
         subprocess.run([*update, "state=resume"], check=False)
 
 
-def test_a_cohort_survives_what_happens_on_a_cluster(finished: Path, folder: Path) -> None:
+def test_a_run_survives_interruption_kill_and_node_loss(finished: Path, folder: Path) -> None:
     # Ctrl-C takes the jobs with it.
     process = start(folder)
     until(180, "a slide is converted", lambda: is_running(folder, "slide_convert"))
@@ -162,7 +162,7 @@ def test_a_cohort_survives_what_happens_on_a_cluster(finished: Path, folder: Pat
     assert {(job.cores, job.memory) for job in jobs if job.rule.startswith("slide")} == {("1", "2400M")}
 
 
-def test_a_job_over_its_memory_is_killed_and_gets_more(folder: Path) -> None:
+def test_a_job_over_its_memory_limit_is_retried_with_more(folder: Path) -> None:
     receipt = "results/slides/tumor-1/pyramid.json"
     finish(start(folder, "--set-resources", "convert:mem_mb=60 * 2**attempt", "--retries", "3", "--", receipt), folder)
     assert (folder / receipt).is_file()
@@ -176,7 +176,7 @@ def test_a_job_over_its_memory_is_killed_and_gets_more(folder: Path) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync, which Snakemake copies with")
-def test_jobs_work_on_their_node_and_copy_what_they_made(finished: Path, folder: Path) -> None:
+def test_jobs_work_in_node_scratch_and_copy_their_outputs(finished: Path, folder: Path) -> None:
     scratch = ["--default-storage-provider", "fs", "--default-storage-prefix", str(folder)]
     scratch += ["--local-storage-prefix", str(folder / "login")]
     scratch += ["--remote-job-local-storage-prefix", f"{folder}/node-$SLURM_JOB_ID"]
@@ -192,7 +192,7 @@ def test_jobs_work_on_their_node_and_copy_what_they_made(finished: Path, folder:
 
 
 @pytest.mark.nightly
-def test_a_training_over_its_time_goes_on_in_the_next_attempt(finished: Path, folder: Path) -> None:
+def test_training_over_its_time_limit_resumes_in_the_next_attempt(finished: Path, folder: Path) -> None:
     for name in ("results", ".snakemake"):
         shutil.copytree(finished / name, folder / name, copy_function=shutil.copy2, symlinks=True)
     longer = CONFIG | {"training": CONFIG["training"] | {"max_steps": STEPS, "validate_every": STEPS, "epochs": STEPS}}

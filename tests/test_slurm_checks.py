@@ -45,7 +45,7 @@ def run(name: str | None, *, pid: int, started: float, host: str = platform.node
     }
 
 
-def over() -> dict[str, Any]:
+def ended_process() -> dict[str, Any]:
     """A process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     started = psutil.Process(process.pid).create_time()
@@ -53,7 +53,7 @@ def over() -> dict[str, Any]:
     return {"pid": process.pid, "started": started}
 
 
-def test_partitions_and_commands_are_looked_at(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partitions_and_commands_are_checked(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_slurm({"train": "gpu", "convert": "cpu,gpu"})
     with pytest.raises(ConfigError, match=r"rule train: SLURM has no partition gpus \(did you mean gpu\?\)\. Set"):
         check_slurm({"convert": "cpu", "train": "gpus"})
@@ -65,13 +65,13 @@ def test_partitions_and_commands_are_looked_at(queue: Path, monkeypatch: pytest.
         check_slurm({})
 
 
-def test_what_a_run_that_is_gone_left_is_cancelled(queue: Path) -> None:
-    assert cancel_leftovers([run(None, **over()), run("wsi-pipeline_a", **over())]) == ["2", "3"]
+def test_the_jobs_of_a_dead_run_are_cancelled(queue: Path) -> None:
+    assert cancel_leftovers([run(None, **ended_process()), run("wsi-pipeline_a", **ended_process())]) == ["2", "3"]
     assert queue.read_text() == "1|other\n4|wsi-pipeline_b\n"
-    assert cancel_leftovers([run("wsi-pipeline_a", **over())]) == []
+    assert cancel_leftovers([run("wsi-pipeline_a", **ended_process())]) == []
 
 
-def test_a_run_that_goes_on_keeps_its_jobs(queue: Path) -> None:
+def test_the_jobs_of_a_live_run_are_kept(queue: Path) -> None:
     started = psutil.Process().create_time()
     before = queue.read_text()
     assert cancel_leftovers([run("wsi-pipeline_a", pid=os.getpid(), started=started)]) == []
@@ -80,9 +80,9 @@ def test_a_run_that_goes_on_keeps_its_jobs(queue: Path) -> None:
     assert cancel_leftovers([run("wsi-pipeline_a", pid=os.getpid(), started=started - 1)]) == ["2", "3"]
 
 
-def test_a_run_of_another_machine_is_named(queue: Path) -> None:
+def test_a_run_on_another_machine_is_named(queue: Path) -> None:
     before = queue.read_text()
     with pytest.raises(ConfigError, match=r"started on login2 at 2026-11-23.*scancel 2 3"):
-        cancel_leftovers([run("wsi-pipeline_a", **over(), host="login2")])
+        cancel_leftovers([run("wsi-pipeline_a", **ended_process(), host="login2")])
     assert queue.read_text() == before
-    assert cancel_leftovers([run("wsi-pipeline_gone", **over(), host="login2")]) == []
+    assert cancel_leftovers([run("wsi-pipeline_gone", **ended_process(), host="login2")]) == []

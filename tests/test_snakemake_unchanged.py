@@ -31,7 +31,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(parse(LocalSourceFile(str(path)), opened, {})[0])
 
 
-def snakemakes(module: ast.Module) -> set[str]:
+def snakemake_names(module: ast.Module) -> set[str]:
     """Names of Snakemake and its plugins in a module; `workflow` is what a Snakefile finds defined."""
     names = {"workflow"}
     for node in ast.walk(module):
@@ -63,7 +63,7 @@ def changes(module: ast.Module, *, anything: bool) -> Iterator[str]:
 
     An object of Snakemake may reach a function under any name.
     """
-    theirs = snakemakes(module)
+    theirs = snakemake_names(module)
     for node in ast.walk(module):
         for target in targets(node):
             inside = isinstance(target, ast.Attribute) and isinstance(target.ctx, ast.Store | ast.Del)
@@ -79,7 +79,7 @@ def changes(module: ast.Module, *, anything: bool) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_of_snakemake_is_assigned_to(path: Path) -> None:
+def test_no_snakemake_object_is_modified(path: Path) -> None:
     assert not list(changes(tree(path), anything=path.is_relative_to(ROOT / "workflow")))
 
 
@@ -98,5 +98,5 @@ def test_nothing_of_snakemake_is_assigned_to(path: Path) -> None:
         "def once(executor):\n    object.__setattr__(executor, 'x', 1)",
     ],
 )
-def test_a_patch_would_be_found(patch: str) -> None:
+def test_monkey_patches_are_detected(patch: str) -> None:
     assert list(changes(ast.parse(patch), anything=True))

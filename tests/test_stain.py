@@ -36,7 +36,7 @@ def mixed(vectors: np.ndarray, scale: float, count: int = 40_000) -> tuple[np.nd
 
 
 @pytest.mark.parametrize("vectors", [PALE, STRONG])
-def test_stains_are_found_as_they_were_mixed(vectors: np.ndarray) -> None:
+def test_the_fit_recovers_the_mixed_stains(vectors: np.ndarray) -> None:
     pixels, amounts = mixed(vectors, 1.0)
     found = Stains.fit(pixels)
     assert found is not None
@@ -97,7 +97,7 @@ def draw(stained: Path, out: Path, kind: str) -> tuple[dict[str, Any], PatchStor
     return json.loads((out / "patches.json").read_text()), PatchStore(out / "patches.zarr")
 
 
-def test_patches_and_heatmap_get_the_same_colours(stained: Path, tmp_path: Path) -> None:
+def test_patches_and_heatmap_use_the_same_normalisation(stained: Path, tmp_path: Path) -> None:
     plain, raw = draw(stained, tmp_path / "a", "none")
     facts, normalised = draw(stained, tmp_path / "b", "macenko")
     assert plain["stains"] is None

@@ -24,7 +24,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_cohort_has_every_awkward_slide() -> None:
+def test_the_cohort_has_every_special_case() -> None:
     assert len(SLIDE_SPECS) == 12
     assert {plan.split for plan in SLIDE_SPECS} == {"train", "validation", "test"}
     for trait in ("cut_out", "unannotated", "pen", "no_mpp"):

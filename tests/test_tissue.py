@@ -48,7 +48,7 @@ def test_each_method_finds_the_rectangle(tissue_slide: Path, tmp_path: Path, met
 
 @pytest.mark.parametrize("block_px", [17, 64, 1000])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_blocks_and_workers_leave_no_trace(tissue_pyramid: Pyramid, block_px: int, threads: int) -> None:
+def test_features_do_not_depend_on_blocks_and_workers(tissue_pyramid: Pyramid, block_px: int, threads: int) -> None:
     options = TissueRun(mpp=3)
     feature, ink = read_features(tissue_pyramid, options, threads, block_px)
     whole, whole_ink = read_features(tissue_pyramid, options, 1, 4096)
@@ -57,7 +57,7 @@ def test_blocks_and_workers_leave_no_trace(tissue_pyramid: Pyramid, block_px: in
 
 
 @pytest.mark.parametrize("ink", [(30, 70, 180), (20, 140, 60), (25, 25, 30)], ids=["blue", "green", "black"])
-def test_pen_is_taken_out_and_reported(tmp_path: Path, ink: tuple[int, int, int]) -> None:
+def test_pen_is_removed_and_reported(tmp_path: Path, ink: tuple[int, int, int]) -> None:
     rgb = tissue_picture()
     rgb[40:120, 100:1500] = ink
     folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))
@@ -70,7 +70,7 @@ def test_pen_is_taken_out_and_reported(tmp_path: Path, ink: tuple[int, int, int]
     assert with_pen[:9].any() == (ink[2] > 50)
 
 
-def test_ink_on_tissue_is_taken_out_too(tmp_path: Path) -> None:
+def test_ink_on_tissue_is_removed(tmp_path: Path) -> None:
     """A stroke 28 um wide is excluded although closing would cover it; a dot of 28 um is not."""
     rgb = tissue_picture()
     stroke = np.zeros(rgb.shape[:2], bool)
@@ -108,7 +108,7 @@ def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(0, 20), st.sampled_from((0.05, 0.4, 0.6, 0.95)))
 @settings(max_examples=60, deadline=None)
-def test_closing_and_pieces_are_what_distances_and_labels_say(seed: int, radius: int, least: int, share: float) -> None:
+def test_cleaning_matches_distance_transforms_and_labels(seed: int, radius: int, least: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     noise = ndimage.gaussian_filter(rng.normal(size=rng.integers(1, 60, 2)), rng.uniform(0, 3))
     mask = noise < np.quantile(noise, share)
@@ -122,11 +122,11 @@ def test_closing_and_pieces_are_what_distances_and_labels_say(seed: int, radius:
         labels, _ = ndimage.label(of, structure=np.ones((3, 3)))
         return (labels > 0) & (np.bincount(labels.ravel()) >= least)[labels]
 
-    only_pieces = TissueRun(mpp=1, closing_um=0, min_hole_um2=least, min_area_um2=least)
-    np.testing.assert_array_equal(clean_mask(mask, only_pieces), large(~large(~mask)))
+    only_size_filters = TissueRun(mpp=1, closing_um=0, min_hole_um2=least, min_area_um2=least)
+    np.testing.assert_array_equal(clean_mask(mask, only_size_filters), large(~large(~mask)))
 
 
-def test_glass_alone_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+def test_a_slide_without_tissue_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     rgb = np.full((600, 700, 3), 244, np.uint8)
     folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))
     with pytest.raises(StoreError, match=r"slide s1.*no tissue found by otsu_saturation.*tissue_threshold"):
@@ -135,7 +135,7 @@ def test_glass_alone_is_an_error_with_its_remedy(tmp_path: Path) -> None:
     assert not (tmp_path / "tissue.json").exists()
 
 
-def test_ink_alone_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_slide_with_ink_only_is_an_error_that_names_pen_marks(tmp_path: Path) -> None:
     rgb = np.full((600, 700, 3), 244, np.uint8)
     rgb[100:500, 100:600] = (30, 70, 180)
     folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))

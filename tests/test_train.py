@@ -54,7 +54,7 @@ def run(sets: tuple[PatchSet, PatchSet], out: Path, options: TrainRun = OPTIONS,
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".parquet"])
-def test_a_lost_store_is_named_with_its_receipt(tmp_path: Path, suffix: str) -> None:
+def test_a_missing_store_is_named_with_its_receipt(tmp_path: Path, suffix: str) -> None:
     receipts = [write_patches(tmp_path / name, [0, 1] * 4, seed=1) for name in ("a", "b")]
     lost = receipts[1].with_suffix(suffix)
     if lost.is_dir():
@@ -87,7 +87,7 @@ def test_training_reduces_the_loss_and_writes_the_model_folder(sets: tuple[Patch
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
-def test_patches_are_the_same_from_memory_as_streams_and_from_disk(
+def test_patches_are_the_same_from_memory_streams_and_disk(
     sets: tuple[PatchSet, PatchSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = PatchDataset(sets[0].stores, sets[0].indices)
@@ -117,7 +117,7 @@ def test_a_damaged_patch_is_named(tmp_path: Path) -> None:
         list(Prefetcher(dataset, [np.array([0, 1])], workers=2))
 
 
-def test_draws_are_balanced_and_depend_on_seed_and_step_alone(sets: tuple[PatchSet, PatchSet]) -> None:
+def test_batches_are_balanced_and_depend_only_on_seed_and_step(sets: tuple[PatchSet, PatchSet]) -> None:
     dataset = PatchDataset(sets[0].stores, sets[0].indices)
     sampler = BalancedSampler(dataset, 1, 2)
     picked = np.concatenate([sampler.batch(step, 50) for step in range(40)])
@@ -135,7 +135,7 @@ def test_the_eight_orientations_are_all_different() -> None:
     assert torch.equal(out[0], picture[0])
 
 
-def test_augmentation_repeats_and_can_be_off() -> None:
+def test_augmentation_is_reproducible_and_can_be_off() -> None:
     unit = torch.rand(4, 3, 20, 20)
     options = AugmentationOptions()
     draws = AugmentationDraws.draw(4, 1, 5)
@@ -148,7 +148,7 @@ def test_augmentation_repeats_and_can_be_off() -> None:
     torch.testing.assert_close(augment(unit.clone(), off, draws), unit, atol=1e-5, rtol=0)
 
 
-def test_one_class_alone_is_an_error(tmp_path: Path) -> None:
+def test_a_single_class_is_an_error(tmp_path: Path) -> None:
     only_normal = PatchSet([write_patches(tmp_path / "n", [0, 0])])
     with pytest.raises(PipelineError, match=r"no tumor patches.*patches\.min_tissue"):
         run((only_normal, PatchSet([])), tmp_path)
@@ -160,7 +160,7 @@ def test_patches_of_different_sizes_are_an_error(tmp_path: Path) -> None:
         run((mixed, PatchSet([])), tmp_path)
 
 
-def test_trained_weights_are_taken_unchanged(tmp_path: Path) -> None:
+def test_given_weights_are_used_unchanged(tmp_path: Path) -> None:
     source = tmp_path / "theirs.safetensors"
     state = InceptionV3(2).state_dict()
     save_file(state, source)
@@ -229,7 +229,7 @@ def test_imagenet_weights_are_checked(tmp_path: Path, monkeypatch: pytest.Monkey
     assert own["fc.weight"].shape == (2, 2048)
 
 
-def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_download_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "weights.pth"
     with pytest.raises(ModelError, match="cannot be downloaded"):
         download_imagenet(target, "http://127.0.0.1:9/weights.pth")
@@ -278,7 +278,7 @@ def test_each_patch_is_cropped_at_its_own_position() -> None:
     assert torch.equal(center_crops(pixels, 3), pixels[:, 3:12, 3:12])
 
 
-def test_patches_with_a_border_train_at_their_own_size(tmp_path: Path) -> None:
+def test_patches_with_a_border_are_trained_at_their_inner_size(tmp_path: Path) -> None:
     receipts = [write_patches(tmp_path / name, [0, 1] * 6, size_px=91, seed=k) for k, name in enumerate("ab")]
     for receipt in receipts:
         facts = json.loads(receipt.read_text()) | {"size_px": 75, "border_px": 8}

@@ -44,7 +44,7 @@ def painted(area: shapely.Geometry, pixel: float, size: Size, band: int) -> np.n
 
 @given(st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 35)), min_size=3, max_size=12), st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
-def test_a_pixel_is_inside_where_its_centre_is(points: list[tuple[float, float]], band: int) -> None:
+def test_a_pixel_is_inside_if_its_centre_is(points: list[tuple[float, float]], band: int) -> None:
     # No vertices on pixel centres, where inside and outside depend on convention.
     shape = shapely.make_valid(shapely.Polygon([(round(x, 2) + 0.0013, round(y, 2) + 0.0017) for x, y in points]))
     area = shapely.union_all([g for g in shapely.get_parts(shape) if g.geom_type == "Polygon"])
@@ -55,7 +55,7 @@ def test_a_pixel_is_inside_where_its_centre_is(points: list[tuple[float, float]]
     np.testing.assert_array_equal(drawn[~near], wanted[~near])
 
 
-def test_areas_are_right_without_bias() -> None:
+def test_rasterized_areas_are_unbiased() -> None:
     rng = np.random.default_rng(0)
     drawn = exact = 0.0
     for _ in range(60):
@@ -87,7 +87,7 @@ def test_regions_and_cut_outs_have_their_area_at_8_um(mm2: float, within: float)
     assert abs(np.mean(differences)) <= within / 20
 
 
-def test_cut_outs_are_normal_and_the_rest_of_tumour_stays(tmp_path: Path) -> None:
+def test_cut_outs_are_normal_and_the_rest_stays_tumour(tmp_path: Path) -> None:
     regions = regions_of(tmp_path, [("_0", square(100, 100, 400)), ("_2", square(200, 200, 100))])
     image = draw_truth(regions, Size(100, 75), 16, IGNORE, threads=1)
     assert regions.tumor.area == 400**2 - 100**2
@@ -97,7 +97,7 @@ def test_cut_outs_are_normal_and_the_rest_of_tumour_stays(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_bands_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+def test_truth_does_not_depend_on_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     rings = [("_0", square(30 + 250 * k, 40 + 150 * k, 200)) for k in range(5)]
     regions = regions_of(tmp_path, rings)
     whole = draw_truth(regions, Size(400, 300), 4, NORMAL, 1)
@@ -105,7 +105,7 @@ def test_bands_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     np.testing.assert_array_equal(draw_truth(regions, Size(400, 300), 4, NORMAL, threads), whole)
 
 
-def test_awkward_rings_are_defined(tmp_path: Path) -> None:
+def test_degenerate_and_overlapping_rings(tmp_path: Path) -> None:
     bow_tie = [(0.0, 0.0), (100.0, 100.0), (100.0, 0.0), (0.0, 100.0)]
     regions = regions_of(
         tmp_path,
@@ -131,7 +131,7 @@ def test_awkward_rings_are_defined(tmp_path: Path) -> None:
         (None, False, True, IGNORE),
     ],
 )
-def test_three_states(
+def test_unannotated_pixels_are_normal_or_ignored(
     tissue_slide: Path, tmp_path: Path, label: str | None, annotated: bool, exhaustive: bool, outside: int
 ) -> None:
     xml = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 300))]) if annotated else None
@@ -162,7 +162,7 @@ OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><ASAP_Annotat
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (BOMB, "refused: the XML declares a DTD or entities"),
         (OUTSIDE, "refused"),
@@ -171,15 +171,15 @@ OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><ASAP_Annotat
         ("<other/>", "neither ASAP nor ImageScope XML (root element other)"),
     ],
 )
-def test_unsafe_and_broken_xml_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_unsafe_and_broken_xml_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(AnnotationError) as caught:
         read_annotation("s1", broken(tmp_path, text), TruthOptions(), SIZE)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "slide s1" in str(caught.value)
     assert "bad.xml" in str(caught.value)
 
 
-def test_unknown_groups_and_annotations_of_other_slides_are_errors(tmp_path: Path) -> None:
+def test_unknown_groups_and_invalid_coordinates_are_errors(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="unknown annotation group 'Necrosis'"):
         regions_of(tmp_path, [("Necrosis", square(0, 0, 10))])
     with pytest.raises(AnnotationError, match="4 of 4 vertices lie outside"):
@@ -189,7 +189,7 @@ def test_unknown_groups_and_annotations_of_other_slides_are_errors(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("label", "group"), [("normal", "_0"), ("tumor", "_2")])
-def test_label_and_annotation_have_to_agree(tissue_slide: Path, tmp_path: Path, label: str, group: str) -> None:
+def test_label_and_annotation_must_agree(tissue_slide: Path, tmp_path: Path, label: str, group: str) -> None:
     xml = write_asap(tmp_path / "a.xml", [(group, square(400, 400, 300))])
     with pytest.raises(AnnotationError, match=f"the sheet's label is {label}"):
         truth.run(
@@ -221,7 +221,7 @@ def test_a_band_along_the_borders_is_ignored(tumor_first: bool) -> None:
     assert (image[inside] == (TUMOR if tumor_first else NORMAL)).all()
 
 
-def test_the_band_is_wanted_by_the_config(tissue_slide: Path, tmp_path: Path) -> None:
+def test_the_ignored_band_is_set_by_the_config(tissue_slide: Path, tmp_path: Path) -> None:
     xml = write_asap(tmp_path / "a.xml", [("_0", square(400, 400, 400))])
     truth.run(
         "s1",
@@ -236,7 +236,7 @@ def test_the_band_is_wanted_by_the_config(tissue_slide: Path, tmp_path: Path) ->
     assert pixels["ignore"] * 16 == pytest.approx(240**2 - 160**2, rel=0.03)
 
 
-def test_micrometres_taken_for_pixels_are_noticed(tissue_slide: Path, tmp_path: Path) -> None:
+def test_annotations_in_micrometres_are_detected(tissue_slide: Path, tmp_path: Path) -> None:
     """Tissue lies from (200, 200) to (1400, 1000) px, 0.5 um each; half of that is glass up to (200, 200)."""
 
     def run(ring: list[tuple[float, float]]) -> None:
@@ -270,7 +270,7 @@ def test_truth_is_the_same_for_any_bands_and_workers(
         np.testing.assert_array_equal(draw_truth(regions, size, 1.0, IGNORE, threads), whole)
 
 
-def test_the_geojson_is_the_same_truth(tissue_slide: Path, tmp_path: Path) -> None:
+def test_the_geojson_gives_the_same_truth(tissue_slide: Path, tmp_path: Path) -> None:
     """The GeoJSON export, read as an annotation, gives the same truth."""
     pyramid = tissue_slide / "pyramid.ome.zarr"
     rings = [("_0", square(300, 300, 400)), ("_2", square(400, 400, 100)), ("Ignore*", square(900, 300, 200))]

@@ -65,7 +65,7 @@ def address(results: Path) -> Iterator[str]:
         yield url
 
 
-def ask(address: str, path: str, host: str | None = None) -> tuple[int, str, bytes]:
+def get(address: str, path: str, host: str | None = None) -> tuple[int, str, bytes]:
     """Status, media type and body; the path is sent as it is."""
     where = urlsplit(address)
     connection = http.client.HTTPConnection(where.hostname or "", where.port)
@@ -73,8 +73,8 @@ def ask(address: str, path: str, host: str | None = None) -> tuple[int, str, byt
     if host is not None:
         connection.putheader("Host", host)
     connection.endheaders()
-    answer = connection.getresponse()
-    found = answer.status, answer.getheader("Content-Type", ""), answer.read()
+    response = connection.getresponse()
+    found = response.status, response.getheader("Content-Type", ""), response.read()
     connection.close()
     return found
 
@@ -83,13 +83,13 @@ def pixels(content: bytes) -> NDArray[np.uint8]:
     return np.asarray(Pillow.open(io.BytesIO(content)).convert("RGB"))
 
 
-def test_tiles_are_the_slides(results: Path, address: str) -> None:
+def test_tiles_equal_the_pyramid(results: Path, address: str) -> None:
     for name, kind in (("copied", "image/jpeg"), ("lossless", "image/png")):
         pyramid = Pyramid(results / "slides" / name / "pyramid.ome.zarr")
         for level in range(len(pyramid.levels)):
             grid = pyramid.levels[level].grid
             column, row = grid.columns - 1, grid.rows // 2
-            status, found_kind, content = ask(address, f"/tiles/{name}/{level}/{column}/{row}")
+            status, found_kind, content = get(address, f"/tiles/{name}/{level}/{column}/{row}")
             assert (status, found_kind) == (200, kind)
             inside = grid.box(column, row).clipped(grid.size)
             found = pixels(content)[: inside.height, : inside.width].astype(int)
@@ -102,7 +102,7 @@ def test_copied_tiles_are_not_decoded(results: Path, address: str) -> None:
     stream = level.stream(2, 2)
     assert stream is not None
     scan = stream[stream.index(b"\xff\xda") :]
-    assert ask(address, "/tiles/copied/0/2/2")[2].endswith(scan)
+    assert get(address, "/tiles/copied/0/2/2")[2].endswith(scan)
 
 
 def rgb_tiff(path: Path) -> Path:
@@ -124,40 +124,40 @@ def rgb_tiff(path: Path) -> Path:
     return path
 
 
-def test_streams_say_their_colours(tmp_path: Path) -> None:
+def test_streams_declare_their_colour_space(tmp_path: Path) -> None:
     slide = tmp_path / "results" / "slides" / "rgb"
     pyramid = convert_here(rgb_tiff(tmp_path / "rgb.tif"), slide, ConvertRun(), mpp=0.5)
     assert pyramid.levels[0].codec.colorspace_jpeg == "RGB"  # type: ignore[union-attr]
     with served(tmp_path / "results") as address:
-        _, kind, content = ask(address, "/tiles/rgb/0/1/1")
+        _, kind, content = get(address, "/tiles/rgb/0/1/1")
     assert kind == "image/jpeg"
     assert np.abs(pixels(content).astype(int) - pyramid.read(Box(256, 256, 256, 256), 0)).max() <= 2
 
 
 @needs_data
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs"])
-def test_real_tiles_show_in_their_colours(name: str, tmp_path: Path) -> None:
+def test_real_tiles_have_the_right_colours(name: str, tmp_path: Path) -> None:
     pyramid = convert_here(DATA / "slides" / name, tmp_path / "results" / "slides" / "real", ConvertRun())
     chunk = pyramid.levels[0].grid.chunk
     with served(tmp_path / "results") as address:
         for column, row in ((2, 3), (4, 5)):
-            _, kind, content = ask(address, f"/tiles/real/0/{column}/{row}")
+            _, kind, content = get(address, f"/tiles/real/0/{column}/{row}")
             box = Box(column * chunk.width, row * chunk.height, chunk.width, chunk.height)
             assert kind == "image/jpeg"
             assert np.abs(pixels(content).astype(int) - pyramid.read(box, 0)).max() <= 3
 
 
-def test_masks_are_outlines(results: Path, address: str) -> None:
-    status, kind, content = ask(address, "/tissue/lossless/0/1/1")
+def test_masks_are_drawn_as_outlines(results: Path, address: str) -> None:
+    status, kind, content = get(address, "/tissue/lossless/0/1/1")
     assert (status, kind) == (200, "image/png")
     painted = np.asarray(Pillow.open(io.BytesIO(content)).convert("RGBA"))[..., 3] > 0
     # The tissue begins at 160 um, which is pixel 320, and at 120 um, pixel 240 (of the row of tiles before).
     assert painted[:, 320 - 256 - 1 : 320 - 256 + 2].all()
     assert not painted[:, 320 - 256 + 4 :].any()
-    assert ask(address, "/tissue/lossless/0/0/0")[0] == 204
+    assert get(address, "/tissue/lossless/0/0/0")[0] == 204
     # The other slide has no such mask, neither one a truth.
-    assert ask(address, "/tissue/copied/0/1/1")[0] == 404
-    assert ask(address, "/truth/lossless/0/1/1")[0] == 404
+    assert get(address, "/tissue/copied/0/1/1")[0] == 404
+    assert get(address, "/truth/lossless/0/1/1")[0] == 404
 
 
 def test_outlines_do_not_depend_on_tiles() -> None:
@@ -181,14 +181,14 @@ def drawn(content: bytes | None, size: tuple[int, int]) -> NDArray[np.uint8]:
     return found
 
 
-def test_nothing_small_vanishes_far_away() -> None:
+def test_small_regions_stay_visible_when_zoomed_out() -> None:
     truth = np.zeros((400, 400), np.uint8)
     truth[201, 77], truth[201, 78] = TUMOR, IGNORE
     found = drawn(outline_png(truth_overlay(Image.from_corner(truth, 8.0)), Box(0, 0, 16, 16), 200.0), (16, 16))
     assert found[8, 3].tolist() == [230, 25, 25, 255]
 
 
-def test_normal_inside_tumour_is_green_and_the_rest_of_the_normal_is_not() -> None:
+def test_only_normal_inside_tumour_is_outlined_in_green() -> None:
     truth = np.zeros((40, 40), np.uint8)
     truth[10:30, 10:30], truth[15:25, 15:25] = TUMOR, 0
     found = drawn(outline_png(truth_overlay(Image.from_corner(truth, 8.0)), Box(0, 0, 40, 40), 8.0), (40, 40))
@@ -223,32 +223,32 @@ def test_normal_inside_tumour_is_green_and_the_rest_of_the_normal_is_not() -> No
         "/%2fetc%2fpasswd",
     ],
 )
-def test_nothing_else_can_be_read(address: str, path: str) -> None:
-    status, _, content = ask(address, path)
+def test_other_paths_cannot_be_read(address: str, path: str) -> None:
+    status, _, content = get(address, path)
     assert status == 404
     assert b"secret" not in content
     assert b"Traceback" not in content
 
 
-def test_other_names_of_this_machine_are_refused(address: str) -> None:
+def test_foreign_host_headers_are_refused(address: str) -> None:
     port = urlsplit(address).port
-    assert ask(address, "/results", host=f"localhost:{port}")[0] == 200
-    assert ask(address, "/results", host="localhost")[0] == 200
+    assert get(address, "/results", host=f"localhost:{port}")[0] == 200
+    assert get(address, "/results", host="localhost")[0] == 200
     for host in (f"evil.example:{port}", "evil.example", f"localhost.evil.example:{port}", "0.0.0.0"):  # noqa: S104
-        assert ask(address, "/results", host=host)[0] == 403
+        assert get(address, "/results", host=host)[0] == 403
 
 
-def test_pages_forbid_what_they_do_not_need(address: str) -> None:
+def test_the_page_has_security_headers_and_its_files_exist(address: str) -> None:
     where = urlsplit(address)
     connection = http.client.HTTPConnection(where.hostname or "", where.port)
     connection.request("GET", "/")
-    answer = connection.getresponse()
-    assert "default-src 'self'" in (answer.getheader("Content-Security-Policy") or "")
-    assert answer.getheader("X-Content-Type-Options") == "nosniff"
-    named = re.findall(r'(?:src|href)="([^"]+)"', answer.read().decode())
+    response = connection.getresponse()
+    assert "default-src 'self'" in (response.getheader("Content-Security-Policy") or "")
+    assert response.getheader("X-Content-Type-Options") == "nosniff"
+    named = re.findall(r'(?:src|href)="([^"]+)"', response.read().decode())
     connection.close()
     assert {"panels.js", "view.js", "panels.css", "view.css"} <= set(named)
-    assert all(ask(address, f"/{name}")[0] == 200 for name in named if not name.startswith("data:"))
+    assert all(get(address, f"/{name}")[0] == 200 for name in named if not name.startswith("data:"))
 
 
 def test_a_damaged_tile_is_named(results: Path, tmp_path: Path) -> None:
@@ -257,25 +257,25 @@ def test_a_damaged_tile_is_named(results: Path, tmp_path: Path) -> None:
     (shard,) = [path for path in shard.parent.rglob("*") if path.is_file()][:1]
     shard.write_bytes(shard.read_bytes()[:-30])
     with served(tmp_path / "results") as address:
-        status, _, content = ask(address, "/tiles/copied/0/0/0")
+        status, _, content = get(address, "/tiles/copied/0/0/0")
         assert status == 500
         assert "pyramid.ome.zarr/0: the chunk in column 0, row 0 is damaged" in json.loads(content)["error"]
-        assert ask(address, "/tiles/lossless/0/0/0")[0] == 200
+        assert get(address, "/tiles/lossless/0/0/0")[0] == 200
 
 
-def test_a_slide_that_is_made_again_is_shown_again(results: Path, tmp_path: Path) -> None:
+def test_a_reconverted_slide_is_reloaded(results: Path, tmp_path: Path) -> None:
     shutil.copytree(results, tmp_path / "results")
     slides = tmp_path / "results" / "slides"
     with served(tmp_path / "results") as address:
-        before = json.loads(ask(address, "/slides/copied")[2])
-        assert ask(address, "/tiles/copied/0/1/1")[1] == "image/jpeg"
+        before = json.loads(get(address, "/slides/copied")[2])
+        assert get(address, "/tiles/copied/0/1/1")[1] == "image/jpeg"
         shutil.rmtree(slides / "copied")
-        assert json.loads(ask(address, "/slides/copied")[2])["levels"] == []
+        assert json.loads(get(address, "/slides/copied")[2])["levels"] == []
         shutil.copytree(slides / "lossless", slides / "copied")
         (slides / "copied" / "pyramid.json").touch()
-        after = json.loads(ask(address, "/slides/copied")[2])
+        after = json.loads(get(address, "/slides/copied")[2])
         assert after["versions"]["convert"] != before["versions"]["convert"]
-        assert ask(address, "/tiles/copied/0/1/1")[1] == "image/png"
+        assert get(address, "/tiles/copied/0/1/1")[1] == "image/png"
 
 
 def run_view(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -283,7 +283,7 @@ def run_view(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_what_cannot_be_served_is_said(address: str, results: Path, tmp_path: Path) -> None:
+def test_startup_errors_are_one_line(address: str, results: Path, tmp_path: Path) -> None:
     port = urlsplit(address).port
     found = run_view(str(results), "--port", str(port))
     assert (found.returncode, found.stderr) == (
@@ -297,7 +297,7 @@ def test_what_cannot_be_served_is_said(address: str, results: Path, tmp_path: Pa
     )
 
 
-def test_jpeg_decoders_agree_on_what_is_sent(results: Path, address: str) -> None:
+def test_jpeg_decoders_agree_on_sent_streams(results: Path, address: str) -> None:
     """The marker of the colour space is one that decoders other than Pillow's take as well."""
-    content = ask(address, "/tiles/copied/0/1/1")[2]
+    content = get(address, "/tiles/copied/0/1/1")[2]
     assert np.abs(imagecodecs.jpeg8_decode(content).astype(int) - pixels(content)).max() <= 2

@@ -40,7 +40,7 @@ RESULTS_OF_PYRAMIDS = [
 ]
 
 
-def test_it_ends_with_metrics_pictures_and_a_report(finished: Path) -> None:
+def test_a_run_gives_metrics_pictures_and_a_report(finished: Path) -> None:
     results = finished / "results"
     metrics = json.loads((results / "evaluation" / "inception_v3" / "metrics.json").read_text())
     assert 0 <= metrics["patch"]["auc"] <= 1
@@ -55,12 +55,12 @@ def test_it_ends_with_metrics_pictures_and_a_report(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
+def test_each_round_of_hard_negatives_gives_its_own_model(run: Path) -> None:
     config = changed(training={"hard_negatives": {"rounds": 2, "per_slide": 20}})
-    # The first model stays; each round predicts both training slides and trains once; the last one is judged.
+    # The first model stays; each round predicts both training slides and trains once; the last one is evaluated.
     rounds = {"heatmap": 2 * 2 + 2, "negatives": 2 * 2, "training_manifest": 2, "train": 2}
-    judged = {"scores": 2, "calibrate": 1, "confusion": 2}
-    assert planned(run, config) == rounds | judged | EVALUATION
+    evaluated = {"scores": 2, "calibrate": 1, "confusion": 2}
+    assert planned(run, config) == rounds | evaluated | EVALUATION
     result = snakemake(run, "results/model/inception_v3-hard1/model.json", config=config)
     assert result.returncode == 0, result.stdout + result.stderr
     model = json.loads((run / "results" / "model" / "inception_v3-hard1" / "model.json").read_text())
@@ -74,7 +74,7 @@ def test_rounds_of_hard_negatives_are_models_of_their_own(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_keeping_pyramids_the_results_are_the_same(run: Path) -> None:
+def test_results_are_the_same_without_kept_pyramids(run: Path) -> None:
     config = changed(pyramid={"keep": False})
     before = {path: digest(run / "results" / path) for path in RESULTS_OF_PYRAMIDS}
     shutil.rmtree(run / "results")
@@ -98,7 +98,7 @@ def digest(path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_several_slides_a_job_and_tiffs(run: Path) -> None:
+def test_several_slides_per_job_and_tiff_export(run: Path) -> None:
     config = changed(heatmap={"slides_per_job": 2, "tiff": True})
     results = run / "results" / "heatmaps" / "inception_v3"
     before = {path.name: path.read_bytes() for path in results.glob("*.json")}
@@ -106,8 +106,8 @@ def test_several_slides_a_job_and_tiffs(run: Path) -> None:
     shutil.rmtree(results)
     shutil.rmtree(run / "results" / "checkpoints" / "predictions")
     predicted = {"predict": 1, "heatmap": 2, "export": 2}
-    judged = {"scores": 2, "confusion": 2}
-    assert planned(run, config) == predicted | judged | EVALUATION
+    evaluated = {"scores": 2, "confusion": 2}
+    assert planned(run, config) == predicted | evaluated | EVALUATION
     result = snakemake(run, config=config)
     assert result.returncode == 0, result.stdout + result.stderr
     assert {path.name: path.read_bytes() for path in results.glob("*.json")} == before
@@ -123,14 +123,14 @@ def test_several_slides_a_job_and_tiffs(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_told_to_stop_goes_on_in_the_next_attempt(run: Path) -> None:
+def test_training_stopped_by_sigterm_resumes_in_the_next_attempt(run: Path) -> None:
     config = changed(training={"max_steps": 40, "epochs": 100})
     log, model = run / "results" / "logs" / "train" / "inception_v3.log", "results/model/inception_v3/model.json"
-    told = threading.Thread(target=stop_training, args=(run, log))
+    stopper = threading.Thread(target=stop_training, args=(run, log))
     log.unlink()
-    told.start()
+    stopper.start()
     result = snakemake(run, model, "--retries", "1", config=config)
-    told.join()
+    stopper.join()
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Trying to restart job" in result.stderr
     # The log is that of the second attempt.
@@ -183,23 +183,23 @@ def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
     assert "good" in partial["cohort"]["test_slides"]
 
 
-def test_a_sheet_that_changes_during_a_run_is_noticed(run: Path) -> None:
+def test_a_sheet_change_during_a_run_is_detected(run: Path) -> None:
     records = run / "results" / "logs" / "runs"
     before = set(records.iterdir())
     with ThreadPoolExecutor(1) as pool:
-        going_on = pool.submit(snakemake, run, "--forcerun", "evaluate", "--show-failed-logs")
+        running = pool.submit(snakemake, run, "--forcerun", "evaluate", "--show-failed-logs")
         # A record is written when the plan is made and no job has begun.
         while not set(records.iterdir()) - before:
-            assert not going_on.done(), going_on.result().stderr
+            assert not running.done(), running.result().stderr
             time.sleep(0.005)
         add_row(run, "normal-3", "late", path="cohort/normal-3.tif")
-        result = going_on.result()
+        result = running.result()
     assert result.returncode != 0
     assert "error: the slide sheet has changed since the run began. Start it again" in result.stderr
     assert not (run / "results" / "evaluation" / "inception_v3" / "metrics.json").exists()
 
 
-def test_a_clock_that_jumped_back_is_noticed(run: Path) -> None:
+def test_a_clock_set_back_is_detected(run: Path) -> None:
     (record,) = (run / "results" / "logs" / "runs").iterdir()
     content = json.loads(record.read_text())
     content["started"] = "2099-01-01T12:00:00.000+00:00"
@@ -214,7 +214,7 @@ def test_a_clock_that_jumped_back_is_noticed(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "sheet", "said"),
+    ("config", "sheet", "message"),
     [
         (changed(tissue={"metod": "x"}), None, "unknown key tissue.metod (did you mean method?)"),
         (changed(tissue={"mpp": 1000}), None, "tissue.mpp"),
@@ -233,14 +233,14 @@ def test_a_clock_that_jumped_back_is_noticed(run: Path) -> None:
     ],
 )
 def test_mistakes_are_found_before_any_job(
-    tmp_path: Path, config: dict[str, Any], sheet: str | None, said: str
+    tmp_path: Path, config: dict[str, Any], sheet: str | None, message: str
 ) -> None:
     (tmp_path / "cohort").mkdir()
     (tmp_path / "x.tif").touch()
     (tmp_path / "cohort" / "slides.tsv").write_text(sheet or "slide\tpath\tsplit\nx\tx.tif\ttest\n")
     result = planned_snakemake(tmp_path, config=config)
     assert result.returncode != 0
-    assert said in result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
     assert "Traceback (most recent call last)" not in result.stderr
     assert not (tmp_path / "results").exists()
 
@@ -260,7 +260,7 @@ def test_real_level_7_slides_go_through_tissue_and_truth(tmp_path: Path) -> None
     assert all((slides / n / f"{stage}.png").is_file() for n in areas for stage in ("tissue", "truth"))
 
 
-def test_another_workflow_uses_it_as_a_module(run: Path) -> None:
+def test_the_workflow_can_be_used_as_a_module(run: Path) -> None:
     (run / "Snakefile").write_text(
         f'module wsi:\n    snakefile: "{ROOT}/workflow/Snakefile"\n    config: config\n\n'
         'use rule * from wsi as wsi_*\n\nrule mine:\n    default_target: True\n    input: "results/report.html"\n'
@@ -274,7 +274,7 @@ def test_another_workflow_uses_it_as_a_module(run: Path) -> None:
     assert re.search(r"^mine\s+1$", table, re.MULTILINE)
 
 
-def test_the_benchmark_of_plans_makes_all_that_the_rules_want() -> None:
+def test_the_planning_benchmark_creates_the_inputs_of_all_rules() -> None:
     scale = runpy.run_path(str(ROOT / "benchmarks" / "scale.py"))
     # Four slides train: four steps each. Two are tested: six each. With training, calibration, evaluation, report, all
     # and two manifests.

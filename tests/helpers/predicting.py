@@ -54,7 +54,7 @@ def heat_of(out: Path, slide: str = "s1") -> np.ndarray:
     return read_image(out / f"{slide}.ome.zarr", 0.5).data
 
 
-def without_tissue(slide: Path, folder: Path, name: str) -> None:
+def write_slide_without_tissue(slide: Path, folder: Path, name: str) -> None:
     """A slide beside `slide`'s s1 with the same pyramid."""
     (folder / name).mkdir(parents=True)
     empty = Image.from_corner(np.zeros((63, 82), np.uint8), 8)

@@ -96,7 +96,7 @@ def losses(out: Path) -> list[float]:
     return [float(row["train_loss"]) for row in csv.DictReader((out / "history.csv").read_text().splitlines())]
 
 
-def described(out: Path) -> dict[str, Any]:
+def model_facts(out: Path) -> dict[str, Any]:
     """`model.json`."""
     facts: dict[str, Any] = json.loads((out / "model.json").read_text())
     return facts

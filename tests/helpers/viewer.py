@@ -16,10 +16,10 @@ def served(results: Path) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("wsi-pipeline")), "view", str(results), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+    printed = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
     try:
-        assert said
-        yield said[0]
+        assert printed
+        yield printed[0]
     finally:
         process.terminate()
         process.wait(10)
