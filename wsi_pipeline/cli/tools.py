@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wsi_pipeline.stages.arguments import SnakemakeFolder
+from wsi_pipeline.stages.arguments import SnakemakeFolder, Threads
 
 app = typer.Typer()
 
@@ -30,20 +30,16 @@ def plan(
         float, typer.Option(min=0.001, help="Patches per second of your GPU or CPU, to estimate times.")
     ] = CPU_PATCHES_PER_SECOND,
     output: Json = None,
-    threads: Annotated[int, typer.Option(min=1, help="Number of worker threads.")] = 4,
+    threads: Threads = 4,
 ) -> None:
     """Estimate disk space and time for a cohort and check its slides before a run; exit code 2 if there are errors."""
     from wsi_pipeline.cohort.estimate import estimate_cohort, format_estimate
     from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config.loading import load_config, read_yaml
-    from wsi_pipeline.io.atomic import write_text
-    from wsi_pipeline.io.digests import canonical_json
 
     loaded = load_config({} if config is None else read_yaml(config))
     found = estimate_cohort(load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False), loaded, threads)
-    print(format_estimate(found, rate))
-    if output is not None:
-        write_text(output, canonical_json(found.as_json()))
+    _print_and_write(format_estimate(found, rate), found.as_json(), output)
     if found.has_errors:
         raise typer.Exit(2)
 

@@ -11,7 +11,7 @@ import csv
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,6 @@ from wsi_pipeline.io.digests import digest_json
 REMOTE = "s3://"
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("slide", "path", "split")
-COLUMNS = (
-    *REQUIRED,
-    "label",
-    "annotation",
-    "exhaustive",
-    "patient",
-    "centre",
-    "mpp",
-    "tissue_method",
-    "tissue_threshold",
-    "excluded_from",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +43,14 @@ class SlideRow:
     tissue_threshold: float | None = None
     excluded_from: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, Any]:
-        """The row as JSON values."""
-        return asdict(self)
-
     def tissue_options(self, options: TissueRun) -> TissueRun:
         """The config's tissue options with this row's overrides."""
         overrides = {"method": self.tissue_method, "threshold": self.tissue_threshold}
         given = {key: value for key, value in overrides.items() if value is not None}
         return validate(TissueRun, {**options.model_dump(), **given}, f"slide {self.slide}")
+
+
+COLUMNS = tuple(field.name for field in fields(SlideRow))
 
 
 class Sheet(dict[str, SlideRow]):
@@ -122,7 +109,7 @@ class Sheet(dict[str, SlideRow]):
         """SHA-256 of all rows, or, with `splits`, of the slide ids in these splits only."""
         if splits:
             return digest_json([(row.slide, row.split) for row in self.values() if row.split in splits])
-        return digest_json([row.facts() for row in self.values()])
+        return digest_json([asdict(row) for row in self.values()])
 
     def check_digest(self, expected: str | None, *splits: str) -> None:
         """Raise `SheetError` where the digest differs from `expected`."""
