@@ -102,9 +102,6 @@ class Evaluation:
             return None
         return percentile_interval(values(self._weights(part, slides)), self._options.interval.level)
 
-    def _method(self) -> Figures:
-        return interval_method(self._options.interval)
-
     def curves(self) -> Curves:
         """The curves, of at most about 5,000 points each."""
         histogram, lesions = self.histogram, froc(self.hits())
@@ -129,27 +126,34 @@ class Evaluation:
         return Band(rates, low, high, level)
 
     def _patch(self) -> Figures:
-        pooled = self.pooled
-        histogram = self.histogram
-        slides = len(self.slides)
-        area, precision = auc(histogram), average_precision(histogram)
+        pooled, precision = self.pooled, average_precision(self.histogram)
+        return {
+            **self._auc_of(_ALL, pooled),
+            "average_precision": precision,
+            "average_precision_interval": None
+            if precision is None
+            else self._interval(
+                _ALL, len(pooled), lambda w: pooled.resampled(histogram_average_precisions, precision, w)
+            ),
+            "pooling": "all scored patches of all slides (micro)",
+            "label_rule": self._label_rule and self._label_rule.model_dump(mode="json"),
+            "macro": self._macro(),
+            **interval_method(self._options.interval),
+        }
+
+    def _auc_of(self, part: str, pooled: PooledScores) -> Figures:
+        """ROC AUC of the patches of a part of the slides."""
+        histogram, slides = pooled.histogram, len(pooled)
+        area = auc(histogram)
         return {
             "auc": area,
             "auc_interval": None
             if area is None
-            else self._interval(_ALL, slides, lambda w: pooled.resampled(histogram_aucs, area, w)),
-            "average_precision": precision,
-            "average_precision_interval": None
-            if precision is None
-            else self._interval(_ALL, slides, lambda w: pooled.resampled(histogram_average_precisions, precision, w)),
+            else self._interval(part, slides, lambda w: pooled.resampled(histogram_aucs, area, w)),
             "reason": _reason(histogram.n_normal, histogram.n_tumor, "patches"),
-            "pooling": "all scored patches of all slides (micro)",
             "n_slides": slides,
             "n_normal": histogram.n_normal,
             "n_tumor": histogram.n_tumor,
-            "label_rule": self._label_rule and self._label_rule.model_dump(mode="json"),
-            "macro": self._macro(),
-            **self._method(),
         }
 
     def _macro(self) -> Figures:
@@ -170,21 +174,7 @@ class Evaluation:
         }
 
     def _by_centre(self) -> dict[str, Figures]:
-        return {centre: self._of_centre(centre, self._centres[centre]) for centre in sorted(self._centres)}
-
-    def _of_centre(self, centre: str, pooled: PooledScores) -> Figures:
-        histogram, slides = pooled.histogram, len(pooled)
-        area = auc(histogram)
-        return {
-            "auc": area,
-            "auc_interval": None
-            if area is None
-            else self._interval(f"centre {centre}", slides, lambda w: pooled.resampled(histogram_aucs, area, w)),
-            "reason": _reason(histogram.n_normal, histogram.n_tumor, "patches"),
-            "n_slides": slides,
-            "n_normal": histogram.n_normal,
-            "n_tumor": histogram.n_tumor,
-        }
+        return {name: self._auc_of(f"centre {name}", pooled) for name, pooled in sorted(self._centres.items())}
 
     def _calibration(self) -> Figures:
         n = self.histogram.n_normal + self.histogram.n_tumor
@@ -200,7 +190,7 @@ class Evaluation:
                 **self._calibration_of(self.at_temperature, n),
                 "temperature": self._temperature and self._temperature.as_json(),
             },
-            **self._method(),
+            **interval_method(self._options.interval),
         }
 
     def _calibration_of(self, sums: PooledCalibration, n: int) -> Figures:
@@ -246,7 +236,7 @@ class Evaluation:
             "share_of_total": shares_of(self.counts),
             **ratios_of(self.counts),
             "n_slides": len(self.slides),
-            **self._method(),
+            **interval_method(self._options.interval),
         }
         for name, ratio in RATIOS.items():
 

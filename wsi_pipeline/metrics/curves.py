@@ -77,10 +77,7 @@ def average_precision(histogram: Histogram) -> float | None:
     """Average precision: sum of precision times increase in recall; None without positives."""
     if not histogram.n_tumor:
         return None
-    tp = np.cumsum(histogram.tumor[::-1])
-    predicted = tp + np.cumsum(histogram.normal[::-1])
-    precision = np.divide(tp, predicted, out=np.ones(len(tp)), where=predicted > 0)
-    return float((precision * histogram.tumor[::-1]).sum() / histogram.n_tumor)
+    return float((pr_curve(histogram).y * histogram.tumor[::-1]).sum() / histogram.n_tumor)
 
 
 @dataclass(frozen=True, slots=True)
