@@ -69,5 +69,4 @@ def cells_polygon(cells: NDArray[np.bool_], stride_px: float, first_px: float) -
     _, stops = np.nonzero(np.diff(padded, axis=1) == -1)
     left, top, right, bottom = (first_px + stride_px * edge for edge in (starts, rows, stops, rows + 1))
     runs = shapely.box(left, top, right, bottom)
-    union: BaseGeometry = shapely.union_all(runs)
-    return union
+    return shapely.union_all(runs)

@@ -36,8 +36,8 @@ class AreaFractions:
 
     def of(self, x_um: Floats, y_um: Floats, edge_um: float) -> Floats:
         """Covered fraction of squares of `edge_um` with top left corners at (x_um, y_um), (len(y), len(x))."""
-        top, bottom = self._rows(y_um), self._rows(y_um + edge_um)
-        left, right = self._columns(x_um), self._columns(x_um + edge_um)
+        top, bottom = self._edges(y_um, 0), self._edges(y_um + edge_um, 0)
+        left, right = self._edges(x_um, 1), self._edges(x_um + edge_um, 1)
         area = (edge_um / self._mpp) ** 2
         total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
         # Snap rounding errors to exactly 0 and 1: thresholds compare with > 0 and >= 1.
@@ -45,13 +45,9 @@ class AreaFractions:
         fractions: Floats = total / area
         return fractions
 
-    def _rows(self, um: Floats) -> Floats:
-        rows: Floats = np.clip(um / self._mpp, 0, self._table.shape[0] - 1)
-        return rows
-
-    def _columns(self, um: Floats) -> Floats:
-        columns: Floats = np.clip(um / self._mpp, 0, self._table.shape[1] - 1)
-        return columns
+    def _edges(self, um: Floats, axis: int) -> Floats:
+        edges: Floats = np.clip(um / self._mpp, 0, self._table.shape[axis] - 1)
+        return edges
 
     def _at(self, y: Floats, x: Floats) -> Floats:
         # The integral is bilinear within a mask pixel, so bilinear interpolation of the table is exact.

@@ -77,18 +77,12 @@ def ignore_border(truth: NDArray[np.uint8], margin_px: float) -> None:
 
 def check_label(slide: str, annotation: Path, label: str | None, regions: Regions) -> None:
     """Raise `AnnotationError` where the annotation and the sheet's label contradict."""
-    if label == "normal" and not regions.tumor.is_empty:
+    outlined = "outlines no tumour" if regions.tumor.is_empty else "outlines tumour"
+    if label == ("tumor" if regions.tumor.is_empty else "normal"):
         raise AnnotationError(
             slide,
             annotation,
-            "outlines tumour, but the sheet's label is normal",
-            remedy="Correct the label or the annotation",
-        )
-    if label == "tumor" and regions.tumor.is_empty:
-        raise AnnotationError(
-            slide,
-            annotation,
-            "outlines no tumour, but the sheet's label is tumor",
+            f"{outlined}, but the sheet's label is {label}",
             remedy="Correct the label or the annotation",
         )
 

@@ -13,8 +13,7 @@ STEPS = 65535
 def bin_sums(edges: NDArray[np.int64], steps: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sum of counts in each bin, (edges - 1,); `steps` ascending, a bin includes its lower edge only."""
     total = np.concatenate([[0], np.cumsum(counts)])
-    sums: NDArray[np.int64] = np.diff(total[np.searchsorted(steps, edges)])
-    return sums
+    return np.diff(total[np.searchsorted(steps, edges)])
 
 
 def dequantize(steps: NDArray[Any]) -> NDArray[np.float64]:

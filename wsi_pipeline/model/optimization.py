@@ -73,8 +73,7 @@ class WeightAverage:
     @property
     def state(self) -> dict[str, Tensor]:
         """State dict of the averaged network."""
-        state: dict[str, Tensor] = self.network.state_dict()
-        return state
+        return self.network.state_dict()
 
     def update(self) -> None:
         """Add the weights after a step. The decay rises from 1/11 on, so that the initial weights fade early."""

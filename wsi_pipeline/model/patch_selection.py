@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +44,7 @@ class Candidates:
     tissue_fraction: NDArray[np.float32]
 
     def take(self, index: NDArray[np.int64]) -> Candidates:
-        return Candidates(
-            self.x[index],
-            self.y[index],
-            self.label[index],
-            self.tumor_fraction[index],
-            self.tissue_fraction[index],
-        )
+        return Candidates(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def counts(self) -> ClassCounts:
         tumor = int((self.label == 1).sum())
@@ -118,8 +112,7 @@ def draw_candidates(labels: NDArray[np.int8], slide: str, options: PatchesRun) -
 def scores_of(heatmap: NDArray[np.float32], grid: Grid, candidates: Candidates) -> NDArray[np.float32]:
     """Heatmap values of candidates, which must be positions of its grid; NaN where the heatmap has none."""
     rows, columns = np.searchsorted(grid.y(), candidates.y), np.searchsorted(grid.x(), candidates.x)
-    found: NDArray[np.float32] = heatmap[rows, columns]
-    return found
+    return heatmap[rows, columns]
 
 
 def highest_scores(scores: NDArray[np.float32], min_score: float, count: int) -> NDArray[np.int64]:

@@ -99,8 +99,7 @@ def _pixel_edges(start: int, count: int, ratio: float, length: int) -> NDArray[n
     """
     edges = np.arange(start, start + count + 1)
     offset = 0.5 if ratio <= 1 else 0.0
-    indices: NDArray[np.int64] = np.clip(((edges + offset) * ratio).astype(np.int64), 0, length - (ratio <= 1))
-    return indices
+    return np.clip(((edges + offset) * ratio).astype(np.int64), 0, length - (ratio <= 1))
 
 
 def _any_between(values: NDArray[np.bool_], edges: NDArray[np.int64], axis: int) -> NDArray[np.bool_]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +23,6 @@ _CENTRE_PX = 128
 _INTERPOLATION_TOLERANCE = 3
 
 
-@dataclass(slots=True)
-class _Difference:
-    largest: int = 0
-    total: int = 0
-    values: int = 0
-
-
 def compare_level(
     source: SourceSlide, level: Level, number: int, made: WrittenLevel, *, everything: bool, threads: int
 ) -> LevelFacts:
@@ -42,6 +34,7 @@ def compare_level(
     """
 
     def check(tile: Tile) -> tuple[int, int, int]:
+        """Largest and summed difference of a tile, and its number of values; all 0 for a copied one."""
         box = level.grid.box(*tile)
         inside = box.clipped(level.size)
         try:
@@ -65,15 +58,12 @@ def compare_level(
     tiles = list(_all_tiles(level) if everything else _sample(source.slide, level, number))
     damaged = frozenset(made.facts.damaged_tiles)
     tiles = [tile for tile in tiles if tile not in damaged]
-    sums = _Difference()
     with ThreadPoolExecutor(threads) as pool:
-        for largest, total, values in track(pool.map(check, tiles), f"comparing level {number}", len(tiles)):
-            sums.largest = max(sums.largest, largest)
-            sums.total += total
-            sums.values += values
+        found = list(track(pool.map(check, tiles), f"comparing level {number}", len(tiles)))
     compared: dict[str, float] = {"compared_tiles": len(tiles)}
-    if sums.values:
-        compared |= {"largest_difference": sums.largest, "mean_difference": round(sums.total / sums.values, 4)}
+    if values := sum(of_tile for *_, of_tile in found):
+        mean = sum(total for _, total, _ in found) / values
+        compared |= {"largest_difference": max(found)[0], "mean_difference": round(mean, 4)}
     return made.facts.model_copy(update=compared)
 
 

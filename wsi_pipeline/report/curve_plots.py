@@ -30,7 +30,8 @@ def bokeh_resources() -> str:
 
 def curve_plots(tables: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     """ROC, precision-recall and FROC from the CSV text of the tables by name; a script, and an HTML element each."""
-    roc, pr, froc, band = (_points(tables[name]) for name in ("roc.csv", "pr.csv", "froc.csv", "roc_band.csv"))
+    names = ("roc.csv", "pr.csv", "froc.csv", "roc_band.csv")
+    roc, pr, froc, band = (pd.read_csv(io.StringIO(tables[name])) for name in names)
     plots = (
         _plot(roc, "ROC of patches", "false positive rate", "true positive rate", BLUE, band),
         _plot(pr, "Precision and recall of patches", "recall", "precision", GREEN),
@@ -49,10 +50,6 @@ def _numbered(html: str) -> str:
     ids = dict.fromkeys(_RANDOM_ID.findall(html))
     numbers = {name: f"{number:08d}-0000-4000-8000-000000000000" for number, name in enumerate(ids)}
     return _RANDOM_ID.sub(lambda found: numbers[found[0]], html)
-
-
-def _points(csv: str) -> pd.DataFrame:
-    return pd.read_csv(io.StringIO(csv))
 
 
 def _plot(points: pd.DataFrame, title: str, x: str, y: str, color: str, band: pd.DataFrame | None = None) -> Element:

@@ -22,7 +22,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.io.layout import ResultNotFoundError, SlideLayout
+from wsi_pipeline.io.layout import SLIDE_STAGES, ResultNotFoundError, SlideLayout
 from wsi_pipeline.plots.colors import heatmap_palettes
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.report.slide_data import heat_geometry
@@ -43,8 +43,6 @@ _STATIC = {
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 # Tiles never change: their URL contains the version of the store.
 _CACHE_FOREVER = "private, max-age=31536000, immutable"
-# Stages whose outputs are served as tiles.
-_TILED = ("convert", "tissue", "truth")
 _TILE = r"/([^/]+)/(\d{1,2})/(\d{1,6})/(\d{1,6})"
 
 T = TypeVar("T")
@@ -138,7 +136,7 @@ class _Slide(_Handler):
         pyramid = self.tiles.pyramid(layout.pyramid(), layout.version("convert"))
         return {
             "name": layout.slide,
-            "versions": {stage: layout.version(stage) for stage in _TILED if done[stage]},
+            "versions": {stage: layout.version(stage) for stage in SLIDE_STAGES if done[stage]},
             "done": done,
             "mpp": pyramid.mpp,
             "width": pyramid.size.width,
