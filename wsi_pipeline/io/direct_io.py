@@ -22,7 +22,7 @@ BLOCK_BYTES = 4096
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 
-class _ThreadBuffer(threading.local):
+class _AlignedBuffer(threading.local):
     """One page-aligned buffer per thread, reused for all files."""
 
     memory: memoryview = memoryview(b"")
@@ -33,7 +33,7 @@ class _ThreadBuffer(threading.local):
         return self.memory[:size]
 
 
-_buffer = _ThreadBuffer()
+_buffer = _AlignedBuffer()
 
 
 def write_blocks(path: Path, parts: Sequence[bytes | memoryview], end: bytes) -> tuple[int, int]:

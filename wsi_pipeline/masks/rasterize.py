@@ -22,7 +22,7 @@ class PolygonRasterizer:
 
     def __init__(self, geometry: BaseGeometry, pixel: float, size: Size) -> None:
         """`geometry` must be valid and polygonal; `pixel` is the width of an image pixel in units of the geometry."""
-        (x0, y0), (x1, y1) = _edges(geometry, pixel)
+        (x0, y0), (x1, y1) = _polygon_edges(geometry, pixel)
         # An edge crosses row r where it passes r + 0.5. Half-open ranges count a vertex on a centre line once.
         first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, size.height).astype(np.int32)
         stop = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, size.height).astype(np.int32)
@@ -53,7 +53,7 @@ class PolygonRasterizer:
         band[top:bottom, left:right][odd[:, :-1]] = value
 
 
-def _edges(geometry: BaseGeometry, pixel: float) -> NDArray[np.float64]:
+def _polygon_edges(geometry: BaseGeometry, pixel: float) -> NDArray[np.float64]:
     """The end points of all edges in pixels, (2, 2, n): first or second end, x or y, edge."""
     points, ring = shapely.get_coordinates(shapely.get_rings(shapely.get_parts(geometry)), return_index=True)
     points = (points / pixel).T

@@ -108,9 +108,9 @@ def prepare_training(
     device = pick_device(options.cpu_threads, options.precision)
     distributed = init_distributed()
     own = resources.per_process(distributed.world_size)
-    training_patches = _open(training, own)
+    training_patches = _open_dataset(training, own)
     check_both_classes(class_counts(training_patches.labels))
-    validation_patches = _open(validation, own)
+    validation_patches = _open_dataset(validation, own)
     start = options.start if go_on_from is None else str(go_on_from)
     network = initial_network(start, len(CLASSES), options.seed, imagenet, auxiliary=options.auxiliary_weight > 0)
     went_on_from = None if go_on_from is None else digest_file(go_on_from)
@@ -146,7 +146,7 @@ def prepare_training(
     )
 
 
-def _open(receipts: Sequence[Path], resources: Resources) -> PatchDataset:
+def _open_dataset(receipts: Sequence[Path], resources: Resources) -> PatchDataset:
     patches = PatchSet(receipts)
     check_stores(patches)
     return PatchDataset(patches.stores, patches.indices, memory_gib=resources.memory_gib, workers=resources.workers)

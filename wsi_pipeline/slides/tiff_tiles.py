@@ -66,7 +66,7 @@ class TiledTiff:
     def __init__(self, path: Path) -> None:
         """Open a file; one that tifffile cannot parse has no levels."""
         self._levels: dict[Size, TileLevel] = {}
-        self._buffer = _ThreadBuffer()
+        self._buffer = _ReadBuffer()
         self._file = os.open(path, os.O_RDONLY)
         self._length = os.fstat(self._file).st_size
         try:
@@ -163,7 +163,7 @@ class TiledTiff:
         return data, offsets + np.repeat(begins - offsets[firsts], lasts - firsts + 1), bytes_read
 
 
-class _ThreadBuffer(threading.local):
+class _ReadBuffer(threading.local):
     """One buffer per thread, reused for all reads: page faults of new memory would take longer than the reads."""
 
     memory = bytearray()
