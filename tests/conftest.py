@@ -20,7 +20,7 @@ from wsi_pipeline.pyramid.pyramid import Pyramid
 
 gpus.hide()
 
-# Without PyTorch, which is a download of gigabytes on Python 3.12 and 3.13, the files that import it are left out.
+# PyTorch is a download of gigabytes on Python 3.12 and 3.13; without it, the files that import it are skipped.
 _TORCH = re.compile(r"^(import torch|from torch|from helpers(\.| import )(predicting|training))\b", re.MULTILINE)
 collect_ignore = (
     []
@@ -28,7 +28,7 @@ collect_ignore = (
     else [path.name for path in Path(__file__).parent.glob("test_*.py") if _TORCH.search(path.read_text())]
 )
 
-# A shell's background jobs ignore Ctrl-C, and so would all that the tests start.
+# A shell starts background jobs with SIGINT ignored, and the processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -47,7 +47,7 @@ def tissue_pyramid(tissue_slide: Path) -> Pyramid:
 
 @pytest.fixture(scope="session")
 def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heatmaps of `evaluated.SLIDES` and what the stages after them have made; not to be changed."""
+    """Heatmaps of `evaluated.SLIDES` and the outputs of the later stages; tests must not change them."""
     root = tmp_path_factory.mktemp("scored")
     for slide in SLIDES:
         write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
@@ -56,7 +56,7 @@ def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the tiny cohort, made once for all of xdist's workers; not to be changed."""
+    """A finished run of the tiny cohort, shared by all xdist workers; tests must not change it."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "workflow"
     with FileLock(folder.with_suffix(".lock")):
@@ -71,5 +71,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, times kept."""
+    """A copy of the finished run, with the original modification times."""
     return Path(shutil.copytree(finished, tmp_path / "run", copy_function=shutil.copy2, symlinks=True))

@@ -1,4 +1,4 @@
-"""Train in float64, alone or as one of the processes that RANK and WORLD_SIZE give; prints the loss of each step.
+"""Train in float64, alone or as one of several processes (RANK and WORLD_SIZE), and print the loss of each step.
 
 python tests/double_precision.py COHORT STEPS
 
@@ -22,7 +22,7 @@ from wsi_pipeline.model.trainer import Trainer
 
 
 def main(cohort: Path, steps: int) -> None:
-    # Rounding differences grow with each step, the faster the larger the steps.
+    # Rounding differences grow with each step, and faster with a higher learning rate.
     gentle = {"learning_rate": 1e-5, "epsilon": 1.0, "momentum": 0.9, "squared_gradient_decay": 0.9}
     options = OPTIONS.model_copy(update={**gentle, "max_steps": steps, "validate_every": steps})
     device = pick_device(1)

@@ -1,10 +1,10 @@
-"""Convert mutated slides for a while, and say how many.
+"""Convert mutated slides for a given time and count the outcomes.
 
     python tests/fuzz.py --seconds 60 [--seed 0] [--most 1000] [--processes 2]
 
-Each input must end in one clear line with nothing left behind, or in a store of which every chunk is
-either decoded or named as damaged. A crash, a hang, a traceback or a leftover ends the run with the
-seed that makes the same input again.
+Each input must give either a one-line error and no leftovers, or a store in which every chunk decodes or
+is named as damaged. A crash, a hang, a traceback or a leftover ends the run with the seed that reproduces
+the input.
 """
 
 from __future__ import annotations
@@ -98,14 +98,14 @@ def check(sources: Path, seed: int) -> str:
         slide = folder / "s.tif"
         slide.write_bytes(mutated(content, rng))
         out = folder / "out"
-        said = folder / "said"
+        stderr = folder / "stderr"
         try:
-            with said.open("w") as log:
+            with stderr.open("w") as log:
                 code = run_isolated(lambda: run(slide, out, options, log.fileno()))
         except CrashError:
-            # Crashes in OpenSlide; the command line names slide, file and remedy.
-            return "crash of a library, told"
-        text = said.read_text()
+            # In OpenSlide; the command line reports slide, file and remedy.
+            return "reported crash of a library"
+        text = stderr.read_text()
         if code == 2:
             assert text.startswith("error: slide s: "), text
             assert len(text.splitlines()) == 1, text
@@ -153,7 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most", type=int, default=10**6, help="inputs at most")
+    parser.add_argument("--most", type=int, default=10**6, help="maximum number of inputs")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     sources = Path(tempfile.mkdtemp())

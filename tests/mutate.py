@@ -34,7 +34,7 @@ Mutation = dict[str, str]
 
 
 def read_mutations(words: list[str]) -> list[Mutation]:
-    """Rows of the table, those that contain any of the words if there are words."""
+    """Rows of the table; with `words`, only those that contain one of them."""
     with (TESTS / "mutations.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [row for row in rows if not words or any(word in " ".join(row.values()) for word in words)]
@@ -50,14 +50,14 @@ def copied_package() -> Iterator[Path]:
 
 
 def run_tests(package: Path, names: Iterable[str]) -> tuple[int, str]:
-    """Exit code and output of pytest in a fork, with a copy of the package."""
+    """Exit code and output of pytest, run in a fork on a copy of the package."""
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if child == 0:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
             os.chdir(TESTS.parent)
-            # For the processes that tests start; without PYTHONSAFEPATH the working directory would come first.
+            # For child processes of tests; without PYTHONSAFEPATH the working directory would come first.
             os.environ |= {"PYTHONPATH": str(package.parent), "PYTHONSAFEPATH": "1"}
             sys.path.insert(0, str(package.parent))
             options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not nightly"]
@@ -73,7 +73,7 @@ def run_tests(package: Path, names: Iterable[str]) -> tuple[int, str]:
 
 
 def verdict(mutation: Mutation) -> str:
-    """`caught`, or what is wrong."""
+    """`caught`, or why the mutation was not caught."""
     with copied_package() as package:
         path = package / mutation["file"]
         text = path.read_text(encoding="utf-8") if path.is_file() else ""

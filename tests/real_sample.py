@@ -4,9 +4,9 @@
 
 The patches (256 px, level 0) come from four slides, which are also the patients. No slide is in two
 splits: tumor_073 trains, tumor_001 (tumour only) and tumor_004 (normal only) validate, tumor_064 tests.
-The normal patches of tumor_073 and tumor_064 are dealt out in turn to a slide with tumour and one
-without, so that slides of both classes exist. Patches are laid edge to edge: the tissue is real, its
-neighbourhood is not, and every figure on it is only good to see that the pipeline works on real tissue.
+The normal patches of tumor_073 and tumor_064 alternate between a slide with tumour and one without, so
+that slides of both classes exist. Patches lie edge to edge: the tissue is real, its neighbourhood is not.
+Metrics of this sample only show that the pipeline works on real tissue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPLIT = {"tumor_073": "train", "tumor_001": "validation", "tumor_004": "validati
 
 
 def block(tiles: list[NDArray[np.uint8]], columns: int = 4) -> NDArray[np.uint8]:
-    """Tiles in rows of `columns`; missing ones are repeated from the start, so that the block is full."""
+    """Tiles in rows of `columns`; the first tiles are repeated to fill the last row."""
     rows = -(-len(tiles) // columns)
     full = [tiles[k % len(tiles)] for k in range(rows * columns)]
     return np.concatenate([np.concatenate(full[r * columns : (r + 1) * columns], axis=1) for r in range(rows)])
@@ -41,7 +41,7 @@ def block(tiles: list[NDArray[np.uint8]], columns: int = 4) -> NDArray[np.uint8]
 def assemble(
     tumor: list[NDArray[np.uint8]], normal: list[NDArray[np.uint8]]
 ) -> tuple[NDArray[np.uint8], list[tuple[int, int, int, int]]]:
-    """A white slide with a block of each class; and the tumour block as (x, y, width, height)."""
+    """A white slide with a block of each class, and the box of the tumour block as (x, y, width, height)."""
     blocks = [block(tiles) for tiles in (tumor, normal) if tiles]
     width = MARGIN + sum(b.shape[1] + MARGIN for b in blocks)
     slide = np.full((max(b.shape[0] for b in blocks) + 2 * MARGIN, width, 3), 243, np.uint8)

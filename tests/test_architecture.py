@@ -1,4 +1,4 @@
-"""The rooms of the package: which may import which, and what stays outside."""
+"""The rooms of the package: allowed imports, and limits on functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import wsi_pipeline
 
 PACKAGE = Path(wsi_pipeline.__file__).parent
-# From the top to the bottom: a room imports only rooms of later lines.
+# From top to bottom: a room may import only rooms of later lines.
 LAYERS = (
     {"__main__"},
     {"cli"},
@@ -36,7 +36,7 @@ MAX_FUNCTION_LINES = 60
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Dotted names that a module imports, inside functions too."""
+    """Dotted names that a module imports, including imports inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
@@ -72,7 +72,7 @@ def is_keyword_only(node: ast.ClassDef) -> bool:
 
 
 def positional_paths(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Each function and dataclass with the number of paths it takes by position."""
+    """Each function and dataclass with its number of positional path arguments."""
     shared = path_aliases(ast.parse((PACKAGE / "stages" / "arguments.py").read_text()))
     names = path_aliases(tree)
     for node in ast.walk(tree):
@@ -149,7 +149,7 @@ def test_no_test_module_imports_another() -> None:
     folder = Path(__file__).parent
     modules = {path.stem for path in folder.glob("*.py") if path.stem.startswith("test_")} | {"conftest"}
     for path in sorted(folder.rglob("*.py")):
-        assert not modules.intersection(imported(path)), f"{path}: what several tests use lives in tests/helpers"
+        assert not modules.intersection(imported(path)), f"{path}: shared test code belongs in tests/helpers"
 
 
 def test_each_mutation_still_applies() -> None:

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
 ]
-# Kept by CI: what the pages looked like.
+# Folder for screenshots, which CI keeps.
 PICTURES = os.environ.get("WSI_PIPELINE_TEST_PICTURES")
 MODEL = "inception_v3"
 
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, picture: str) -> Iterator[Page]:
-    """A page, which must not complain, nor ask for anything elsewhere."""
+    """Open a page; assert at the end that it logged no warning or error and requested nothing from elsewhere."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     problems: list[str] = []
     requested: list[str] = []
@@ -64,7 +64,7 @@ def opened(browser: Browser, url: str, picture: str) -> Iterator[Page]:
 
 
 def until(page: Page, condition: str) -> None:
-    """Wait for an expression. Playwright's own way needs `eval`, which the viewer's page rightly forbids."""
+    """Wait until an expression is true. Playwright's own wait needs `eval`, which the viewer's page forbids."""
     end = time.monotonic() + 20
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
@@ -90,7 +90,7 @@ def set_threshold(page: Page, value: float) -> None:
 
 
 def pixels(page: Page, panel: int) -> list[int]:
-    """Red, green and blue of all pixels of a panel, summed."""
+    """Sums of red, green and blue over all pixels of a panel."""
     script = """panel => {
         const { width, height } = panel.canvas, copy = new OffscreenCanvas(width, height);
         const context = copy.getContext("2d", { willReadFrequently: true });
@@ -135,7 +135,7 @@ def test_the_report_slider_matches_the_metrics(browser: Browser, results: Path, 
         assert everything["tn"] == everything["fn"] == 0
         assert everything["tp"] == metrics["patch"]["n_tumor"]
         assert everything["fp"] == metrics["patch"]["n_normal"]
-        # The slider itself, in the middle.
+        # The slider itself, at its maximum.
         page.locator('[data-control="threshold-slider"]').focus()
         page.keyboard.press("End")
         ends = matrix(page, "#cohort-matrix")
@@ -148,10 +148,10 @@ def test_the_report_slider_matches_the_metrics(browser: Browser, results: Path, 
 def test_cohort_and_slide_matrices_agree_at_any_threshold(
     browser: Browser, results: Path, metrics: dict[str, Any]
 ) -> None:
-    """One is counted from sums over all slides, the other from each slide's map."""
+    """The cohort's matrix comes from sums over all slides, a slide's matrix from its map."""
     with opened(browser, (results / "report.html").as_uri(), "report-thresholds") as page:
         steps = page.evaluate("[...new Set(viewer.slide.heat.steps)].sort((a, b) => a - b)")
-        # Scores themselves: a patch with just this score is called tumour.
+        # Including thresholds equal to a score: a patch with exactly this score is called tumour.
         for threshold in (0.001, 0.5, steps[len(steps) // 2] / 65535, steps[-1] / 65535, 1.0):
             set_threshold(page, threshold)
             whole = matrix(page, "#cohort-matrix")
@@ -174,7 +174,7 @@ def test_the_overlay_follows_the_slider(browser: Browser, results: Path) -> None
         page.check('.wsi-panel >> nth=1 >> [data-layer="errors"]')
         settle(page)
         missed = pixels(page, 1)
-        # Yellow (missed) takes blue away, red (found) takes green and blue away, cyan (false alarm) takes red away.
+        # Yellow (missed) removes blue, red (found) removes green and blue, cyan (false alarm) removes red.
         assert missed[2] < plain[2]
         assert missed[0] >= plain[0]
         set_threshold(page, 0.0)
@@ -191,7 +191,7 @@ def test_the_heatmap_uses_the_chosen_colormap(browser: Browser, results: Path) -
             settle(page)
             seen.append(pixels(page, 1))
         assert len({tuple(one) for one in seen}) == 4
-        # Another slide has them too.
+        # The choice stays in effect for other slides.
         page.evaluate("() => document.activeElement.blur()")
         for key, slide in (("p", "normal-3"), ("n", "tumor-3")):
             page.keyboard.press(key)
@@ -229,7 +229,7 @@ def test_each_slide_has_its_own_page(browser: Browser, results: Path) -> None:
 
 
 def test_panels_move_together_and_layers_toggle_per_panel(browser: Browser, results: Path, tmp_path: Path) -> None:
-    # So short a training detects nothing.
+    # A model trained so briefly detects nothing, so a detection is added.
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
     detections = copy / "detections" / MODEL / "tumor-3.csv"
@@ -251,7 +251,7 @@ def test_panels_move_together_and_layers_toggle_per_panel(browser: Browser, resu
         moved = view(page)
         assert moved["x"] - whole["x"] == pytest.approx(60 / whole["scale"], rel=0.02)
         assert moved["y"] - whole["y"] == pytest.approx(40 / whole["scale"], rel=0.02)
-        assert pixels(page, 1) != before  # The other panel went with it.
+        assert pixels(page, 1) != before  # The other panel moved too.
         page.mouse.wheel(0, -600)
         settle(page)
         assert view(page)["scale"] > 2 * whole["scale"]
@@ -277,7 +277,7 @@ def test_keys_navigate_slides_and_errors(browser: Browser, results: Path) -> Non
         until_shown(page, "tumor-3")
         for threshold, key, kind in ((0.0, "f", "fp"), (1.0, "m", "fn")):
             set_threshold(page, threshold)
-            # Where one is after moving the slider.
+            # The slider has the focus after it was moved.
             page.locator('[data-control="threshold-slider"]').focus()
             page.keyboard.press(key)
             settle(page)
@@ -287,12 +287,12 @@ def test_keys_navigate_slides_and_errors(browser: Browser, results: Path) -> Non
                 kind,
             )
             assert re.match(r"(false positive|missed tumour) 1 of \d+", page.inner_text("#jumped"))
-        # What the pointer is on.
+        # The readout under the pointer.
         box = page.locator(".wsi-canvas >> nth=1").bounding_box()
         assert box is not None
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         assert re.search(r"tumour probability [01]\.\d{4} · truth tumour", page.inner_text("#pointed"))
-        # The address leads back to it, as soon as it is still.
+        # The address restores the view. It is updated when the view is at rest.
         page.wait_for_timeout(500)
         address, shown = page.url, view(page)
         page.goto("about:blank")
@@ -328,7 +328,7 @@ def test_an_unfinished_run_is_shown_with_its_missing_stages(browser: Browser, re
 
 
 def test_names_are_escaped(browser: Browser, results: Path, tmp_path: Path) -> None:
-    """Titles and cohorts hold anything; slides have plain names, which the sheet sees to."""
+    """Titles, cohort names and labels may hold any text. Slide ids are restricted by the sheet."""
     hit = "document.body.dataset.hit=1"
     malicious = f"</script><script>{hit}</script><img src=x onerror={hit}> \"quoted\" 'name'"
     copy = tmp_path / "results"

@@ -1,4 +1,4 @@
-"""What is chosen on validation slides, and how test slides are calibrated by it."""
+"""Threshold and temperature from validation slides, and the evaluation of test slides with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.stages import calibrate, evaluate
 
-# The validation slides: other draws than the test slides of test_evaluate.
+# The slides of `evaluated.SLIDES` as validation slides.
 VALIDATION = Sheet({s: SlideRow(s, "", "validation", label=label) for s, (label, _) in SLIDES.items()})
 
 
@@ -56,7 +56,7 @@ def test_the_threshold_is_the_best_on_the_validation_slides(
     facts = run_calibrate(validated, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
     point = facts["operating_point"]
     scores, truth = pooled()
-    # A hair lower, as the stored scores are float32.
+    # Slightly lower, because the stored scores are float32.
     best = max(merit(truth, scores >= t - 1e-7) for t in np.unique(scores))
     assert merit(truth, scores >= point["threshold"] - 1e-7) == pytest.approx(best)
     assert (point["chosen_on"], point["slides"]) == ("validation slides", list(SLIDES))
@@ -110,7 +110,7 @@ def test_slides_of_two_models_are_refused(tissue_slide: Path, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def calibrated(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validated: Path) -> Path:
-    """The slides evaluated at a threshold and a temperature that were chosen before."""
+    """The slides as test slides, with a threshold and a temperature from the validation slides."""
     root = tmp_path_factory.mktemp("calibrated")
     run_calibrate(
         validated, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True}

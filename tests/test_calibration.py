@@ -14,7 +14,7 @@ from wsi_pipeline.metrics.steps import STEPS, dequantize
 
 
 def drawn(temperature: float, count: int = 200_000) -> Histogram:
-    """Scores, with truth drawn at the probability after division of the log odds by the temperature."""
+    """Scores whose truth is drawn at the probability after dividing their log odds by the temperature."""
     rng = np.random.default_rng(1)
     odds = rng.normal(-1, 3, count)
     truth = rng.random(count) < expit(odds / temperature)

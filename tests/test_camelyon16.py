@@ -147,7 +147,7 @@ def test_slides_and_annotations_are_read_from_a_bucket(tmp_path: Path, bucket: s
     inputs = {one["name"]: one["object"] for one in crate if one["@id"].startswith("#job-")}
     assert inputs["convert"] == {"@id": f"s3://{bucket}/c/images/tumor_001.tif"}
     assert {"@id": f"s3://{bucket}/c/annotations/tumor_001.xml"} in inputs["truth"]
-    # The fetched slide is not kept.
+    # The downloaded slide is not kept.
     assert not list(tmp_path.rglob("tumor_001.tif"))
 
 
@@ -168,7 +168,7 @@ def test_results_in_a_bucket_equal_those_in_a_folder(
         assert stored == (finished / "results" / name).read_bytes(), name
     again = snakemake(tmp_path, *storage, "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
-    # Run records and checkpoints stay local.
+    # Only run records and checkpoints stay local.
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["checkpoints", "logs"]
     frozen = snakemake(tmp_path, *storage, "--dry-run", config=CONFIG | {"training": {"retrain": "frozen"}})
     assert frozen.returncode == 1

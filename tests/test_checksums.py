@@ -1,4 +1,4 @@
-"""What changed in a folder of results."""
+"""Detection of changes in a results folder."""
 
 from __future__ import annotations
 

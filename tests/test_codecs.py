@@ -84,7 +84,7 @@ def test_quality_and_subsampling_change_the_stream() -> None:
 
 
 def split_tables(whole: bytes) -> tuple[bytes, bytes]:
-    """A JPEG stream as tables and an abbreviated stream (T.81, B.4 and B.5)."""
+    """Split a JPEG stream into tables and an abbreviated stream (T.81, B.4 and B.5)."""
     tables, rest, at = b"", b"", 2
     while whole[at + 1] != 0xDA:
         length = 2 + int.from_bytes(whole[at + 2 : at + 4], "big")
@@ -235,7 +235,7 @@ def test_shards_are_whole_blocks_with_and_without_direct_io(
         assert len(content) % BLOCK_BYTES == 0
         assert digest == f"crc32c:{google_crc32c.value(content):08x}:{len(content)}"
         assert Shard(path, 2).chunk(1) == data
-        # The padding has no bytes of the previous file: the buffer is reused.
+        # The buffer is reused, but the padding must hold no bytes of the previous file.
         assert not any(content[len(data) : -36])
     assert direct_flags == ([True, False] if refuses == "opening" else [True]) * 2
 

@@ -1,4 +1,4 @@
-"""Training and prediction on a GPU, where there is one. No other test sees it (helpers/gpus.py)."""
+"""Training and prediction on a GPU, if there is one. It is hidden from all other tests (helpers/gpus.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged slides give one line with a remedy, or a clean restart; never a store that looks complete."""
+"""Damaged slides and interrupted conversions: one line with a remedy, and never a store that looks complete."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_only_reads_of_the_damaged_tile_fail(slide: Path) -> None:
 
 
 def test_a_file_truncated_during_reading_is_detected(slide: Path) -> None:
-    """The content of the reused buffer is not mistaken for the tile."""
+    """Old content of the reused buffer must not be taken for the tile."""
     with TiledTiff(slide) as tiff:
         level = tiff.level(Size(1700, 1100))
         assert level is not None
@@ -231,7 +231,7 @@ def test_decompression_bombs_and_cycles_are_refused(
 
 
 def test_a_chain_of_20000_directories_is_refused(tmp_path: Path) -> None:
-    """A chain of 20,000 directories without pixels is rejected in bounded time."""
+    """The directories hold no pixels."""
     source, size = tmp_path / "s.tif", 2 + 12 * 10 + 4
     entries = tiled_entries(1024, 1024, 256, 16)
     chain = b"".join(directory(entries, 8 + size * (k + 1)) for k in range(20_000))
@@ -254,7 +254,7 @@ def convert_arguments(source: Path, out: Path) -> list[str]:
     ]
 
 
-# Root without the right to read and write whatever the permissions forbid. The environment stays readable.
+# Root without the capabilities that override file permissions. The Python environment stays readable.
 UNPRIVILEGED = ["setpriv", "--inh-caps=-dac_override,-dac_read_search", "--bounding-set=-dac_override,-dac_read_search"]
 
 

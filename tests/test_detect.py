@@ -189,7 +189,7 @@ def test_froc_of_a_resample_equals_froc_of_its_slides(slides: list, weights: lis
 
 
 def test_froc_leaves_out_the_lowest_confidence() -> None:
-    # One lesion, hit; nothing else. The only threshold is the lowest and is left out: score 0, as officially.
+    # One lesion, hit; nothing else. The only threshold is the lowest and is left out: 0, as in the official script.
     result = froc([SlideHits((0.9,), ())])
     assert result is not None
     assert (result.step_score, result.interpolated_score) == (0, 0)

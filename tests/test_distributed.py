@@ -1,4 +1,4 @@
-"""Several processes train the network that one process trains.
+"""Training with several processes gives the network of a single process.
 
 On a CPU batch norms are not synchronised across processes, so here they keep their statistics: by `freeze_steps`, which
 trains the last layer alone, or in `double_precision.py`, which trains all layers. test_cuda.py trains batch norms too.
@@ -33,7 +33,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def double_precision(cohort: Path, rendezvous: Path, count: int) -> list[float]:
-    """Losses of 6 steps in float64 by `count` processes."""
+    """Losses of 6 steps in float64 with `count` processes."""
     command = [sys.executable, str(Path(__file__).parent / "double_precision.py"), str(cohort), "6"]
     processes = []
     for rank in range(count):
@@ -48,7 +48,7 @@ def double_precision(cohort: Path, rendezvous: Path, count: int) -> list[float]:
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(cohort: Path, tmp_path: Path) -> None:
-    # In float64, where only a wrong sum can make a difference above the tolerance.
+    # In float64 only a wrong sum can exceed the tolerance.
     alone, together = (double_precision(cohort, tmp_path / f"rendezvous-{count}", count) for count in (1, 2))
     assert len(alone) == 6
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-12)
@@ -87,7 +87,7 @@ def test_several_cpu_processes_cannot_train_batch_norms(cohort: Path, tmp_path: 
 
 
 def started(cohort: Path, out: Path) -> subprocess.Popen[str]:
-    """Two processes in a long training, which have made their first checkpoint."""
+    """Start two processes of a long training and wait for their first checkpoint."""
     process = training.start(cohort, out, "--gpus", "2", **LONG)
     checkpoint = out / "checkpoints" / "checkpoint.pt"
     deadline = time.monotonic() + 120
@@ -108,7 +108,7 @@ def test_two_processes_stop_at_the_same_step_and_one_process_resumes(cohort: Pat
     assert stderr.count("stopped at step") == 2
     assert len({line for line in stderr.splitlines() if line.startswith("stopped at step")}) == 1
     stopped_at = int(stderr.split("stopped at step ")[1].split()[0])
-    # A checkpoint of two processes serves one.
+    # A single process can resume from a checkpoint of two.
     process = training.start(cohort, tmp_path, **LONG)
     while (line := process.stderr.readline()) and "resuming" not in line:
         pass

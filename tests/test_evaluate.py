@@ -59,7 +59,7 @@ def test_slide_scores_may_be_the_mean_of_the_top_share(scored: Path, tmp_path: P
 
 
 def test_the_forest_is_not_fitted_on_test_slides(tissue_slide: Path, tmp_path: Path) -> None:
-    # Tumour slides have one large area, normal ones as many high scores far apart: the maximum tells nothing.
+    # Tumour slides have one large area, normal ones as many scattered high scores: the maximum does not separate them.
     rng = np.random.default_rng(5)
     sheet = Sheet()
     for number in range(16):
@@ -80,7 +80,7 @@ def test_the_forest_is_not_fitted_on_test_slides(tissue_slide: Path, tmp_path: P
     assert sum(metrics["importance"].values()) == pytest.approx(1)
     run(tmp_path, tmp_path / "b", sheet, slide_level=forest)
     assert (tmp_path / "a" / "metrics.json").read_bytes() == (tmp_path / "b" / "metrics.json").read_bytes()
-    # Whatever the test slides are called: their labels are not what the forest learns from.
+    # The forest must not learn from the labels of test slides: swapped labels keep its scores and turn the AUC to 0.
     turned = {"normal": "tumor", "tumor": "normal"}
     for slide in sheet.of_split("test"):
         receipt = tmp_path / "scores" / f"{slide}.json"
@@ -173,7 +173,7 @@ def test_the_roc_curve_lies_within_its_band(scored: Path, tmp_path: Path) -> Non
     scores, truth = pooled()
     fpr, tpr, _ = sk.roc_curve(truth, scores, drop_intermediate=False)
     inside = np.interp(rate, fpr, tpr)
-    # Bins are narrow, so the curve of all slides may leave the band by no more than theirs.
+    # The band comes from binned scores, so the exact curve may leave it by about the width of a bin.
     assert (low - 0.01 <= inside).all()
     assert (inside <= high + 0.01).all()
     assert (high - low).max() > 0.01

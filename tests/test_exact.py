@@ -1,4 +1,4 @@
-"""Figures of counts beyond int64, and shares as they are written, against Python's own integers and fractions."""
+"""Metrics of counts whose products exceed int64, and exact decimal shares, against Python's integers and fractions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_youden_matches_python_integers(rows: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
 def test_ten_thousand_slides_of_a_million_positions(share: float) -> None:
-    # Normal positions fall off from 0, tumour from 1; the same shape with small counts is the reference.
+    # Normal counts fall off from score 0, tumour counts from 1; the same shape with small counts is the reference.
     shape = np.linspace(1, 0, 101) ** 20
     shape /= shape.sum()
 
@@ -77,7 +77,7 @@ def test_ten_thousand_slides_of_a_million_positions(share: float) -> None:
 @example(540, 450)
 @settings(max_examples=500, deadline=None)
 def test_sensitivity_is_an_exact_decimal(thousandths: int, tumors: int) -> None:
-    # One tumour position at each score: the threshold says how many are called.
+    # One tumour position at each score, so that the threshold gives the number of positives.
     histogram = Histogram(np.arange(tumors, dtype=np.float64), np.zeros(tumors, np.int64), np.ones(tumors, np.int64))
     called = tumors - at_sensitivity(histogram, thousandths / 1000)
     assert called == -(-thousandths * tumors // 1000)
@@ -100,7 +100,7 @@ def test_false_positives_per_slide_are_an_exact_decimal(hundredths: int, slides:
     assert threshold is not None
     allowed = Decimal(hundredths) / 100 * slides
     assert sum(c >= threshold for c in confidences) <= allowed
-    # One step lower would be one too many, unless all are allowed.
+    # The next lower threshold would exceed the allowed number, unless all are allowed.
     lower = [c for c in (*confidences, 0.5) if c < threshold]
     assert not lower or sum(c >= max(lower) for c in confidences) > allowed
 

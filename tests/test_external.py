@@ -1,4 +1,4 @@
-"""Anyone's predictions: FROC and ROC by the command line, with figures worked out by hand."""
+"""FROC and ROC of external predictions by the command line, compared with values calculated by hand."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_delong_matches_the_computation_over_all_pairs(cases: list[tuple[int, in
     of_tumor, of_normal = structural_components(scores, is_tumor)
     np.testing.assert_allclose(of_tumor, psi.mean(axis=2), atol=1e-12)
     np.testing.assert_allclose(of_normal, psi.mean(axis=1), atol=1e-12)
-    # Sums over cases of the products of what each departs from the area (DeLong et al., equation 5).
+    # Sums over cases of the products of deviations from the AUC (DeLong et al., equation 5).
     m, n = psi.shape[1:]
     wanted = np.zeros((2, 2))
     for r in range(2):
@@ -85,11 +85,11 @@ def test_p_values_of_different_and_of_equal_models() -> None:
     assert found.p_delong is not None
     assert found.p_delong < 1e-3
     assert found.p_permutation < 2e-3
-    # The scale of the scores is of no account: only their order is.
+    # Only the order of the scores matters, not their scale.
     same = compare(good, np.exp(good) * 7, is_tumor, permutations=500, seed=1)
     assert same is not None
     assert (same.difference, same.p_delong, same.p_permutation) == (0, None, 1)
-    # Of models that are equally good p-values are even: about one in ten is below 0.1.
+    # For equally good models p-values are uniform: about one in ten is below 0.1.
     small = 0
     for _ in range(100):
         truth = np.arange(60) % 2 == 0
@@ -163,7 +163,7 @@ def test_froc_by_hand(cases: Path) -> None:
 
 
 def test_isolated_tumour_cells_are_neither_hit_nor_missed(tmp_path: Path) -> None:
-    # 10 px are 78 um, with the 4 px that joining adds all round far below 275 um.
+    # 10 px are 78 um; with the 4 px that merging adds on each side still far below 275 um.
     write_case(tmp_path, "a", "0.9,800,800\n", square_mask((20, 20), edge=10))
     found = figures_of(tmp_path, "froc", tmp_path / "detections", tmp_path / "masks")
     assert (found["froc"], found["reason"]) == (None, "the slides have no lesions")

@@ -1,7 +1,7 @@
-"""Every stage under every fault: nothing may look whole that is not, and the next attempt ends with the same bytes.
+"""Every stage under every fault: no partial output may look complete, and the next attempt gives the same bytes.
 
-The commands are those of a finished run of the workflow. Each is run in a copy of the run without its outputs, in a
-child of a process that has the libraries loaded.
+The commands are those of a finished run of the workflow. Each runs in a copy of that run without its outputs, in a
+child of a process with preloaded libraries.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from wsi_pipeline.provenance.snakemake_metadata import finished_jobs
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 KILLED = -signal.SIGKILL
-# Reading it at its start is an I/O error (EIO) of the kernel.
+# Reading it at offset 0 fails with EIO in the kernel.
 UNREADABLE = "/proc/self/mem"
 HEATMAPS = "results/heatmaps/inception_v3"
 TRAINED_ON = "normal-1"
@@ -67,9 +67,9 @@ class Outcome:
 
 
 def child(folder: str, command: tuple[str, ...], log: str, fault: Callable[[], None] | None) -> None:
-    """What a child process does: the command line of the package, after `fault` has prepared its world."""
+    """Body of a child process: inject `fault`, then run the command line of the package."""
     os.chdir(folder)
-    # A pipe has no size that a full disk could limit.
+    # A pipe, because the simulated full disk limits the size of files.
     file = os.open(log, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -82,7 +82,7 @@ def child(folder: str, command: tuple[str, ...], log: str, fault: Callable[[], N
 
 
 class RunningChild:
-    """A child that is running, and what it says."""
+    """A running child and its output."""
 
     def __init__(self, process: Any, pipe: Path) -> None:
         self.process, self.output = process, ""
@@ -94,13 +94,13 @@ class RunningChild:
 
     def end(self) -> Outcome:
         self.process.join(120)
-        assert self.process.exitcode is not None, "it does not end"
+        assert self.process.exitcode is not None, "the child does not end"
         self.reader.join(10)
         return Outcome(self.process.exitcode, self.output)
 
 
 class KillBefore:
-    """SIGKILL in the place of the n-th time that something is given its final name."""
+    """Send SIGKILL instead of the n-th rename to a final name."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -120,7 +120,7 @@ class KillBefore:
 
 
 class FullDisk:
-    """Files cannot grow beyond a size: the write fails in the kernel, as it does where there is no room."""
+    """Limit the size of files: writes fail in the kernel, as on a full disk."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -140,7 +140,7 @@ def processes() -> Any:
 
 @pytest.fixture(scope="module")
 def cohort(finished: Path, processes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished run with the heatmap of a training slide, which only rounds of hard negatives have."""
+    """The finished run with the heatmap of a training slide, which otherwise only hard negatives need."""
     command = ("wsi-pipeline", "heatmap", "--slide", TRAINED_ON, *MODEL_FLAGS, "--options", options("heatmap"))
     made = tuple(f"{HEATMAPS}/{TRAINED_ON}{suffix}" for suffix in (".ome.zarr", ".json"))
     run = Bench(finished, tmp_path_factory.mktemp("cohort"), Stage(command, (), made), processes)
@@ -151,7 +151,7 @@ def cohort(finished: Path, processes: Any, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def stages(finished: Path) -> dict[str, Stage]:
-    """Each stage with a command of the finished run; one of a slide with tumour where there are several."""
+    """Each stage with a command of the finished run, preferably of a slide with tumour."""
     found: dict[str, Stage] = {}
     for job in finished_jobs(finished / ".snakemake"):
         commands = job.command.removeprefix("exec ").split(" && ")
@@ -162,7 +162,7 @@ def stages(finished: Path) -> dict[str, Stage]:
                 made = [path for path in made if path in command]
             if command[1] not in found or "tumor-" in text:
                 found[command[1]] = Stage(tuple(command), job.inputs, tuple(made))
-    # What their manifests stand for.
+    # Inputs that Snakemake tracks through manifests.
     for name, paths in (("train", PATCHES), ("evaluate", EVALUATED)):
         found[name] = replace(found[name], inputs=(*found[name].inputs, *paths))
     return found | {"export": export(), "predict": predict(), "negatives": negatives()}
@@ -204,7 +204,7 @@ def predict() -> Stage:
 
 @pytest.fixture(scope="module")
 def wanted(cohort: Path, stages: dict[str, Stage], processes: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Digests of the outputs of a stage, from an attempt that nothing disturbs."""
+    """Digests of the outputs of a stage, from an undisturbed attempt."""
     known: dict[str, dict[str, str]] = {}
 
     def digests(name: str) -> dict[str, str]:
@@ -227,11 +227,11 @@ def digest(path: Path) -> str:
 
 
 class Bench:
-    """A copy of the finished run in which one stage has not been made."""
+    """A copy of the finished run without the outputs of one stage."""
 
     def __init__(self, finished: Path, folder: Path, stage: Stage, processes: Any) -> None:
         self.folder, self.stage, self.processes, self.attempts = folder / "run", stage, processes, 0
-        # Links: outputs are made under another name, so nothing is written into a file of the finished run.
+        # Hard links are safe: outputs are written under temporary names, never into a file of the finished run.
         shutil.copytree(finished, self.folder, copy_function=os.link, ignore=shutil.ignore_patterns("attempt-*"))
         for path in stage.outputs:
             remove(self.folder / path)
@@ -257,10 +257,10 @@ class Bench:
         metrics = "results/evaluation/inception_v3/metrics.json"
         written = self.folder / metrics
         if metrics in self.stage.outputs and written.exists() and '"complete": false' in written.read_text():
-            # Slides that lack results are named, and Snakemake takes back what a failed job wrote.
+            # The metrics name slides without results, and Snakemake deletes the outputs of a failed job.
             return
         for path, found in self.digests().items():
-            assert found == wanted[path], f"{path} looks whole"
+            assert found == wanted[path], f"{path} is incomplete"
 
     def check_next_attempt(self, wanted: dict[str, str]) -> None:
         ended = self.attempt()
@@ -271,7 +271,7 @@ class Bench:
 
 
 def check_error_line(ended: Outcome) -> None:
-    """One line that says what is wrong, and no traceback."""
+    """Assert exit code 2, one line that names the error, and no traceback."""
     assert ended.code == 2, ended.output
     assert "Traceback" not in ended.output
     errors = [line for line in ended.output.splitlines() if line.startswith("error: ")]
@@ -281,9 +281,9 @@ def check_error_line(ended: Outcome) -> None:
 STAGES = tuple(config.STAGES)
 
 
-# Minutes by themselves, left to `make nightly`.
+# Stages that take minutes each; `make nightly` runs them.
 LONG = ("train", "evaluate", "report", "confusion")
-# For CI one kind: the one that a stage has to find out by itself, as neither the name nor the read fails.
+# CI runs one kind: the one that a stage has to detect itself, because neither open nor read fails.
 BAD_INPUTS = (
     pytest.param("read error", marks=pytest.mark.nightly),
     "truncated",
@@ -310,7 +310,7 @@ def test_a_kill_before_any_rename_leaves_no_partial_output(
     while (ended := run.attempt(KillBefore(number))).code == KILLED:
         run.check_no_partial_output(wanted(name))
         number += 1
-    # It was killed before each of its outputs, and then came to its end.
+    # Killed before each of its outputs in turn, and then run to the end.
     assert ended.code == 0, ended.output
     assert number > 1
     assert run.digests() == wanted(name)
@@ -332,7 +332,7 @@ def test_a_full_disk_gives_one_error_line(bench: Callable[[str], Bench], wanted:
 @pytest.mark.parametrize("fault", BAD_INPUTS)
 @each_stage(*LONG)
 def test_bad_inputs_are_reported(bench: Callable[[str], Bench], wanted: Any, name: str, fault: str) -> None:
-    """Each input in turn; of a store, its description and its largest chunk."""
+    """Each input in turn; of a store, its metadata and its largest chunk."""
     run = bench(name)
     for path in one_of_each(run.stage.inputs):
         for file in parts_of(run.folder / path):
@@ -347,8 +347,8 @@ def test_bad_inputs_are_reported(bench: Callable[[str], Bench], wanted: Any, nam
                 check_error_line(ended)
                 run.check_no_partial_output(wanted(name))
             else:
-                # It did not look there; the report says of each slide and of the model what there is to say, which is
-                # nothing of a model from elsewhere; a slide that cannot be predicted is left to its own stage heatmap.
+                # The stage did not read this file, or can do without it: the report shows the receipts of slides and
+                # model that exist, and predict leaves a slide that it cannot predict to the slide's heatmap job.
                 is_optional = path.startswith(("results/slides/", "results/model/"))
                 known = name == "report" and fault == "missing" and is_optional
                 known |= name == "predict" and "left out here" in ended.output
@@ -361,7 +361,7 @@ def test_bad_inputs_are_reported(bench: Callable[[str], Bench], wanted: Any, nam
 
 
 def one_of_each(paths: tuple[str, ...]) -> list[str]:
-    """Without those that differ in the slide only."""
+    """Paths without those that differ only in the slide."""
     return list({re.sub(r"(normal|tumor)-\d", "", path): path for path in paths}.values())
 
 

@@ -59,7 +59,7 @@ def test_the_partial_output_of_another_job_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_first_of_two_writers_fails_and_publishes_nothing(tmp_path: Path) -> None:
-    """A process presumed lost continues to write, and its writer recreates missing folders."""
+    """The first process, presumed lost, continues to write, and its writer recreates missing folders."""
     target = tmp_path / "store"
     with pytest.raises(StoreError, match="store: another process is writing it too"), atomic_output(target) as first:
         (first / "0").mkdir(parents=True)

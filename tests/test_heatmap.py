@@ -1,4 +1,4 @@
-"""The map: its values, where it lies, and what bad input gets."""
+"""Heatmaps: values, position on the slide, and errors for bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Truth of the patches of a grid, from the truth image."""
+"""Labels of the patches of a grid, from the truth image."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_nearest_truth_pixel_matches_a_search_over_all(
     # Corners of patches are whole level-0 pixels.
     corners = np.rint(np.stack((rows, columns), axis=1) * grid.stride_px)
     away, found = KDTree(pixels).query((corners + patch_px / 2) * slide_mpp, k=2)
-    # Between two pixels either may be taken.
+    # Midway between two pixels either is valid.
     clear = away[:, 1] - away[:, 0] > 1e-6
     np.testing.assert_array_equal(labels.ravel()[clear], truth.ravel()[found[clear, 0]])
 

@@ -18,7 +18,7 @@ PATCHES = ("{slide}/patches.json", "hard/{slide}.json")
 
 @pytest.fixture
 def receipts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """By name, with their content, in the working directory."""
+    """Receipts in the working directory: content by name."""
     monkeypatch.chdir(tmp_path)
     stages = {"a/patches.json": "patches", "b/patches.json": "patches", "hard/a.json": "negatives"}
     stages |= {"hard/b.json": "negatives", "c/scores.json": "scores"}
@@ -77,7 +77,7 @@ def test_a_sheet_change_during_a_run_is_detected(receipts: dict[str, bytes]) -> 
     Path("s.tsv").write_text("slide\tpath\tsplit\tlabel\n" + rows)
     sheet = Sheet({row.slide: row for row in ROWS})
     command = ["manifest", "m.tsv", "--sheet", "s.tsv", "--train", "{slide}/patches.json"]
-    # Another test slide does not concern the training.
+    # A change of the test slides does not affect training.
     app([*command, "--rows", sheet.digest("train")], standalone_mode=False)
     assert [line.split("\t")[0] for line in Path("m.tsv").read_text().splitlines()] == ["slide", "a", "b"]
     with pytest.raises(SheetError, match="has changed since the run began"):

@@ -1,4 +1,4 @@
-"""Normal patches that a model takes for tumour, and a training that goes on with them."""
+"""Hard negatives: normal patches with high scores, and training that continues with them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_training_continues_with_hard_negatives(predicted: Path, tissue_slide: P
     assert facts["training"] == {"slides": 2, "normal": 10, "tumor": 4}
     assert facts["went_on_from"] == training.model_facts(tmp_path / "m")["weights_sha256"]
     assert [one[0] for one in facts["patches_sha256"]] == ["patches", "negatives"]
-    # It went on from the weights of the round before: one step changes each a little.
+    # Training continued from the weights of the previous round: one step changes them only a little.
     before, after = load_file(base), load_file(tmp_path / "m1" / "weights.safetensors")
     name = "Mixed_7c.branch1x1.conv.weight"
     assert 0 < torch.abs(after[name] - before[name]).max() < 0.05

@@ -44,7 +44,7 @@ def test_a_recipe_fills_the_missing_keys_of_a_config() -> None:
         0.99,
         256,
     )
-    # As a stage gets them.
+    # As the options reach a stage.
     options = TrainRun.of(Config.model_validate({"training": given}))
     assert parse_options(TrainRun, options_json(options)) == options
 
@@ -147,7 +147,7 @@ def test_bfloat16_trains_float32_weights_and_resumes_bit_for_bit(tmp_path: Path)
     exact.train(1e9)
     whole = trainer(tmp_path / "whole", precision="bfloat16", **options)
     whole.train(1e9)
-    # Of the first step: after it the weights of a random network diverge.
+    # Compare the first step only: later the weights of a random network diverge.
     losses = [one.progress.history[0]["train_loss"] for one in (exact, whole)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
@@ -224,7 +224,7 @@ def test_stain_augmentation_changes_the_concentrations_by_the_draws() -> None:
     unit = torch.from_numpy(np.exp(-amounts @ stains)).float().view(1, 3, 1, 1).expand(2, 3, 4, 4)
     same = jitter_stains(unit, np.zeros((4, 2)))
     torch.testing.assert_close(same, unit, atol=1e-6, rtol=0)
-    # Of the first image haematoxylin by a half more, of the second eosin by a quarter less and a fifth of 0.5 added.
+    # First image: haematoxylin up by a half. Second image: eosin down by a quarter, plus a fifth of 0.5.
     changed = jitter_stains(unit, np.array([[0.5, 0], [0, -0.25], [0, 0], [0, 0.5]]))
     found = -np.log(changed[:, :, 0, 0].numpy()) @ np.linalg.inv(stains)
     np.testing.assert_allclose(found, [[1.2, 0.4, 0], [0.8, 0.3 + 0.1, 0]], atol=1e-5)

@@ -78,7 +78,7 @@ def test_patches_are_ordered_by_stripe_and_column(pyramid: Pyramid) -> None:
 
 
 def test_the_cache_is_bounded_by_a_stripe(pyramid: Pyramid) -> None:
-    """The cache holds at most two columns of chunks, and the row of chunks that two stripes share."""
+    """The cache holds at most two columns of chunks and the row of chunks shared by two stripes."""
     x, y = corners(24)
     reader = PatchReader(pyramid, pyramid.patch_spec(96, 0.5), x, y)
     out = np.empty((1, *reader.shape), np.uint8)

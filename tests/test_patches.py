@@ -98,7 +98,7 @@ def test_labels_by_the_centre(prepared: Path, tissue_slide: Path, tmp_path: Path
             at_border = min(abs(v - edge) for v in (x, y) for edge in (200 - reach, 800 + reach)) < 16
             assert (row["label"] == 1) == is_tumor or at_border
             assert not (1016 < x < 1184 and 416 < y < 584)
-    # Patches with some tumour are left out by the first rule only.
+    # Only the first rule leaves out patches with some tumour.
     between = {rule: [r for r in found if 0 < r["tumor_fraction"] < 0.75] for rule, found in rows.items()}
     assert not between["area_fraction"]
     assert {r["label"] for r in between["centre_nearest"]} == {0, 1}
@@ -116,7 +116,7 @@ def test_borders_are_stored_around_patches(prepared: Path, tissue_slide: Path, t
     for number in range(0, len(rows), 7):
         patch = pyramid.read_patch(rows[number]["x"], rows[number]["y"], spec)
         inside = store.read(number)[12:-12, 12:-12]
-        # Where patches are resampled, the place of the border is rounded to pixels of the slide.
+        # If patches are resampled, the position of the border is rounded to pixels of the slide.
         most = 0 if mpp == 0.5 else 8
         assert np.abs(patch.astype(int) - inside).mean() <= most
 

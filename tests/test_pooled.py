@@ -1,4 +1,4 @@
-"""Pooled scores of many slides: exact over all, nearly exact in resamples, small in memory."""
+"""Pooled scores of many slides: exact over all slides, nearly exact in resamples, small in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi_pipeline.metrics.steps import STEPS, dequantize
 
 
 def draw(rng: np.random.Generator, count: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scores in steps and truth of a slide; most scores lie near 0 and 1, as those of a network."""
+    """Scores in steps and truth of a slide; most scores are near 0 or 1, like those of a network."""
     truth = rng.random(count) < rng.choice((0, 0.02, 0.3))
     logits = rng.normal(np.where(truth, 1.5, -2.5), 2) * sharpness
     return np.rint(STEPS / (1 + np.exp(-logits))).astype(np.int64), truth
@@ -59,7 +59,7 @@ def test_resampled_metrics_are_close_to_those_of_the_exact_scores(sharpness: flo
         differences = np.abs(pooled.resampled(statistic, exact, weights) - wanted)
         assert differences.max() < largest
         assert differences.mean() < mean
-    # The resample that draws each slide once gives the exact figure.
+    # The resample that draws each slide once gives the exact value.
     assert pooled.resampled(histogram_aucs, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
 
 

@@ -46,7 +46,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mapped(slide: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folder of the map of s1 with some options, predicted once by one thread."""
+    """Folder with the map of s1 for given options, predicted once with one thread."""
 
     @cache
     def folder(**options: Any) -> Path:
@@ -161,7 +161,7 @@ def test_an_interrupted_heatmap_resumes_with_the_same_result(
     np.testing.assert_array_equal(run(slide, model, tmp_path, stride_um=40), whole)
     positions = int(np.isfinite(whole).sum())
     assert f"resuming from patch 40 of {positions}" in caplog.text
-    # Plus the warm-up batch.
+    # The warm-up batch is counted too.
     assert sum(predicted) == positions - 40 + CPU_BATCH
     assert (uninterrupted / "s1.json").read_bytes() == (tmp_path / "s1.json").read_bytes()
 
@@ -201,7 +201,7 @@ def test_a_killed_job_resumes_with_the_same_bytes(slide: Path, model: Path, tmp_
 
 
 def count_predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Records the number of patches of each call of the predictor from now on."""
+    """Record the number of patches of each later call of the predictor."""
     predicted: list[int] = []
     call = Predictor.__call__
 
@@ -252,14 +252,14 @@ def test_the_heatmap_uses_the_output_of_predict(
         broken.setattr(PredictionCache, "add", stopping_at(40))
         with pytest.raises(KeyboardInterrupt):
             predict_into(tmp_path / "made")
-    # Half of a slide's predictions are kept, and no job gets them.
+    # The predictions of half a slide are kept as a checkpoint and not published.
     assert (tmp_path / "kept" / "s1.raw.npz").is_file()
     assert not (tmp_path / "made").exists()
     calls = count_predicted(monkeypatch)
     predict_into(tmp_path / "made")
     assert sum(calls) < int(np.isfinite(whole).sum())
     calls.clear()
-    # Slides are shared out in another way.
+    # As when slides are distributed differently over jobs: published predictions are not recomputed.
     predict_into(tmp_path / "again")
     inputs = heatmap.Inputs(slides=slide, weights=weights, model=facts, predictions=tmp_path / "again")
     heatmap.run("s1", inputs, heatmap.Outputs(tmp_path / "b", checkpoints=tmp_path / "c"), HeatmapRun(stride_um=40))

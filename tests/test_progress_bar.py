@@ -14,7 +14,7 @@ PROGRAM = Path(sys.executable).with_name("wsi-pipeline")
 
 
 def run_on_a_terminal(command: list[str]) -> str:
-    """The output of a program whose stderr is a terminal."""
+    """The output of a program whose stdout and stderr are a terminal."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(command, stderr=theirs, stdout=theirs, env=environment)
@@ -23,7 +23,7 @@ def run_on_a_terminal(command: list[str]) -> str:
     while True:
         try:
             part = os.read(ours, 1 << 16)
-        except OSError:  # The other end is closed.
+        except OSError:  # The program has closed its end.
             break
         parts.append(part)
     os.close(ours)
@@ -38,7 +38,7 @@ def test_a_terminal_has_bars_and_a_log_has_lines(tmp_path: Path) -> None:
     seen = run_on_a_terminal(command)
     assert re.search(r"level 0 .*\d+/\d+", seen)
     assert "comparing level 0 " in seen
-    # The cursor is visible again, and the result is the last line, intact.
+    # The cursor is visible again, and the last line is the intact result.
     assert seen.count("\x1b[?25l") == seen.count("\x1b[?25h") > 0
     last = seen.rstrip().splitlines()[-1]
     assert re.fullmatch(r"(\x1b\[[?\d;]*[A-Za-z]|\r)*a: \d+ x \d+ px .*", last), last

@@ -1,4 +1,4 @@
-"""The RO-Crate of a finished run, and whether results are still what it says."""
+"""The RO-Crate of a finished run, and the verification of results against it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BY = "https://creativecommons.org/licenses/by/4.0/"
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished run, moved: the record says where it ran."""
+    """A copy of the finished run, whose run record names the folder of the copy."""
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, copy_function=shutil.copy2, symlinks=True)
     for path in (folder / "results" / "logs" / "runs").iterdir():
@@ -108,7 +108,7 @@ def test_every_referenced_id_exists(run: Path) -> None:
 def test_a_second_snakemake_call_is_a_separate_run(run: Path) -> None:
     (run / "results" / "report.html").unlink()
     assert snakemake(run).returncode == 0
-    # Neither of these two runs anything.
+    # Neither of these two calls runs a job.
     assert snakemake(run).returncode == 0
     assert snakemake(run, "--dry-run", "--forceall").returncode == 0
     entities = crate(run)
@@ -137,7 +137,7 @@ def test_verify_lists_the_changes(run: Path) -> None:
     (results / "slides" / "tumor-3" / "truth.png").unlink()
     shutil.rmtree(results / "slides" / "tumor-3" / "tissue.ome.zarr")
     (results / "slides" / "stray.txt").touch()
-    # Of a process that was killed.
+    # Leftovers of a killed process.
     (results / "slides" / ".partial-0123abcd-x.ome.zarr").mkdir()
     (results / "slides" / ".partial-0123abcd-x.json").mkdir()
     annotation = run / "cohort" / "tumor-3.xml"

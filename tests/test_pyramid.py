@@ -128,7 +128,7 @@ def test_patches_read_together_equal_those_read_alone(tissue_pyramid: Pyramid) -
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str, owner: type) -> list[object]:
-    """Count further calls of a method by its first argument after self."""
+    """Record the first argument after self of each later call of a method."""
     calls: list[object] = []
     real = getattr(owner, name)
 
@@ -175,7 +175,7 @@ def test_a_fork_reads_while_a_thread_of_its_parent_holds_the_locks(tissue_slide:
     results = context.SimpleQueue()
     with pyramid.levels[0]._chunks._lock, pyramid.levels[0]._shards._lock:
         with warnings.catch_warnings():
-            # Python warns of the fork in a process with threads, which this test is about.
+            # Python warns about forks of a process with threads, which is the case under test.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = context.Process(target=lambda: results.put(bool((pyramid.read(box, 0) == wanted).all())))
             child.start()

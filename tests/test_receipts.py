@@ -1,4 +1,4 @@
-"""Receipts: what is written, and what is read back."""
+"""Writing and reading of receipts."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from wsi_pipeline.stages import evaluate, report, tissue, truth
 
 @pytest.fixture(scope="module")
 def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two evaluated slides on the pyramid of the fixture, laid out as the workflow does."""
+    """Two evaluated slides with the pyramid of `tissue_slide`, in the folders of the workflow."""
     root = tmp_path_factory.mktemp("results")
     sheet = Sheet()
     for slide, label in (("a", "normal"), ("b", "tumor")):
@@ -173,7 +173,7 @@ def test_a_job_is_found_by_an_output_with_a_long_name(tmp_path: Path) -> None:
 
 
 def shown(html: str) -> list[dict[str, Any]]:
-    """What the page's script takes of each slide."""
+    """The data of each slide that the page holds."""
     _, *slides = re.findall(r'<script type="application/json" class="data">(.*?)</script>', html)
     return [json.loads(one) for one in slides]
 
@@ -183,7 +183,7 @@ def test_the_page_respects_its_size_limit(results: Path, tmp_path: Path) -> None
     assert [one["name"] for one in shown(whole)] == ["a", "b"]
     assert all(one["heat"]["every"] == 1 and max(one["pictureSize"]) == 256 for one in shown(whole))
     a, b = (len(json.dumps(one)) for one in shown(whole))
-    # Room for one slide and a bit, at the smallest pictures that are tried here.
+    # Space for little more than one slide with the smallest pictures.
     size = report.FIXED_BYTES + len(re.findall(r'class="data">(.*?)</script>', whole)[0]) + (a + b) * 0.35
     smaller = page(results, tmp_path, max_mb=size / 1e6)
     (left,) = shown(smaller)
@@ -206,7 +206,7 @@ def test_each_slide_has_its_own_page(results: Path, tmp_path: Path) -> None:
         assert slide["name"] == path.stem
         assert (slide["heat"]["every"], max(slide["pictureSize"])) == (1, 256)
         assert "Synthetic slides, drawn by a program" in path.read_text()
-    # Another run leaves no page of a slide that is no more.
+    # A second run deletes the pages of slides that no longer exist.
     (tmp_path / "report" / "old.html").touch()
     page(results, tmp_path)
     assert sorted((tmp_path / "report").iterdir()) == pages

@@ -86,7 +86,7 @@ def test_a_raised_step_version_reruns_its_stage(
         f"from wsi_pipeline.config import {options}\n{options}.step_version += 1\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(run / "raised"))
-    # In a process that starts with that environment.
+    # A new process, because `planned_snakemake` keeps the environment of its first call.
     assert planned(run, run_snakemake=snakemake) == jobs
 
 
@@ -94,7 +94,7 @@ def test_a_frozen_model_is_kept_until_it_is_deleted(run: Path) -> None:
     shutil.copy(run / "cohort" / "normal-1.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-1", "normal-4", path="cohort/normal-4.tif")
     frozen = changed(training={"retrain": "frozen", "learning_rate": 0.5})
-    # The sheet is another one; what was predicted stays.
+    # The sheet has changed, but the predictions are kept.
     assert planned(run, frozen) == {"convert": 1, "tissue": 1} | AGGREGATION
     (run / "results" / "model" / "inception_v3" / "model.json").unlink()
     assert planned(run, frozen)["train"] == 1

@@ -1,4 +1,4 @@
-"""Stopped or killed, or with a damaged checkpoint, a training ends with the weights of an uninterrupted one."""
+"""After a stop, a kill or a damaged checkpoint, training ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def assert_same(out: Path, whole: Path) -> None:
 
 
 def wait_for_checkpoints(out: Path, count: int) -> None:
-    """Until so many checkpoints were written from now on."""
+    """Wait until `count` checkpoints have been seen, an existing one included."""
     path, seen, before = out / "checkpoints" / "checkpoint.pt", 0, None
     deadline = time.monotonic() + 120
     while seen < count and time.monotonic() < deadline:
@@ -77,13 +77,13 @@ def test_training_stopped_once_and_killed_five_times_gives_the_same_weights(
     for kill in range(6):
         process = training.start(cohort, tmp_path, "--workers", str(1 + kill % 3), **OPTIONS)
         if kill == 0:
-            # Once by a signal that it handles.
+            # Stopped once, by a signal that training handles.
             wait_for_checkpoints(tmp_path, 1)
             process.terminate()
             _, stderr = process.communicate(timeout=60)
             assert process.returncode == STOPPED_EXIT_CODE, stderr
             continue
-        # The first checkpoint seen may be that of the run before.
+        # The first checkpoint seen may be that of the previous run.
         wait_for_checkpoints(tmp_path, int(rng.integers(2, 4)))
         time.sleep(rng.uniform(0, 0.5))
         process.kill()

@@ -1,4 +1,4 @@
-"""The picture of the rules in docs/images shows the rules as they are."""
+"""The rule graph in docs/images is up to date."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGES = ROOT / "docs" / "images"
 
 
 def edges(dot: str) -> set[tuple[str, str]]:
-    """Rules of a graph in pairs: a rule and one that takes its outputs. Numbers and order differ from run to run."""
+    """Pairs of a rule and a rule that uses its outputs. Node numbers and order differ from run to run."""
     names = dict(re.findall(r'^\s*(\d+)\[label = "(\w+)"', dot, re.MULTILINE))
     return {(names[a], names[b]) for a, b in re.findall(r"^\s*(\d+) -> (\d+)$", dot, re.MULTILINE)}
 

@@ -1,4 +1,4 @@
-"""Counts of a heatmap's scores, and features of it."""
+"""Score counts and features of a heatmap."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_top_mean_averages_the_highest_scores() -> None:
     # 100 positions: 1000 twice, 500 three times, 100 five times.
     assert counts.top_mean(0.01) == pytest.approx(1000 / STEPS)
     assert counts.top_mean(0.04) == pytest.approx((2 * 1000 + 2 * 500) / 4 / STEPS)
-    # A part of a position counts as one.
+    # A fraction of a position is rounded up.
     assert counts.top_mean(0.021) == pytest.approx((2 * 1000 + 500) / 3 / STEPS)
     assert counts.top_mean(1.0) == pytest.approx((2000 + 1500 + 500) / 100 / STEPS)
     empty = np.zeros(0, np.int64)
@@ -130,7 +130,7 @@ def test_a_heatmap_of_another_slide_is_refused(tissue_slide: Path, tmp_path: Pat
     receipt = read_receipt(tmp_path / "scores" / "a.json", ScoresReceipt)
     assert receipt.positions == PositionCounts(normal=40, tumor=0, ignored=0)
     assert receipt.truth == SlideTruth(tumor=False, ignored=False)
-    # Tumour that is annotated, but smaller than a pixel of the truth image.
+    # Annotated tumour smaller than a pixel of the truth image.
     write_truth_receipt(inputs.truth_receipt, "a", 0.00003)
     scores.run("a", inputs, outputs, ScoresRun())
     assert read_receipt(outputs.receipt, ScoresReceipt).truth.tumor

@@ -1,4 +1,4 @@
-"""Draws are a function of the seed and the keys alone, today and with the next version."""
+"""Random draws depend only on the seed and the keys, in this and in later versions."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ pytestmark = [
 
 
 GPU_JOBS = {"train": 1, "heatmap": 2}
-# More than a minute of training, which is the shortest time limit that SLURM knows.
+# More than a minute of training, because one minute is SLURM's shortest time limit.
 STEPS = 400
 STARTED: list[subprocess.Popen[str]] = []
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL"}
@@ -51,7 +51,7 @@ class SlurmJob:
 
 
 def slurm_jobs(folder: Path) -> list[SlurmJob]:
-    """All jobs of a folder that SLURM remembers, oldest first."""
+    """All jobs of a folder that SLURM still lists, oldest first."""
     columns = "JobID:.20,Comment:.100,Partition:.20,tres-per-job:.40,State:.20,MinMemory:.20,NumCPUs:.20,WorkDir:.300"
     command = ["squeue", "--noheader", "--states=all", "--sort=i", f"--Format={columns}"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -63,19 +63,19 @@ def slurm_jobs(folder: Path) -> list[SlurmJob]:
     ]
 
 
-def until(seconds: float, said: str, condition: Callable[[], Any]) -> None:
+def until(seconds: float, event: str, condition: Callable[[], Any]) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {said}"
+        assert time.monotonic() < end, f"not within {seconds} s: {event}"
         time.sleep(0.2)
 
 
 def start(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> subprocess.Popen[str]:
-    """Snakemake with the profile for SLURM; what it says goes to `snakemake.log`."""
+    """Start Snakemake with the profile for SLURM; its output goes to `snakemake.log`."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
     command += ["--profile", str(ROOT / "profiles" / "slurm"), "--configfile", "config.yaml"]
-    # The profile polls every 5 s and first after 40 s, which is right for jobs of minutes.
+    # The profile polls every 5 s, first after 40 s, which suits jobs of minutes but not these.
     command += ["--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"]
     # No accounting here, so there is no account to name.
     command += ["--slurm-no-account", "--default-resources", "slurm_partition=cpu", *arguments]
@@ -96,7 +96,7 @@ def is_running(folder: Path, rule: str) -> bool:
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Iterator[Path]:
-    """The tiny cohort, and nothing of it in SLURM when the test is over."""
+    """The tiny cohort; all its SLURM jobs are cancelled after the test."""
     shutil.copytree(finished / "cohort", tmp_path / "cohort")
     yield tmp_path
     while STARTED:
@@ -114,19 +114,19 @@ def lost_node() -> Iterator[None]:
     try:
         yield
     finally:
-        # Its daemon lives, so the node may have come back by itself: there is nothing to resume then.
+        # The node's daemon is alive, so the node may have returned by itself; then resume fails.
         subprocess.run([*update, "state=resume"], check=False)
 
 
 def test_a_run_survives_interruption_kill_and_node_loss(finished: Path, folder: Path) -> None:
-    # Ctrl-C takes the jobs with it.
+    # Ctrl-C cancels the jobs.
     process = start(folder)
     until(180, "a slide is converted", lambda: is_running(folder, "slide_convert"))
     process.send_signal(signal.SIGINT)
     assert process.wait(60) != 0
     until(30, "all jobs are gone", lambda: all(job.state in OVER for job in slurm_jobs(folder)))
 
-    # After kill -9 the jobs go on; the next run cancels them before they write to the same files as its own.
+    # After kill -9 the jobs continue; the next run cancels them before they can write to the files of its own jobs.
     process = start(folder)
     until(300, "a slide is converted", lambda: list((folder / "results" / "slides").glob("*/pyramid.json")))
     process.kill()
@@ -141,12 +141,12 @@ def test_a_run_survives_interruption_kill_and_node_loss(finished: Path, folder: 
     assert all(job.state in OVER for job in slurm_jobs(folder) if job.number in before)
     assert "orphaned SLURM jobs of an earlier run" in (folder / "snakemake.log").read_text()
 
-    # SLURM puts the jobs of a node that it lost into the queue again.
+    # SLURM requeues the jobs of a lost node.
     until(900, "the training", lambda: is_running(folder, "train"))
     training = next(job.number for job in slurm_jobs(folder) if job.rule == "train" and job.state == "RUNNING")
     with lost_node():
         until(30, "the training is gone", lambda: not is_running(folder, "train"))
-    # Not before SLURM has forgotten what it revoked for the job on that node.
+    # Wait until SLURM has dropped the revoked credential of the job on that node.
     time.sleep(10)
     subprocess.run(["scontrol", "update", f"jobid={training}", "starttime=now"], check=False)
 
@@ -158,7 +158,7 @@ def test_a_run_survives_interruption_kill_and_node_loss(finished: Path, folder: 
     assert {job.partition for job in jobs if job.gres == "gres:gpu:1"} == {"gpu"}
     assert Counter(job.rule for job in jobs if job.partition == "gpu") == GPU_JOBS
     assert {job.gres for job in jobs if job.partition == "cpu"} == {"N/A"}
-    # The steps of a slide run one after the other, and ask for no more than one of them needs.
+    # The steps of a slide run one after the other, and request no more than the largest of them needs.
     assert {(job.cores, job.memory) for job in jobs if job.rule.startswith("slide")} == {("1", "2400M")}
 
 
@@ -170,8 +170,8 @@ def test_a_job_over_its_memory_limit_is_retried_with_more(folder: Path) -> None:
     assert killed
     assert [(job.state, job.memory) for job in killed] == [("FAILED", f"{120 * 2**n}M") for n in range(len(killed))]
     assert (good.state, good.memory) == ("COMPLETED", f"{120 * 2 ** len(killed)}M")
-    (said,) = (folder / ".snakemake" / "slurm_logs").rglob(f"{killed[0].number}.log")
-    assert "exceeded memory limit" in said.read_text()
+    (log,) = (folder / ".snakemake" / "slurm_logs").rglob(f"{killed[0].number}.log")
+    assert "exceeded memory limit" in log.read_text()
 
 
 @pytest.mark.nightly
@@ -181,7 +181,7 @@ def test_jobs_work_in_node_scratch_and_copy_their_outputs(finished: Path, folder
     scratch += ["--local-storage-prefix", str(folder / "login")]
     scratch += ["--remote-job-local-storage-prefix", f"{folder}/node-$SLURM_JOB_ID"]
     scratch += ["--shared-fs-usage", "persistence", "software-deployment", "sources", "source-cache"]
-    # A group has one scratch folder, and Snakemake does not plan it.
+    # The profile groups the steps of a slide into one job, which Snakemake cannot plan with a scratch folder.
     scratch += ["--groups", *(f"{rule}={rule}" for rule in ("convert", "tissue", "truth", "patches"))]
     finish(start(folder, *scratch), folder)
     for name in ("evaluation/inception_v3/metrics.json", "slides/tumor-3/pyramid.json", "report/tumor-3.html"):

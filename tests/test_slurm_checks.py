@@ -1,4 +1,4 @@
-"""What is looked at before jobs go to SLURM, with commands that stand in for SLURM's."""
+"""Checks before jobs are submitted to SLURM, with stubs of SLURM's commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsi_pipeline.errors import ConfigError
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with the jobs, number|name; scancel takes them out. The partitions are cpu and gpu."""
+    """A file of jobs (number|name), from which the stub of scancel deletes. The partitions are cpu and gpu."""
     jobs = tmp_path / "jobs"
     jobs.write_text("1|other\n2|wsi-pipeline_a\n3|wsi-pipeline_a\n4|wsi-pipeline_b\n")
     scripts = {
@@ -76,7 +76,7 @@ def test_the_jobs_of_a_live_run_are_kept(queue: Path) -> None:
     before = queue.read_text()
     assert cancel_leftovers([run("wsi-pipeline_a", pid=os.getpid(), started=started)]) == []
     assert queue.read_text() == before
-    # Another process has got its number.
+    # The pid now belongs to another process.
     assert cancel_leftovers([run("wsi-pipeline_a", pid=os.getpid(), started=started - 1)]) == ["2", "3"]
 
 

@@ -19,7 +19,7 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".smk") or path.name == "Snakefile"
 )
-# What may be assigned to: attributes of objects of our own classes.
+# Attributes of these, which are objects of our own classes, may be assigned to.
 OWN = {"self", "cls"}
 SETTERS = {"setattr", "delattr", "__setattr__", "__delattr__"}
 
@@ -32,7 +32,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def snakemake_names(module: ast.Module) -> set[str]:
-    """Names of Snakemake and its plugins in a module; `workflow` is what a Snakefile finds defined."""
+    """Names of Snakemake and its plugins in a module, and `workflow`, which every Snakefile finds defined."""
     names = {"workflow"}
     for node in ast.walk(module):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -59,7 +59,7 @@ def root(node: ast.expr) -> str | None:
 
 
 def changes(module: ast.Module, *, anything: bool) -> Iterator[str]:
-    """Assignments to attributes of Snakemake's objects; with `anything`, of all objects but the module's own.
+    """Assignments to attributes of Snakemake's objects; with `anything`, to those of any object except `OWN`.
 
     An object of Snakemake may reach a function under any name.
     """

@@ -1,4 +1,4 @@
-"""Macenko normalisation finds the mixed stains, and equalises slides of different colours."""
+"""Macenko normalisation: recovery of mixed stains, and slides of different colours made alike."""
 
 from __future__ import annotations
 

@@ -64,14 +64,14 @@ def test_pen_is_removed_and_reported(tmp_path: Path, ink: tuple[int, int, int]) 
     mask = run(folder, tmp_path, mpp=8)
     assert not mask[:9].any()
     assert mask[20:50, 20:80].all()
-    # 40 x 700 um are 437 pixels of 8 um; the rim, where ink and background mix, may count or not.
+    # 40 x 700 um are 437 pixels of 8 um, give or take the edge, where ink and background mix.
     assert json.loads((tmp_path / "tissue.json").read_text())["pen_pixels"] == pytest.approx(437, abs=100)
     with_pen = run(folder, tmp_path, mpp=8, remove_pen=False)
     assert with_pen[:9].any() == (ink[2] > 50)
 
 
 def test_ink_on_tissue_is_removed(tmp_path: Path) -> None:
-    """A stroke 28 um wide is excluded although closing would cover it; a dot of 28 um is not."""
+    """Strokes 28 um wide are excluded although closing would cover them; a dot of 28 um is not."""
     rgb = tissue_picture()
     stroke = np.zeros(rgb.shape[:2], bool)
     stroke[400:456] = stroke[700:756] = stroke[400:756, :56] = True
@@ -80,12 +80,12 @@ def test_ink_on_tissue_is_removed(tmp_path: Path) -> None:
     rgb[stroke | dot] = (rgb[stroke | dot] * np.array([0.15, 0.35, 0.75])).astype(np.uint8)
     folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))
     mask = run(folder, tmp_path, mpp=4)
-    # All but a few pixels, whose colours JPEG has changed.
+    # Except for a few pixels whose colours JPEG has changed.
     assert mask[51:56].mean() < 0.02
     assert mask[89:93].mean() < 0.02
     assert mask[30:48, 30:170].all()
     assert mask[60:86, 30:170].all()
-    # Not even where only the closing would include it.
+    # A large minimum area of holes fills the strokes again.
     assert run(folder, tmp_path, mpp=4, min_hole_um2=1e6)[51:56, 30:170].all()
 
 

@@ -92,7 +92,7 @@ def test_patches_are_the_same_from_memory_streams_and_disk(
 ) -> None:
     pixels = PatchDataset(sets[0].stores, sets[0].indices)
     disk = PatchDataset(sets[0].stores, sets[0].indices, memory_gib=0, workers=3)
-    # Memory for the streams, not for the pixels.
+    # Enough memory for the streams, but not for the pixels.
     between = sum(PatchStore(path).stored_bytes for path in sets[0].stores)
     assert between < len(pixels) * EDGE * EDGE * 3
     streams = PatchDataset(sets[0].stores, sets[0].indices, memory_gib=between / GIB)
@@ -142,7 +142,7 @@ def test_augmentation_is_reproducible_and_can_be_off() -> None:
     changed = augment(unit.clone(), options, draws)
     assert torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.draw(4, 1, 5)))
     assert not torch.equal(changed, augment(unit.clone(), options, AugmentationDraws.draw(4, 1, 6)))
-    # A shard is augmented as it is within the whole batch.
+    # A shard of a batch is augmented as within the whole batch.
     assert torch.equal(augment(unit[1:3].clone(), options, draws.subset(slice(1, 3))), changed[1:3])
     off = AugmentationOptions(orientations=False, brightness=0, contrast=0, saturation=0, hue=0)
     torch.testing.assert_close(augment(unit.clone(), off, draws), unit, atol=1e-5, rtol=0)
@@ -200,7 +200,7 @@ def test_an_invalid_model_json_is_refused(tmp_path: Path, changed: dict[str, obj
 
 
 def test_model_json_of_any_version_is_read(tmp_path: Path) -> None:
-    """Trained weights come from elsewhere, with the model.json of an earlier version or with keys of their owner."""
+    """Given weights may have the model.json of an earlier version, or one with additional keys."""
     path = tmp_path / "model.json"
     write_model_json(path, ModelMetadata(96, 1.0, ("normal", "tumor"), "0" * 64))
     path.write_text(json.dumps({**json.loads(path.read_text()), "step_version": 1, "notes": "of the lab"}))
@@ -250,7 +250,7 @@ def test_the_best_or_the_last_weights_are_selected(sets: tuple[PatchSet, PatchSe
         trainer.train(1e9)
         return trainer
 
-    # Of loss and AUC (0.5, 0.7), (0.9, 0.8), (0.4, 0.8) the last is best: the highest AUC, then the lower loss.
+    # Of the losses and AUCs (0.5, 0.7), (0.9, 0.8), (0.4, 0.8) the last is best: highest AUC, then lowest loss.
     best = trained("best")
     assert (best.progress.best_step, best.progress.best_score) == (3, [0.8, -0.4])
     last = trained("last")

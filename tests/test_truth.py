@@ -45,7 +45,7 @@ def painted(area: shapely.Geometry, pixel: float, size: Size, band: int) -> np.n
 @given(st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 35)), min_size=3, max_size=12), st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
 def test_a_pixel_is_inside_if_its_centre_is(points: list[tuple[float, float]], band: int) -> None:
-    # No vertices on pixel centres, where inside and outside depend on convention.
+    # Keep vertices off pixel centres, where inside and outside depend on convention.
     shape = shapely.make_valid(shapely.Polygon([(round(x, 2) + 0.0013, round(y, 2) + 0.0017) for x, y in points]))
     area = shapely.union_all([g for g in shapely.get_parts(shape) if g.geom_type == "Polygon"])
     drawn = painted(area, 1.0, Size(40, 30), band)
@@ -237,7 +237,7 @@ def test_the_ignored_band_is_set_by_the_config(tissue_slide: Path, tmp_path: Pat
 
 
 def test_annotations_in_micrometres_are_detected(tissue_slide: Path, tmp_path: Path) -> None:
-    """Tissue lies from (200, 200) to (1400, 1000) px, 0.5 um each; half of that is glass up to (200, 200)."""
+    """Tissue extends from (200, 200) to (1400, 1000) px of 0.5 um: in micrometres from (100, 100) to (700, 500)."""
 
     def run(ring: list[tuple[float, float]]) -> None:
         annotation = write_asap(tmp_path / "a.xml", [("_0", ring)])
@@ -247,7 +247,7 @@ def test_annotations_in_micrometres_are_detected(tissue_slide: Path, tmp_path: P
     run(square(300, 300, 80))
     with pytest.raises(AnnotationError, match=r"0 % of its vertices lie on tissue; 100 % would if they were micromet"):
         run(square(110, 110, 60))
-    # On background in either unit: not an error.
+    # On background in both units: not an error.
     run(square(10, 10, 20))
 
 

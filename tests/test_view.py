@@ -1,4 +1,4 @@
-"""What `wsi-pipeline view` answers, without a browser."""
+"""HTTP responses of `wsi-pipeline view`, without a browser."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def convert_here(source: Path, slide: Path, options: ConvertRun, mpp: float | No
 
 @pytest.fixture(scope="module")
 def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide whose tiles are copied and one without loss, with a mask."""
+    """A slide with copied tiles, and a lossless one with a tissue mask."""
     folder = tmp_path_factory.mktemp("results")
     shutil.copytree(tissue_slide, folder / "slides" / "copied")
     (folder / "source").mkdir()
@@ -66,7 +66,7 @@ def address(results: Path) -> Iterator[str]:
 
 
 def get(address: str, path: str, host: str | None = None) -> tuple[int, str, bytes]:
-    """Status, media type and body; the path is sent as it is."""
+    """Status, media type and body of a GET request; the path is sent unchanged."""
     where = urlsplit(address)
     connection = http.client.HTTPConnection(where.hostname or "", where.port)
     connection.putrequest("GET", path, skip_host=host is not None)
@@ -93,7 +93,7 @@ def test_tiles_equal_the_pyramid(results: Path, address: str) -> None:
             assert (status, found_kind) == (200, kind)
             inside = grid.box(column, row).clipped(grid.size)
             found = pixels(content)[: inside.height, : inside.width].astype(int)
-            # Two decoders of the same stream may round apart.
+            # Two decoders of the same stream may round differently.
             assert np.abs(found - pyramid.read(inside, level)).max() <= (2 if name == "copied" else 0)
 
 
@@ -106,7 +106,7 @@ def test_copied_tiles_are_not_decoded(results: Path, address: str) -> None:
 
 
 def rgb_tiff(path: Path) -> Path:
-    """A TIFF whose JPEG streams are RGB, which nothing in the streams says."""
+    """A TIFF with RGB JPEG streams that do not declare their colour space."""
     import tifffile
 
     picture = tissue_picture(512, 512)
@@ -151,11 +151,11 @@ def test_masks_are_drawn_as_outlines(results: Path, address: str) -> None:
     status, kind, content = get(address, "/tissue/lossless/0/1/1")
     assert (status, kind) == (200, "image/png")
     painted = np.asarray(Pillow.open(io.BytesIO(content)).convert("RGBA"))[..., 3] > 0
-    # The tissue begins at 160 um, which is pixel 320, and at 120 um, pixel 240 (of the row of tiles before).
+    # The tissue begins at x = 160 um, pixel 320, and y = 120 um, pixel 240 (in the previous row of tiles).
     assert painted[:, 320 - 256 - 1 : 320 - 256 + 2].all()
     assert not painted[:, 320 - 256 + 4 :].any()
     assert get(address, "/tissue/lossless/0/0/0")[0] == 204
-    # The other slide has no such mask, neither one a truth.
+    # The other slide has no tissue mask, and neither slide has a truth image.
     assert get(address, "/tissue/copied/0/1/1")[0] == 404
     assert get(address, "/truth/lossless/0/1/1")[0] == 404
 
@@ -298,6 +298,6 @@ def test_startup_errors_are_one_line(address: str, results: Path, tmp_path: Path
 
 
 def test_jpeg_decoders_agree_on_sent_streams(results: Path, address: str) -> None:
-    """The marker of the colour space is one that decoders other than Pillow's take as well."""
+    """Decoders other than Pillow's accept the colour space marker too."""
     content = get(address, "/tiles/copied/0/1/1")[2]
     assert np.abs(imagecodecs.jpeg8_decode(content).astype(int) - pixels(content)).max() <= 2

@@ -31,7 +31,7 @@ from wsi_pipeline.io.digests import digest_file, digest_tree
 
 pytestmark = pytest.mark.workflow
 
-# Figures of slides and of all, and what the page shows of a slide.
+# Metrics, figures of a slide, and the page of a slide: outputs that need the pixels of pyramids.
 RESULTS_OF_PYRAMIDS = [
     "evaluation/inception_v3/metrics.json",
     "confusion/inception_v3/tumor-3.png",
@@ -86,7 +86,7 @@ def test_results_are_the_same_without_kept_pyramids(run: Path) -> None:
     assert planned(run, config | {"evaluation": {"operating_point": {"threshold": 0.3}}}) == (
         {"calibrate": 1, "confusion": 2} | EVALUATION
     )
-    # What needs pixels has the pyramids made again, of the slides concerned.
+    # Jobs that need pixels reconvert their slides, and no others.
     assert planned(run, config | {"heatmap": {"stride_um": 40}}) == dict.fromkeys(TEST_JOBS, 2) | EVALUATION
     shutil.copy(run / "cohort" / "normal-3.tif", run / "cohort" / "normal-4.tif")
     add_row(run, "normal-3", "normal-4", path="cohort/normal-4.tif")
@@ -188,7 +188,7 @@ def test_a_sheet_change_during_a_run_is_detected(run: Path) -> None:
     before = set(records.iterdir())
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(snakemake, run, "--forcerun", "evaluate", "--show-failed-logs")
-        # A record is written when the plan is made and no job has begun.
+        # A record is written after planning and before the first job.
         while not set(records.iterdir()) - before:
             assert not running.done(), running.result().stderr
             time.sleep(0.005)
@@ -209,7 +209,7 @@ def test_a_clock_set_back_is_detected(run: Path) -> None:
     assert re.search(r"the clock of \S+ says .*, but a run of these results began on 2099-01-01 12:00", result.stderr)
     assert "Traceback (most recent call last)" not in result.stderr
     assert len(list((run / "results" / "logs" / "runs").iterdir())) == 1
-    # A plan may be looked at all the same.
+    # A dry run is still possible.
     assert planned_snakemake(run, "--dry-run").returncode == 0
 
 
@@ -276,6 +276,6 @@ def test_the_workflow_can_be_used_as_a_module(run: Path) -> None:
 
 def test_the_planning_benchmark_creates_the_inputs_of_all_rules() -> None:
     scale = runpy.run_path(str(ROOT / "benchmarks" / "scale.py"))
-    # Four slides train: four steps each. Two are tested: six each. With training, calibration, evaluation, report, all
-    # and two manifests.
+    # Four training slides with four jobs each, two test slides with six jobs each, training, calibration, evaluation,
+    # report, all and two manifests.
     assert scale["run"](6).startswith("| 6 | 35 | ")

@@ -1,4 +1,4 @@
-"""Open all images of a slide in napari (napari-ome-zarr, without a display), and see that they lie on each other.
+"""Open all images of a slide in napari (napari-ome-zarr, without a display) and check that they are aligned.
 
 python open_in_napari.py RESULTS MODEL SLIDE
 """
@@ -34,11 +34,11 @@ for name, store in stores.items():
     }
     for layer in layers:
         edge = float(layer.scale[-1])
-        # World coordinates begin at the centre of the slide's first pixel.
+        # The origin of world coordinates is the centre of the slide's first pixel.
         begins = facts["grid"]["patch_px"] * mpp / 2 - edge / 2 if name in ("heatmaps", "confusion") else 0.0
         corner = np.array(layer.data_to_world((-0.5, -0.5))) + mpp / 2
         assert np.allclose(corner, begins), (name, corner, begins)
         rows, columns = layer.level_shapes[0][-2:] if layer.multiscale else layer.data.shape[-2:]
         far = np.array(layer.data_to_world((rows - 0.5, columns - 0.5))) + mpp / 2
         assert (far >= np.array((height, width)) * mpp - begins - edge).all(), (name, far)
-    print(f"{name}: {len(layers)} layers, {edge:g} um per pixel, from {begins:g} um on")
+    print(f"{name}: {len(layers)} layers, {edge:g} um per pixel, starting at {begins:g} um")

@@ -1,4 +1,4 @@
-"""Open a pyramid with readers that know nothing of this project, and compare a box of pixels.
+"""Open a pyramid with independent readers and compare a box of pixels.
 
 python open_store.py STORE PIXELS.npy X Y
 """

@@ -2,8 +2,8 @@
 
 python validate_crate.py RESULTS
 
-Needs no network: the JSON-LD contexts come from the package rocrate. It has that of RO-Crate 1.3; the terms that 1.1
-gave other URIs get those back, and of the terms of workflow runs there is the one that is used.
+Needs no network: the JSON-LD context comes from the package rocrate. That one is of RO-Crate 1.3, so terms with other
+URIs in 1.1 are restored here. The context of workflow runs defines only the term in use.
 """
 
 import json

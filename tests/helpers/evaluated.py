@@ -1,4 +1,4 @@
-"""Slides that are judged without a network: heatmaps and truths as the stages before have them, small."""
+"""Slides evaluated without a network: small heatmaps and truth images in place of the outputs of earlier stages."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def write_slide(
     test: bool = True,
     unread: int = 0,
 ) -> None:
-    """A heatmap and a truth image (one truth pixel a patch), and what the stages make of them.
+    """Write a heatmap and a truth image (one truth pixel per patch), and run the later stages on them.
 
-    Slides that are no `test` slides are not judged.
+    Slides with `test=False` get scores only.
     """
     heat = (np.rint(heat.astype(np.float32) * 65535) / 65535).astype(np.float32)
     image = Image(heat, STRIDE, STRIDE / 2)

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, which no test sees but those of test_cuda.py."""
+"""The GPUs of this machine, which are hidden from all tests except test_cuda.py."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def hide() -> None:
-    """Hide all GPUs from this process and its children: results are equal to the last bit on a CPU only."""
+    """Hide all GPUs from this process and its children: results are reproducible bit for bit only on a CPU."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,4 +1,4 @@
-"""A slide, a model with random weights and what it makes of it, for the tests of prediction and of heatmaps."""
+"""A slide, a model with random weights and its heatmap of the slide, for the tests of prediction and heatmaps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = ("normal", "tumor")
 
 
 def write_model(folder: Path, classes: tuple[str, ...] = CLASSES, *, bias: float = 0) -> Path:
-    """A model folder with random weights for 75 px at 1 um per pixel."""
+    """Write a model folder with random weights for patches of 75 px at 1 um per pixel."""
     network = InceptionV3(len(classes))
     initialize(network, 3)
     torch.nn.init.normal_(network.fc.weight, std=0.2, generator=torch.Generator().manual_seed(0))
@@ -31,7 +31,7 @@ def write_model(folder: Path, classes: tuple[str, ...] = CLASSES, *, bias: float
 
 
 def write_slide(folder: Path, pyramid: ConvertRun) -> Path:
-    """The slide s1 in `folder`, of 1,300 x 1,000 px at 0.5 um per pixel: its pyramid and its tissue."""
+    """Write pyramid and tissue mask of a slide s1 with 1,300 x 1,000 px at 0.5 um per pixel into `folder`."""
     source = write_tiff(folder / "s.tif", tissue_picture(1300, 1000))
     own = folder / "s1"
     outputs = convert.Outputs(own / "pyramid.ome.zarr", own / "pyramid.json")
@@ -42,7 +42,7 @@ def write_slide(folder: Path, pyramid: ConvertRun) -> Path:
 
 
 def run(slides: Path, model: Path, out: Path, threads: int = 2, **options: Any) -> np.ndarray:
-    """The heatmap of s1."""
+    """Run the stage heatmap on s1 and return the map."""
     weights, facts = model / "weights.safetensors", model / "model.json"
     inputs = heatmap.Inputs(slides=slides, weights=weights, model=facts)
     heatmap.run("s1", inputs, heatmap.Outputs(out), HeatmapRun(**options), threads=threads)
@@ -50,12 +50,12 @@ def run(slides: Path, model: Path, out: Path, threads: int = 2, **options: Any) 
 
 
 def heat_of(out: Path, slide: str = "s1") -> np.ndarray:
-    """A heatmap that `run` made."""
+    """Read a heatmap that `run` wrote."""
     return read_image(out / f"{slide}.ome.zarr", 0.5).data
 
 
 def write_slide_without_tissue(slide: Path, folder: Path, name: str) -> None:
-    """A slide beside `slide`'s s1 with the same pyramid."""
+    """Write a slide with the pyramid of `slide`'s s1 and an empty tissue mask."""
     (folder / name).mkdir(parents=True)
     empty = Image.from_corner(np.zeros((63, 82), np.uint8), 8)
     write_image(folder / name / "tissue.ome.zarr", empty, name="t", slide_mpp=0.5)
@@ -64,7 +64,7 @@ def write_slide_without_tissue(slide: Path, folder: Path, name: str) -> None:
 
 
 def probability(model: Path, patch: np.ndarray, classes: tuple[str, ...] = CLASSES, which: str = "tumor") -> float:
-    """By the network as it was trained."""
+    """Probability of a class for one patch, by the network without inference optimisations."""
     network = load_network(model / "weights.safetensors", ModelMetadata(75, 1.0, classes, ""))
     with torch.inference_mode():
         logits = network(to_input(to_unit(patch[None].copy(), torch.device("cpu"))))

@@ -1,4 +1,4 @@
-"""Receipts as the stages before write them, with placeholders for content that no test looks at."""
+"""Receipts as earlier stages write them, with placeholders for fields that no test reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small slides: their pixels, as pyramidal TIFF and as converted pyramids."""
+"""Small slides: pixels, pyramidal TIFF files and converted pyramids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tissue_picture(width: int = 1600, height: int = 1200) -> NDArray[np.uint8]:
 
 
 def write_tiff(path: Path, rgb: NDArray[np.uint8], mpp: float | None = 0.5, compression: str = "jpeg") -> Path:
-    """A pyramidal tiled TIFF that OpenSlide opens."""
+    """Write a pyramidal tiled TIFF that OpenSlide can open."""
     height, width, _ = rgb.shape
     image = pyvips.Image.new_from_memory(np.ascontiguousarray(rgb).tobytes(), width, height, 3, "uchar")
     scale = {} if mpp is None else {"xres": 1000 / mpp, "yres": 1000 / mpp}

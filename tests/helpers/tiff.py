@@ -17,7 +17,7 @@ def write_pages(
     outcolorspace: str = "ycbcr",
     **first: Any,
 ) -> Path:
-    """A TIFF of JPEG-tiled pages; `first`: further arguments of the first page."""
+    """Write a TIFF of JPEG-tiled pages; `first` holds further arguments of the first page."""
     with tifffile.TiffWriter(path) as tiff:
         for k, page in enumerate(pages):
             tiff.write(
@@ -53,7 +53,7 @@ def philips(levels: int) -> dict[str, Any]:
 
 
 def drop_tile(path: Path, page: int, index: int, count: int = 0, offset: int = 0) -> None:
-    """Set byte count and offset of a tile."""
+    """Set byte count and offset of a tile; with the defaults the tile is missing."""
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tags = tiff.pages[page].tags  # type: ignore[union-attr]
         for name, value in (("TileByteCounts", count), ("TileOffsets", offset)):

@@ -1,4 +1,4 @@
-"""Patches to train on, and the command line that does, for the tests of training."""
+"""Training patches and the training command, for the tests of training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIONS = TrainRun(
 
 
 def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed: int = 0) -> Path:
-    """Patches of a slide: tumour has coarse blobs, normal fine ones, of the same mean."""
+    """Write patches of a slide: coarse blobs for tumour, fine blobs for normal, with equal means."""
     rng = np.random.default_rng(seed)
     pixels = np.empty((len(labels), size_px, size_px, 3), np.uint8)
     for k, label in enumerate(labels):
@@ -69,7 +69,7 @@ def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed:
 
 
 def write_cohort(root: Path) -> None:
-    """Three training slides, one of them without patches, and one validation slide, with their sheet."""
+    """Write a sheet with three training slides, one of them without patches, and one validation slide."""
     write_patches(root / "slides" / "n", [0] * 12, seed=1)
     write_patches(root / "slides" / "t", [1] * 5 + [0] * 3, seed=2)
     write_patches(root / "slides" / "empty", [], seed=3)
@@ -82,7 +82,7 @@ def write_cohort(root: Path) -> None:
 def start(
     root: Path, out: Path, *arguments: str, code: str = "from wsi_pipeline.cli.app import main; main()", **options: Any
 ) -> subprocess.Popen[str]:
-    """`wsi-pipeline train` on the cohort in `root`; a checkpoint after every step."""
+    """Start `wsi-pipeline train` on the cohort in `root`, with a checkpoint after every step."""
     command = [sys.executable, "-c", code, "train", "--sheet", str(root / "slides.tsv")]
     command += ["--slides", str(root / "slides"), "--output", str(out), "--checkpoints", str(out / "checkpoints")]
     command += ["--checkpoint-minutes", "0", *arguments]
@@ -92,11 +92,11 @@ def start(
 
 
 def losses(out: Path) -> list[float]:
-    """Training loss by line of the history."""
+    """Training loss of each row of the history."""
     return [float(row["train_loss"]) for row in csv.DictReader((out / "history.csv").read_text().splitlines())]
 
 
 def model_facts(out: Path) -> dict[str, Any]:
-    """`model.json`."""
+    """Content of `model.json`."""
     facts: dict[str, Any] = json.loads((out / "model.json").read_text())
     return facts

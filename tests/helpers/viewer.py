@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def served(results: Path) -> Iterator[str]:
-    """The address of `wsi-pipeline view`."""
+    """Run `wsi-pipeline view` and yield its address."""
     command = [str(Path(sys.executable).with_name("wsi-pipeline")), "view", str(results), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

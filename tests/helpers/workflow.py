@@ -32,8 +32,8 @@ CONFIG: dict[str, Any] = {
     "evaluation": {"interval": {"resamples": 100}},
 }
 
-# Numbers of jobs by rule: of one slide, of one test slide, of the aggregation without and with a changed receipt, and
-# of the training.
+# Number of jobs by rule: for one slide, for one test slide, for the aggregation without and with a changed receipt, and
+# for training.
 SLIDE_JOBS = {"convert": 1, "tissue": 1, "truth": 1}
 TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1}
 AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
@@ -41,7 +41,7 @@ EVALUATION = {"evaluation_manifest": 1, **AGGREGATION}
 TRAINING = {"training_manifest": 1, "train": 1}
 
 
-# Imports Snakemake and the package once, then runs each call in a fork: a dry run is imports for nine tenths.
+# Imports Snakemake and the package once, then runs each call in a fork: imports take nine tenths of a dry run.
 _PRELOADED = """
 import json, os, sys
 import snakemake.cli, smart_open
@@ -69,7 +69,7 @@ def snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) ->
 def planned_snakemake(
     folder: Path, *arguments: str, config: dict[str, Any] = CONFIG
 ) -> subprocess.CompletedProcess[str]:
-    """As `snakemake`, for calls that end before any job: quick, and with the environment of the first such call."""
+    """Like `snakemake`, for calls that end before any job: faster, but with the environment of the first such call."""
     command = [*_arguments(folder, config), *arguments]
     outputs = [folder / f"snakemake.{name}" for name in ("stdout", "stderr")]
     process = _preloaded()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A real SLURM of one node on loopback, for tests: Debian's slurmctld, slurmd and munge, no accounting, two
-# partitions (cpu, gpu) and one declared GPU that is a clone of /dev/null. Needs root.
+# A real one-node SLURM on loopback for tests: Debian's slurmctld, slurmd and munge, no accounting, two
+# partitions (cpu, gpu) and one declared GPU, a clone of /dev/null. Needs root.
 #   cluster.sh up | down
 set -euo pipefail
 STATE=${SLURM_TEST_STATE:-/var/lib/wsi-pipeline-slurm}
@@ -36,7 +36,7 @@ start_munge() {
     wait_until 10 sh -c 'munge -n | unmunge'
 }
 
-# The job step plugin drops SLURM_CONF, so the files have to stand where SLURM looks by itself.
+# The job step plugin drops SLURM_CONF, so the files have to be at SLURM's default paths.
 write_configuration() {
     local memory gpu=$STATE/gpu0
     memory=$(awk '/MemTotal/ {print int($2 / 1024) - 1024}' /proc/meminfo)
@@ -99,7 +99,7 @@ down() {
     done
     pkill -x munged || true
     for _ in $(seq 50); do pgrep -x 'slurm(d|ctld)' >/dev/null || break; sleep 0.2; done
-    # With a configuration but no controller every start of Snakemake would wait 9 s for an answer.
+    # With a configuration but no controller, every start of Snakemake would wait 9 s for a reply.
     rm -rf "$STATE" /etc/slurm/slurm.conf /etc/slurm/gres.conf
 }
 
