@@ -17,10 +17,11 @@ from helpers.slides import converted, tissue_picture, write_tiff
 from helpers.tiff import drop_tile, philips, write_pages
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import Box, Size, tiles
+from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.pyramid import passthrough
 from wsi_pipeline.pyramid.level import Level
 from wsi_pipeline.pyramid.pyramid import Pyramid
+from wsi_pipeline.pyramid.shards import ChunkGrid
 from wsi_pipeline.slides.jpeg import JpegCodec, strip_metadata
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff
@@ -40,7 +41,10 @@ def assert_same_pixels(source: Path, folder: Path) -> None:
     """Assert that all levels equal OpenSlide's pixels, where OpenSlide does not interpolate."""
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source, 0.5)
     for level, size in enumerate(slide.metadata.levels):
-        boxes = tiles(size, 700) if slide.has_integer_downsample(level) else [Box(0, 0, size.width, size.height)]
+        boxes = [Box(0, 0, size.width, size.height)]
+        if slide.has_integer_downsample(level):
+            grid = ChunkGrid.of(size, Size(700, 700), 0)
+            boxes = [grid.box(x, y).clipped(size) for y in range(grid.rows) for x in range(grid.columns)]
         for box in boxes:
             np.testing.assert_array_equal(pyramid.read(box, level), slide.read(box, level))
 

@@ -12,13 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MPP_RANGE = (0.05, 50.0)
-
-
-def is_plausible_mpp(mpp: float | None) -> bool:
-    """Whether `mpp` is finite and within `MPP_RANGE`, as the scale of any scanned slide is."""
-    return mpp is not None and math.isfinite(mpp) and MPP_RANGE[0] <= mpp <= MPP_RANGE[1]
-
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -52,15 +45,6 @@ class Box:
         right = min(max(self.right, x), size.width)
         bottom = min(max(self.bottom, y), size.height)
         return Box(x, y, right - x, bottom - y)
-
-
-def tiles(size: Size, step: int) -> list[Box]:
-    """Divide an image into boxes of at most `step` x `step` pixels, row by row."""
-    return [
-        Box(x, y, min(step, size.width - x), min(step, size.height - y))
-        for y in range(0, size.height, step)
-        for x in range(0, size.width, step)
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.stages.arguments import SnakemakeFolder, Threads
 
 app = typer.Typer()
@@ -147,9 +149,6 @@ def roc(
 
 
 def _print_and_write(text: str, figures: dict[str, Any], output: Path | None) -> None:
-    from wsi_pipeline.io.atomic import write_text
-    from wsi_pipeline.io.digests import canonical_json
-
     print(text)
     if output is not None:
         write_text(output, canonical_json(figures))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueRun
+from wsi_pipeline.config.base import MPP_RANGE
 from wsi_pipeline.config.loading import validate
 from wsi_pipeline.errors import ConfigError, SheetError
-from wsi_pipeline.geometry import MPP_RANGE
 from wsi_pipeline.io.digests import digest_json
 
 REMOTE = "s3://"

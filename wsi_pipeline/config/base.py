@@ -11,7 +11,10 @@ CLASSES = ("normal", "tumor")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
-Mpp = Annotated[float, Field(ge=0.05, le=50)]
+# Scales of images, um per pixel: those of any scanned slide.
+MPP_RANGE = (0.05, 50)
+
+Mpp = Annotated[float, Field(ge=MPP_RANGE[0], le=MPP_RANGE[1])]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -19,6 +22,11 @@ Count = Annotated[int, Field(ge=1)]
 LabelRule = Literal["centre_nearest", "centre_region", "area_fraction"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def is_plausible_mpp(mpp: float) -> bool:
+    """Whether `mpp` is within `MPP_RANGE`; NaN and infinity are not."""
+    return MPP_RANGE[0] <= mpp <= MPP_RANGE[1]
 
 
 class Section(BaseModel):

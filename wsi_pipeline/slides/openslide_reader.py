@@ -11,8 +11,9 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
+from wsi_pipeline.config.base import MPP_RANGE, is_plausible_mpp
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import MPP_RANGE, Box, Size, is_plausible_mpp
+from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.slides.stripped_tiff import StrippedTiff
 
 _Handle = openslide.OpenSlide | StrippedTiff

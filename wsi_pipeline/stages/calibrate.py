@@ -8,14 +8,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.config import CalibrateRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.stages.arguments import DetectionsFolder, Exclude, Options, ReceiptArg, Rows, ScoresFolder, SheetArg
-
-if TYPE_CHECKING:
-    from wsi_pipeline.cohort.sheet import Sheet
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +41,6 @@ def command(
     options: Options = "{}",
 ) -> None:
     """Choose the operating point on the validation slides."""
-    from wsi_pipeline.cohort.sheet import load_sheet
-
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows, "validation")
     run(loaded, Inputs(scores, detections), Outputs(receipt), parse_options(CalibrateRun, options))

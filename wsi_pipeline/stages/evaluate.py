@@ -8,17 +8,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.config import EvaluateRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.errors import IncompleteError
 from wsi_pipeline.stages.arguments import Calibration, DetectionsFolder, Exclude, Options, Rows, ScoresFolder, SheetArg
-
-if TYPE_CHECKING:
-    from wsi_pipeline.cohort.sheet import Sheet
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +54,6 @@ def command(
     options: Options = "{}",
 ) -> None:
     """Compute all figures over the test slides."""
-    from wsi_pipeline.cohort.sheet import load_sheet
-
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows)
     inputs = Inputs(scores=scores, confusion=confusion, detections=detections, calibration=calibration)

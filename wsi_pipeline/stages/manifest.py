@@ -10,15 +10,15 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.stages.arguments import Exclude, Receipts, Rows, SheetArg
-
-if TYPE_CHECKING:
-    from wsi_pipeline.cohort.sheet import Sheet
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,6 @@ def command(
     test: Receipts = None,
 ) -> None:
     """List the receipts of many slides with their checksums in one file."""
-    from wsi_pipeline.cohort.sheet import load_sheet
-
     given = {"train": train, "validation": validation, "test": test}
     patterns = {split: of_split for split, of_split in given.items() if of_split}
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
@@ -52,8 +50,6 @@ def run(sheet: Sheet, patterns: Mapping[str, Sequence[str]], output: Path) -> No
     The content depends on the receipts' bytes and on nothing else, so that it changes exactly where one of them does.
     Raises `StoreError` where a receipt is missing or damaged.
     """
-    from wsi_pipeline.io.atomic import write_text
-
     rows = sorted(
         (slide, *_stage_and_digest(Path(pattern.replace("{slide}", slide))))
         for split, of_split in patterns.items()
@@ -65,8 +61,6 @@ def run(sheet: Sheet, patterns: Mapping[str, Sequence[str]], output: Path) -> No
 
 
 def _stage_and_digest(receipt: Path) -> tuple[str, str]:
-    from wsi_pipeline.io.digests import digest_bytes
-
     try:
         content = receipt.read_bytes()
         stage = json.loads(content)["stage"]

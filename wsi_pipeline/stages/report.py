@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.config import ReportRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.stages.arguments import Exclude, Options, SheetArg, SnakemakeFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from wsi_pipeline.cohort.sheet import Sheet
     from wsi_pipeline.report.slide_entries import Json, SlideEntry
 
 log = logging.getLogger(__name__)
@@ -52,8 +51,6 @@ def command(
     options: Options = "{}",
 ) -> None:
     """Write the report page."""
-    from wsi_pipeline.cohort.sheet import load_sheet
-
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     run(loaded, model, Inputs(results, state), Outputs(output), parse_options(ReportRun, options))
 

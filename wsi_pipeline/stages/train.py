@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.config import CLASSES, TrainRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.stages.arguments import Exclude, Options, Rows, Synthetic
 
 if TYPE_CHECKING:
-    from wsi_pipeline.cohort.sheet import Sheet
     from wsi_pipeline.model.trainer import Trainer
     from wsi_pipeline.model.training_log import TrainingLog
 
@@ -88,7 +88,6 @@ def command(
     options: Options = "{}",
 ) -> None:
     """Train Inception-v3, or take trained weights."""
-    from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.model.distributed import STOPPED_EXIT_CODE, is_worker_process, launch_processes
     from wsi_pipeline.model.trainer import StoppedError
 
