@@ -60,7 +60,7 @@ def test_adding_slides_hardly_changes_the_validation_split(tmp_path: Path) -> No
     assert Counter(name.split("_")[0] for name in held_out) == {"normal": 40, "tumor": 40}
     more = names + [f"normal_{n:03d}.tif,normal,x,0" for n in range(101, 111)]
     again = set(sheet_of(tmp_path, "\n".join(more)).of_split("validation"))
-    # Ten more slides in a stratum of forty change the split of at most ten others.
+    # Half of a stratum is for validation: ten more slides change the split of at most five others.
     others = {name for name in held_out ^ again if name < "normal_101" or name.startswith("tumor")}
     assert len(others) <= 5
     assert all(name.startswith("normal") for name in others)

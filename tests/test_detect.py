@@ -110,8 +110,8 @@ def test_holes_belong_to_the_lesion() -> None:
 
 
 def test_isolated_tumour_cells_are_below_275_um() -> None:
-    # The major axis of a disk of radius r pixels is about 2r. Dilation by less than 37.5 um adds 3 pixels all
-    # round at 10 um: r = 10 gives about 26 pixels = 260 um, r = 11.5 about 29 pixels = 290 um.
+    # The major axis of a disk of radius r pixels is about 2r. Dilation by less than 37.5 um adds 3 pixels of 10 um
+    # on each side: r = 10 gives about 26 pixels = 260 um, r = 11.5 about 29 pixels = 290 um.
     assert lesions_of(disk((60, 60), 30, 30, 10)).isolated == {1}
     assert lesions_of(disk((60, 60), 30, 30, 11.5)).isolated == frozenset()
 
@@ -156,7 +156,7 @@ def test_froc_by_hand() -> None:
 def test_froc_with_ties_by_hand() -> None:
     # A hit and a false positive at .8, two hits and a false positive at .5: equal confidences share a threshold.
     slides = [SlideHits((0.8, 0.5), (0.8,)), SlideHits((0.5,), (0.5, 0.3))]
-    # Thresholds without the lowest (.3): at .5 2 false positives on 2 slides and 3 of 3 lesions, at .8 1 and 1.
+    # Thresholds without the lowest (.3): 2 false positives on 2 slides and 3 of 3 lesions at .5; 1 and 1 at .8.
     result = froc(slides)
     assert result is not None
     assert result.threshold[:-1].tolist() == [0.5, 0.8]

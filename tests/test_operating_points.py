@@ -20,11 +20,11 @@ BY_HAND = Histogram(
 
 
 def test_rules_by_hand() -> None:
-    # Sensitivity - (1 - specificity): .9 .4, .7 .7 - .1 = .6, .5 .9 - .25 = .65, .3 1 - .6 = .4.
+    # Sensitivity - (1 - specificity): .4 at .9; .7 - .1 = .6 at .7; .9 - .25 = .65 at .5; 1 - .6 = .4 at .3.
     assert youden(BY_HAND) == 0.5
-    # 2 TP / (TP + FP + 10): .9 8/14 = .571, .7 14/19 = .737, .5 18/24 = .75, .3 20/32 = .625.
+    # 2 TP / (TP + FP + 10): 8/14 = .571 at .9; 14/19 = .737 at .7; 18/24 = .75 at .5; 20/32 = .625 at .3.
     assert max_f1(BY_HAND) == 0.5
-    # With 3 more false positives at .5 F1 there is 18/27 = .667 and .7 is the best.
+    # With 3 more false positives at .5, F1 at .5 is 18/27 = .667, and .7 is the best threshold.
     more = Histogram(BY_HAND.values, BY_HAND.normal + np.array([0, 0, 3, 0, 0]), BY_HAND.tumor)
     assert max_f1(more) == 0.7
     assert at_sensitivity(BY_HAND, 0.7) == 0.7
@@ -53,7 +53,7 @@ def test_rules_match_a_search_over_all_scores(patches: list[tuple[float, bool]])
 
 
 def test_false_positives_per_slide_by_hand() -> None:
-    # 4 slides, false detections at .9 .6 .6 .3: at or above .3 4 (1 a slide), .6 3 (.75), .7 1 (.25), .8 1, .9 1.
+    # False detections on 4 slides, at or above each score: .3: 4 (1 per slide); .6: 3 (.75); .7, .8 and .9: 1 (.25).
     slides = [
         SlideHits((0.8, 0.0), (0.9,)),
         SlideHits((0.7,), (0.6, 0.6)),

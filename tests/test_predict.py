@@ -291,7 +291,7 @@ def test_patches_unread_by_predict_stay_unread(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_predictions_begun_on_another_kind_of_device_are_discarded(
+def test_predictions_started_on_another_device_type_are_discarded(
     slide: Path,
     model: Path,
     mapped: Callable[..., Path],

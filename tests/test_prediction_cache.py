@@ -37,7 +37,7 @@ def test_predictions_of_other_inputs_are_ignored(tmp_path: Path) -> None:
     assert (scores.done, scores.precision) == (0, None)
 
 
-def test_patches_on_damaged_chunks_are_tried_again(tmp_path: Path) -> None:
+def test_patches_on_damaged_chunks_are_retried(tmp_path: Path) -> None:
     scores = write_four_of_ten(tmp_path / "s.raw.npz")
     scores.add(4, np.full(4, 0.5, np.float32), np.array([True, False, True, True]))
     assert np.isnan(scores.probabilities()[5])

@@ -94,7 +94,7 @@ def test_the_digest_changes_with_a_cell(tmp_path: Path) -> None:
     assert one != two
 
 
-def test_the_digest_of_a_split_depends_only_on_its_slides() -> None:
+def test_the_digest_of_a_split_depends_only_on_its_slide_ids() -> None:
     rows = {"a": SlideRow("a", "a.tif", "validation", label="tumor"), "b": SlideRow("b", "b.tif", "test")}
     sheet = Sheet(rows)
     more = Sheet({**rows, "c": SlideRow("c", "c.tif", "test")})

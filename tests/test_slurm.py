@@ -77,7 +77,7 @@ def start(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> sub
     command += ["--profile", str(ROOT / "profiles" / "slurm"), "--configfile", "config.yaml"]
     # The profile polls every 5 s, first after 40 s, which suits jobs of minutes but not these.
     command += ["--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"]
-    # No accounting here, so there is no account to name.
+    # The test cluster has no accounting, and so no account to name.
     command += ["--slurm-no-account", "--default-resources", "slurm_partition=cpu", *arguments]
     with (folder / "snakemake.log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, text=True)
