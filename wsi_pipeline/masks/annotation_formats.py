@@ -267,20 +267,13 @@ def _ellipse(corners: Ring) -> Ring:
 
 def _number(text: str | float | None, name: str) -> float:
     try:
-        value = math.nan if text is None else float(text)
+        # Some locales write a decimal comma.
+        value = math.nan if text is None else float(str(text).replace(",", "."))
     except ValueError:
-        value = _with_decimal_comma(str(text))
+        value = math.nan
     if not math.isfinite(value):
         raise _InvalidNumberError(f"annotation {name!r}: a coordinate is not a number ({text!r})")
     return value
-
-
-def _with_decimal_comma(text: str) -> float:
-    """Parse a number with a decimal comma, as some locales write it; NaN for other text."""
-    try:
-        return float(text.replace(",", "."))
-    except ValueError:
-        return math.nan
 
 
 def _raise_unreadable(slide: str, path: Path, error: OSError) -> NoReturn:

@@ -7,14 +7,16 @@ the blocks nor on the number of threads.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import dask
 import dask.array as da
 import numpy as np
-from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import TissueOptions
-from wsi_pipeline.geometry import Box, Size
+from wsi_pipeline.geometry import Box
 from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
 from wsi_pipeline.progress_bar import ProgressBar
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -40,26 +42,17 @@ def read_features(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Saturation or grey (h, w) uint8 and pen ink (h, w) bool of the whole slide at `options.mpp`."""
     size = pyramid.size_at(options.mpp)
-    lefts, tops = range(0, size.width, block_px), range(0, size.height, block_px)
-    shown = ProgressBar("tissue", len(lefts) * len(tops))
+    chunks = da.core.normalize_chunks((2, block_px, block_px), (2, size.height, size.width))
+    shown = ProgressBar("tissue", math.prod(map(len, chunks)))
 
-    def block(box: Box) -> NDArray[np.uint8]:
+    def block(block_info: Any) -> NDArray[np.uint8]:
+        _, (top, bottom), (left, right) = block_info[None]["array-location"]
+        box = Box(left, top, right - left, bottom - top)
         found: NDArray[np.uint8] = np.stack(tissue_features(pyramid.read_scaled(box, options.mpp), options))
         shown.advance()
         return found
 
-    rows = [
-        da.concatenate([_lazy(block, Box(x, y, *_extent(x, y, size, block_px))) for x in lefts], axis=2) for y in tops
-    ]
+    blocks = da.map_blocks(block, name="tissue", chunks=chunks, meta=np.empty((0, 0, 0), np.uint8))
     with shown, dask.config.set(scheduler="threads", num_workers=threads):
-        feature, ink = da.concatenate(rows, axis=1).compute()
+        feature, ink = blocks.compute()
     return feature, ink.astype(bool)
-
-
-def _extent(x: int, y: int, size: Size, block_px: int) -> tuple[int, int]:
-    return min(block_px, size.width - x), min(block_px, size.height - y)
-
-
-def _lazy(block: object, box: Box) -> da.Array:
-    lazy: da.Array = da.from_delayed(delayed(block)(box), shape=(2, box.height, box.width), dtype=np.uint8)
-    return lazy

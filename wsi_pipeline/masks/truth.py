@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 import shapely
-from dask.delayed import delayed
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -45,22 +45,21 @@ def draw_truth(regions: Regions, size: Size, pixel_px: float, background: int, t
         (value, PolygonRasterizer(geometry, pixel_px, size))
         for value, geometry in ((NORMAL, regions.cut_out), (TUMOR, regions.tumor), (IGNORE, regions.ignore))
     ]
-    starts = range(0, size.height, _BAND_PX)
-    shown = ProgressBar("truth", len(starts))
+    chunks = da.core.normalize_chunks((_BAND_PX, size.width), (size.height, size.width))
+    shown = ProgressBar("truth", len(chunks[0]))
 
-    def band(row: int, rows: int) -> NDArray[np.uint8]:
-        out = np.full((rows, size.width), background, np.uint8)
+    def band(block_info: Any) -> NDArray[np.uint8]:
+        (top, bottom), _ = block_info[None]["array-location"]
+        out = np.full((bottom - top, size.width), background, np.uint8)
         for value, rasterizer in layers:
-            rasterizer.fill(out, row, value)
+            rasterizer.fill(out, top, value)
         shown.advance()
         return out
 
-    bands = []
-    for row in starts:
-        rows = min(_BAND_PX, size.height - row)
-        bands.append(da.from_delayed(delayed(band)(row, rows), shape=(rows, size.width), dtype=np.uint8))
+    # With a name of its own: for another one dask would hash the crossings of all outlines.
+    bands = da.map_blocks(band, name="truth", chunks=chunks, meta=np.empty((0, 0), np.uint8))
     with shown, dask.config.set(scheduler="threads", num_workers=threads):
-        truth: NDArray[np.uint8] = da.concatenate(bands).compute()
+        truth: NDArray[np.uint8] = bands.compute()
     return truth
 
 
