@@ -41,8 +41,6 @@ class SlideFileError(PipelineError):
 
     def __init__(self, slide: str, path: Path | str, problem: str, *, remedy: str) -> None:
         super().__init__(f"slide {slide}: {path}: {problem}", remedy=remedy)
-        self.slide = slide
-        self.path = path
         self.problem = problem
         self.remedy = remedy
 

@@ -200,6 +200,7 @@ def config_files(
     schema: Annotated[Path, typer.Option(help="JSON schema to write.")],
 ) -> None:
     """Write the files that are generated from the config models."""
-    from wsi_pipeline.config.generated import write_config_files
+    from wsi_pipeline.config.generated import defaults_yaml, schema_json
 
-    write_config_files(defaults, schema)
+    defaults.write_text(defaults_yaml(), encoding="utf-8")
+    schema.write_text(schema_json(), encoding="utf-8")

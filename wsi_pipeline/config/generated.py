@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import textwrap
-from pathlib import Path
 
 from wsi_pipeline.config import Config, Section
 
@@ -41,9 +40,3 @@ def _yaml_lines(section: Section, depth: int) -> list[str]:
             plain = list(value) if isinstance(value, tuple) else value
             lines.append(f"{pad}{name}: {json.dumps(plain, ensure_ascii=False)}")
     return lines
-
-
-def write_config_files(defaults: Path, schema: Path) -> None:
-    """Write `defaults_yaml` and `schema_json` to files."""
-    defaults.write_text(defaults_yaml(), encoding="utf-8")
-    schema.write_text(schema_json(), encoding="utf-8")

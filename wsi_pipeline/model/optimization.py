@@ -17,31 +17,13 @@ def make_optimizer(
     parameters: Iterable[nn.Parameter], options: TrainingOptions, *, fused: bool
 ) -> torch.optim.Optimizer:
     """The optimizer of `options`; `fused` selects fused CUDA kernels, which RMSProp does not have."""
+    shared: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
     if options.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=options.learning_rate,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            fused=fused,
-        )
+        return torch.optim.SGD(parameters, **shared, momentum=options.momentum, fused=fused)
+    decay, epsilon = options.squared_gradient_decay, options.epsilon
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters,
-            lr=options.learning_rate,
-            betas=(options.momentum, options.squared_gradient_decay),
-            eps=options.epsilon,
-            weight_decay=options.weight_decay,
-            fused=fused,
-        )
-    return torch.optim.RMSprop(
-        parameters,
-        lr=options.learning_rate,
-        alpha=options.squared_gradient_decay,
-        eps=options.epsilon,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-    )
+        return torch.optim.AdamW(parameters, **shared, betas=(options.momentum, decay), eps=epsilon, fused=fused)
+    return torch.optim.RMSprop(parameters, **shared, alpha=decay, eps=epsilon, momentum=options.momentum)
 
 
 def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:

@@ -6,6 +6,7 @@ Markers and segments: ITU-T T.81, annex B.
 from __future__ import annotations
 
 import base64
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -20,7 +21,8 @@ _SOS = 0xDA
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # COM and APPn, except APP0 (JFIF) and APP14 (Adobe), which determine the colour space.
 _METADATA = frozenset({0xFE, *range(0xE1, 0xEE), 0xEF})
-_APP0, _APP14 = 0xE0, 0xEE
+# APP0 and APP14.
+_COLOR_MARKERS = (0xE0, 0xEE)
 # Transform flag of APP14: Adobe Technical Note 5116, section 18.
 _ADOBE_TRANSFORMS = {"RGB": 0, "YCbCr": 1}
 _BYTES_KEYS = ("tables", "header")
@@ -117,14 +119,7 @@ def merge_tables(tables: bytes | None, stream: bytes) -> bytes:
 
 def strip_metadata(head: bytes) -> bytes:
     """Remove comments and application data (Exif, XMP) from tables or from the header of a stream."""
-    kept = [SOI]
-    at = len(SOI)
-    while at + 4 <= len(head):
-        stop = at + 1 if head[at + 1] == 0xFF else at + 2 + int.from_bytes(head[at + 2 : at + 4], "big")
-        if head[at + 1] not in _METADATA:
-            kept.append(head[at:stop])
-        at = stop
-    return b"".join((*kept, head[at:]))
+    return b"".join((SOI, *_kept_parts(head, _METADATA)))
 
 
 def to_jpeg_file(jpeg: JpegCodec, stream: bytes) -> bytes:
@@ -136,14 +131,18 @@ def to_jpeg_file(jpeg: JpegCodec, stream: bytes) -> bytes:
     if transform is None:
         return stream
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64" + bytes(4) + bytes([transform])
-    kept = [SOI, adobe]
+    return b"".join((SOI, adobe, *_kept_parts(stream, _COLOR_MARKERS)))
+
+
+def _kept_parts(stream: bytes, removed: Container[int]) -> Iterator[bytes]:
+    """The segments after the SOI marker whose markers are not `removed`, then all from the SOS marker on."""
     at = len(SOI)
     while at + 4 <= len(stream) and stream[at] == 0xFF and stream[at + 1] != _SOS:
         stop = at + 1 if stream[at + 1] == 0xFF else at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-        if stream[at + 1] not in (_APP0, _APP14):
-            kept.append(stream[at:stop])
+        if stream[at + 1] not in removed:
+            yield stream[at:stop]
         at = stop
-    return b"".join((*kept, stream[at:]))
+    yield stream[at:]
 
 
 def has_end_marker(stream: bytes | memoryview) -> bool:
