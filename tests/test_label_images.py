@@ -31,14 +31,7 @@ def test_label_rules(rule: str, wanted: list[int]) -> None:
     truth[:, 12:] = IGNORE
     grid = Grid(columns=4, rows=1, stride_px=80, patch_px=80)
     options = PatchLevelOptions(label_rule=rule, region_um=20)
-    labels = grid_truth(
-        Image.from_corner(truth, 10),
-        grid,
-        0.5,
-        rule=rule,
-        region_um=options.region_um,
-        min_tumor=options.min_tumor,
-    )
+    labels = grid_truth(Image.from_corner(truth, 10), grid, 0.5, options)
     assert labels.tolist() == [wanted]
 
 
@@ -56,7 +49,7 @@ def test_the_nearest_truth_pixel_matches_a_search_over_all(
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 3, (19, 23)).astype(np.uint8)
     grid = Grid(columns=6, rows=5, stride_px=patch_px * ratio, patch_px=patch_px)
-    labels = grid_truth(Image.from_corner(truth, mpp), grid, slide_mpp, rule="centre_nearest", region_um=1, min_tumor=1)
+    labels = grid_truth(Image.from_corner(truth, mpp), grid, slide_mpp, PatchLevelOptions(label_rule="centre_nearest"))
     pixels = (np.indices(truth.shape).reshape(2, -1).T + 0.5) * mpp
     rows, columns = np.indices(labels.shape).reshape(2, -1)
     # Corners of patches are whole level-0 pixels.
@@ -72,7 +65,6 @@ def test_area_fraction_includes_its_minimum() -> None:
     truth = np.zeros((4, 12), np.uint8)
     for patch, count in enumerate((11, 12, 13)):
         truth[np.arange(count) // 4, 4 * patch + np.arange(count) % 4] = TUMOR
-    labels = grid_truth(
-        Image.from_corner(truth, 8.0), Grid(3, 1, 64, 64), 0.5, rule="area_fraction", region_um=1, min_tumor=0.75
-    )
+    options = PatchLevelOptions(label_rule="area_fraction", min_tumor=0.75)
+    labels = grid_truth(Image.from_corner(truth, 8.0), Grid(3, 1, 64, 64), 0.5, options)
     assert labels.tolist() == [[NORMAL, TUMOR, TUMOR]]

@@ -38,6 +38,8 @@ class StageRun(Section):
     step_version: ClassVar[int]
     # Dotted name of the section of the config that has the options; None for a stage without options.
     section: ClassVar[str | None] = None
+    # Dotted names in the config of the fields that this section does not have.
+    elsewhere: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -48,14 +50,11 @@ class StageRun(Section):
     @classmethod
     def of(cls, config: Config) -> Self:
         """The options of this stage according to a config."""
-        return cls() if cls.section is None else cls._from_section(attrgetter(cls.section)(config))
-
-    @classmethod
-    def _from_section(cls, section: Section, **more: Any) -> Self:
-        """The fields that `section` shares with this class, and `more`."""
-        return cls(
-            **{name: getattr(section, name) for name in type(section).model_fields.keys() & cls.model_fields}, **more
-        )
+        found = {name: attrgetter(key)(config) for name, key in cls.elsewhere.items()}
+        if cls.section is not None:
+            section: Section = attrgetter(cls.section)(config)
+            found |= {name: getattr(section, name) for name in type(section).model_fields.keys() & cls.model_fields}
+        return cls(**found)
 
 
 class ConvertRun(StorageOptions, StageRun):
@@ -79,12 +78,10 @@ class TruthRun(TruthOptions, StageRun):
 class PatchesRun(PatchesOptions, StageRun):
     stage = "patches"
     step_version = 3
+    section = "patches"
+    elsewhere: ClassVar = {"seed": "seed"}
 
     seed: int = 1
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.patches, seed=config.seed)
 
 
 class ManifestRun(StageRun):
@@ -95,6 +92,8 @@ class ManifestRun(StageRun):
 class TrainRun(TrainingOptions, StageRun):
     stage = "train"
     step_version = 4
+    section = "training"
+    elsewhere: ClassVar = {"seed": "seed"}
 
     seed: int = 1
 
@@ -113,20 +112,20 @@ class TrainRun(TrainingOptions, StageRun):
                 "hard_negatives": HardNegativesOptions(),
             }
         )
-        return cls._from_section(training, seed=config.seed)
+        return super().of(config.model_copy(update={"training": training}))
 
 
 class NegativesRun(PatchesRun):
     stage = "negatives"
     step_version = 1
+    elsewhere: ClassVar = {
+        "seed": "seed",
+        "per_slide": "training.hard_negatives.per_slide",
+        "min_score": "training.hard_negatives.min_score",
+    }
 
     per_slide: int = 500
     min_score: float = 0.5
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        hard = config.training.hard_negatives
-        return cls._from_section(config.patches, seed=config.seed, per_slide=hard.per_slide, min_score=hard.min_score)
 
 
 class PredictRun(PredictionOptions, StageRun):
@@ -176,6 +175,13 @@ class ConfusionRun(PatchLevelOptions, StageRun):
 class EvaluateRun(StageRun):
     stage = "evaluate"
     step_version = 7
+    section = "evaluation"
+    elsewhere: ClassVar = {
+        "seed": "seed",
+        "cohort_name": "cohort.name",
+        "test_set": "cohort.test_set",
+        "synthetic": "cohort.synthetic",
+    }
 
     slide_level: SlideLevelOptions = SlideLevelOptions()
     interval: IntervalOptions = IntervalOptions()
@@ -184,24 +190,11 @@ class EvaluateRun(StageRun):
     test_set: str = "all"
     synthetic: bool = False
 
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        cohort = config.cohort
-        return cls._from_section(
-            config.evaluation,
-            seed=config.seed,
-            cohort_name=cohort.name,
-            test_set=cohort.test_set,
-            synthetic=cohort.synthetic,
-        )
-
 
 class ReportRun(ReportOptions, StageRun):
     stage = "report"
     step_version = 5
+    section = "report"
+    elsewhere: ClassVar = {"synthetic": "cohort.synthetic"}
 
     synthetic: bool = False
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        return cls._from_section(config.report, synthetic=config.cohort.synthetic)

@@ -29,12 +29,5 @@ class LabelledHeatmap:
         """Raises `StoreError` for the heatmap of another slide."""
         facts = read_heatmap_receipt(receipt, slide)
         truth_image = read_image(truth, facts.slide_mpp)
-        labels = grid_truth(
-            truth_image,
-            facts.grid,
-            facts.slide_mpp,
-            rule=options.label_rule,
-            region_um=options.region_um,
-            min_tumor=options.min_tumor,
-        )
+        labels = grid_truth(truth_image, facts.grid, facts.slide_mpp, options)
         return cls(read_image(heatmap, facts.slide_mpp), facts, truth_image, labels)

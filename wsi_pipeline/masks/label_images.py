@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.config import PatchesOptions, PatchLevelOptions
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue
 
@@ -68,26 +69,27 @@ def grid_fractions(mask: NDArray[np.bool_], mask_mpp: float, grid: Grid, slide_m
 
 
 def grid_truth(
-    truth: Image, grid: Grid, slide_mpp: float, *, rule: str, region_um: float, min_tumor: float
+    truth: Image, grid: Grid, slide_mpp: float, options: PatchLevelOptions | PatchesOptions
 ) -> NDArray[np.uint8]:
     """Truth of each patch of a grid (0 normal, 1 tumour, 2 ignore), (rows, columns) uint8.
 
-    `centre_nearest` takes the truth pixel nearest to the patch's centre. `centre_region` labels a patch tumour
-    where the central square of `region_um` contains any tumour, `area_fraction` where at least `min_tumor` of the
-    patch is tumour. Under both, any other patch is ignored where that area contains pixels to ignore.
+    Label rules: `centre_nearest` takes the truth pixel nearest to the patch's centre. `centre_region` labels a patch
+    tumour where the central square of `region_um` contains any tumour, `area_fraction` where at least `min_tumor` of
+    the patch is tumour. Under both, any other patch is ignored where that area contains pixels to ignore.
     """
     patch_um = grid.patch_px * slide_mpp
     x_um, y_um = grid.x() * slide_mpp, grid.y() * slide_mpp
+    rule = options.label_rule
     if rule == "centre_nearest":
         rows = _nearest(y_um + patch_um / 2, truth.mpp, truth.data.shape[0])
         columns = _nearest(x_um + patch_um / 2, truth.mpp, truth.data.shape[1])
         picked: NDArray[np.uint8] = truth.data[rows[:, None], columns[None, :]]
         return picked
-    edge_um = region_um if rule == "centre_region" else patch_um
+    edge_um = options.region_um if rule == "centre_region" else patch_um
     margin = (patch_um - edge_um) / 2
     tumor = AreaFractions(truth.data == TUMOR, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
     ignored = AreaFractions(truth.data == IGNORE, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
-    is_tumor = tumor > 0 if rule == "centre_region" else tumor >= min_tumor
+    is_tumor = tumor > 0 if rule == "centre_region" else tumor >= options.min_tumor
     return np.where(is_tumor, TUMOR, np.where(ignored > 0, IGNORE, NORMAL)).astype(np.uint8)
 
 

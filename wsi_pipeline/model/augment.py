@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
@@ -50,9 +50,7 @@ class AugmentationDraws:
 
     def subset(self, which: slice) -> AugmentationDraws:
         """Draws of a slice of the patches."""
-        return AugmentationDraws(
-            self.orientation[which], self.colors[:, which], self.stains[:, which], self.corners[:, which]
-        )
+        return AugmentationDraws(*(getattr(self, field.name)[..., which] for field in fields(self)))
 
 
 def to_unit(pixels: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:

@@ -71,14 +71,7 @@ def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, o
         usable &= is_tumor | (tumor_fraction == 0)
         usable &= grid_fractions(truth.data == IGNORE, truth.mpp, grid, slide_mpp) == 0
     else:
-        labels = grid_truth(
-            truth,
-            grid,
-            slide_mpp,
-            rule=options.label_rule,
-            region_um=options.region_um,
-            min_tumor=options.min_tumor,
-        )
+        labels = grid_truth(truth, grid, slide_mpp, options)
         is_tumor = labels == TUMOR
         usable &= labels != IGNORE
     rows, columns = np.nonzero(usable)
