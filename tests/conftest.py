@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from helpers.slides import converted, tissue_picture, write_tiff
 from helpers.workflow import PLANS, snakemake
 from wsi_pipeline.cohort.synthetic import write_cohort
 from wsi_pipeline.geometry import Size
+from wsi_pipeline.plots import figures
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
 gpus.hide()
@@ -31,6 +33,27 @@ collect_ignore = (
 # A shell starts background jobs with SIGINT ignored, and the processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def placeholder_figures() -> Iterator[Callable[..., None]]:
+    """Empty files in place of rendered figures, which take most of the time of many stages. Yields the original."""
+
+    def save_figure(_: object, path: Path) -> None:
+        for suffix in (".png", ".pdf"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(suffix).touch()
+
+    original = figures.save_figure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_figure", save_figure)
+        yield original
+
+
+@pytest.fixture
+def rendered_figures(placeholder_figures: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages render their figures."""
+    monkeypatch.setattr(figures, "save_figure", placeholder_figures)
 
 
 @pytest.fixture(scope="session")

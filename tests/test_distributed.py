@@ -59,7 +59,8 @@ def history(out: Path) -> list[list[float]]:
     return [[float(value) for value in row] for row in rows[1:]]
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=[needs_bfloat16, pytest.mark.slow])])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 def test_two_processes_train_the_same_model_as_one(cohort: Path, tmp_path: Path, precision: str) -> None:
     options = {"max_steps": 6, "freeze_steps": 6, "validate_every": 3, "average_decay": 0.5, "precision": precision}
     for count in (1, 2):

@@ -114,6 +114,7 @@ def test_each_metric_lists_the_slides_that_it_leaves_out(scored: Path, tmp_path:
     assert set(metrics["slide"]["not_scored"]) == unlabelled == set(metrics["slide"]["left_out"])
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_macro_average_centres_and_calibration(scored: Path, tmp_path: Path) -> None:
     names = list(SLIDES)
     sheet = Sheet({s: replace(row, centre="north" if s in names[:3] else "south") for s, row in SHEET.items()})
@@ -149,6 +150,7 @@ def test_macro_average_centres_and_calibration(scored: Path, tmp_path: Path) -> 
     assert (tmp_path / "reliability.png").stat().st_size > 3000
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_figures_are_reproducible_as_png_and_pdf(scored: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         run(scored, tmp_path / folder)

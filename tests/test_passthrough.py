@@ -239,7 +239,7 @@ def test_an_invalid_tiff_has_no_tiled_levels(tmp_path: Path) -> None:
     ("name", "copied"),
     [
         ("slides/CMU-1-Small-Region.svs", 1),
-        ("slides/minerva-crc-he-17408x14340.tif", 8),
+        pytest.param("slides/minerva-crc-he-17408x14340.tif", 8, marks=pytest.mark.slow),
         ("camelyon16-level7/tumor_102_level7.tif", 5),
         ("camelyon16-level7/tumor_072_level7.tif", None),
     ],

@@ -32,6 +32,7 @@ def run(folder: Path, out: Path, *, threads: int = 2, **options: object) -> np.n
     return read_image(store, Pyramid(folder / "pyramid.ome.zarr").mpp).data.astype(bool)
 
 
+@pytest.mark.usefixtures("rendered_figures")
 @pytest.mark.parametrize("method", ["otsu_saturation", "otsu_gray", "gray_threshold"])
 def test_each_method_finds_the_rectangle(tissue_slide: Path, tmp_path: Path, method: str) -> None:
     options = {"threshold": 190} if method == "gray_threshold" else {}

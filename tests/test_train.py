@@ -67,6 +67,7 @@ def test_a_missing_store_is_named_with_its_receipt(tmp_path: Path, suffix: str) 
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.usefixtures("rendered_figures")
 def test_training_reduces_the_loss_and_writes_the_model_folder(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
     options = OPTIONS.model_copy(update={"max_steps": 24, "validate_every": 12})
     weights = run(sets, tmp_path, options)

@@ -162,6 +162,7 @@ def test_given_weights_skip_patches_and_training(run: Path) -> None:
     assert planned(run, config) == prepared | predicted | EVALUATION
 
 
+@pytest.mark.slow
 def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
     (run / "cohort" / "bad.tif").write_text("not a slide")
     write_tiff(run / "cohort" / "no-scale.tif", tissue_picture(500, 400), mpp=None)
@@ -183,6 +184,7 @@ def test_a_bad_slide_fails_alone_and_is_named(run: Path) -> None:
     assert "good" in partial["cohort"]["test_slides"]
 
 
+@pytest.mark.slow
 def test_a_sheet_change_during_a_run_is_detected(run: Path) -> None:
     records = run / "results" / "logs" / "runs"
     before = set(records.iterdir())
@@ -245,6 +247,7 @@ def test_mistakes_are_found_before_any_job(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 @needs_data
 def test_real_level_7_slides_go_through_tissue_and_truth(tmp_path: Path) -> None:
     source = DATA / "camelyon16-level7"
