@@ -79,6 +79,7 @@ def test_two_processes_train_the_same_model_as_one(cohort: Path, tmp_path: Path,
         torch.testing.assert_close(two[name], tensor, **tolerance, msg=name)
 
 
+@pytest.mark.slow
 def test_several_cpu_processes_cannot_train_batch_norms(cohort: Path, tmp_path: Path) -> None:
     process = training.start(cohort, tmp_path, "--gpus", "2")
     _, stderr = process.communicate(timeout=120)

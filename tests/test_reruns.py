@@ -83,7 +83,7 @@ def test_a_raised_step_version_reruns_its_stage(
 ) -> None:
     (run / "raised").mkdir()
     (run / "raised" / "sitecustomize.py").write_text(
-        f"from wsi_pipeline.config import {options}\n{options}.step_version += 1\n"
+        f"from wsi_pipeline.config.stages import {options}\n{options}.step_version += 1\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(run / "raised"))
     # A new process, because `planned_snakemake` keeps the environment of its first call.
