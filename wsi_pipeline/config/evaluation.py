@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from wsi_pipeline.config.base import Count, Fraction, LabelRule, NonNegative, Positive, Section
+from wsi_pipeline.config.base import Count, Fraction, LabelRule, NonNegative, Positive, PositiveFraction, Section
 
 
 class OperatingPointOptions(Section):
@@ -23,7 +23,7 @@ class OperatingPointOptions(Section):
     threshold: Fraction = Field(
         0.8, description="For fixed: patches with at least this probability are classified as tumour."
     )
-    sensitivity: Annotated[float, Field(gt=0, le=1)] = Field(
+    sensitivity: PositiveFraction = Field(
         0.95, description="For sensitivity: minimum share of tumour patches classified as tumour."
     )
     false_positives_per_slide: NonNegative = Field(
@@ -51,9 +51,7 @@ class PatchLevelOptions(Section):
         "area is.",
     )
     region_um: Positive = Field(32.0, description="For centre_region: edge length of the central region, um.")
-    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="For area_fraction: minimum share of tumour."
-    )
+    min_tumor: PositiveFraction = Field(0.5, description="For area_fraction: minimum share of tumour.")
 
 
 class SlideLevelOptions(Section):
@@ -65,9 +63,7 @@ class SlideLevelOptions(Section):
         "forest: random forest on features of the heatmap, fitted on the training and validation slides, which are "
         "then predicted too.",
     )
-    top_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.01, description="For top_share: share of the positions that are averaged."
-    )
+    top_share: PositiveFraction = Field(0.01, description="For top_share: share of the positions that are averaged.")
     trees: Count = Field(500, description="For forest: number of trees.")
 
 

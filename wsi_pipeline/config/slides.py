@@ -6,7 +6,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wsi_pipeline.config.base import Count, Fraction, LabelRule, Mpp, Name, NonNegative, Positive, Section
+from wsi_pipeline.config.base import (
+    Count,
+    Fraction,
+    LabelRule,
+    Mpp,
+    Name,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    Section,
+)
 
 
 class CohortOptions(Section):
@@ -126,9 +136,7 @@ class PatchesOptions(Section):
         "normal if none is; patches in between are not used. centre_region: tumour if the central region contains "
         "any. centre_nearest: the truth pixel nearest to the centre.",
     )
-    min_tumor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.75, description="For area_fraction: minimum share of tumour."
-    )
+    min_tumor: PositiveFraction = Field(0.75, description="For area_fraction: minimum share of tumour.")
     region_um: Positive = Field(32.0, description="For centre_region: edge length of the central region, um.")
     max_tumor: Count = Field(1000, description="Maximum number of tumour patches per slide.")
     max_normal: Count = Field(1000, description="Maximum number of normal patches per slide.")
