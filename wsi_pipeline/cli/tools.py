@@ -42,7 +42,7 @@ def plan(
     loaded = load_config({} if config is None else read_yaml(config))
     found = estimate_cohort(load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False), loaded, threads)
     _print_and_write(format_estimate(found, rate), found.as_json(), output)
-    if found.has_errors:
+    if any(problem.error for problem in found.problems):
         raise typer.Exit(2)
 
 

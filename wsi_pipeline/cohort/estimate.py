@@ -83,10 +83,6 @@ class CohortEstimate:
     predicted: tuple[str, ...]
     keeps_pyramids: bool
 
-    @property
-    def has_errors(self) -> bool:
-        return any(problem.error for problem in self.problems)
-
     def as_json(self) -> dict[str, Any]:
         """The estimates and problems as JSON values."""
         return {"slides": [asdict(s) for s in self.slides], "problems": [asdict(p) for p in self.problems]}

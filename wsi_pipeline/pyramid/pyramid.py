@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,6 @@ class Pyramid:
         """Read `box`, in pixels of `level`, as (height, width, 3) uint8; white outside. Raises `StoreError`."""
         return self.levels[level].read(box)
 
-    def level_for(self, mpp: float) -> int:
-        """The coarsest level that is at least as fine as `mpp`, within `MPP_TOLERANCE`; level 0 where none is."""
-        return level_for(self.mpps, mpp)
-
     def patch_spec(self, size_px: int, mpp: float, *, allow_upsampling: bool = False) -> PatchSpec:
         """How to read patches of `size_px` pixels at `mpp`. Raises `StoreError` where level 0 is coarser."""
         return patch_spec(self.mpps, size_px, mpp, where=str(self.path), allow_upsampling=allow_upsampling)
@@ -83,7 +78,7 @@ class Pyramid:
         left, top = np.rint(x * self.mpp / scale_x), np.rint(y * self.mpp / scale_y)
         return left.astype(np.int64), top.astype(np.int64)
 
-    def read_patches(self, x: Sequence[int], y: Sequence[int], spec: PatchSpec, threads: int = 1) -> NDArray[np.uint8]:
+    def read_patches(self, x: Sequence[int], y: Sequence[int], spec: PatchSpec) -> NDArray[np.uint8]:
         """Read patches with top left corners at level-0 pixels (x, y) as (n, size_px, size_px, 3) uint8.
 
         They are read in chunk order, so that neighbours share decoded chunks.
@@ -92,15 +87,8 @@ class Pyramid:
         chunk = self.levels[spec.level].grid.chunk
         ratio = self.mpps[spec.level] / self.mpp
         width, height = chunk.width * ratio, chunk.height * ratio
-        order = sorted(range(len(x)), key=lambda k: (y[k] // height, x[k] // width, y[k], x[k]))
-
-        def read(part: Sequence[int]) -> None:
-            for k in part:
-                out[k] = self.read_patch(x[k], y[k], spec)
-
-        step = max(1, -(-len(order) // threads))
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(read, [order[k : k + step] for k in range(0, len(order), step)]))
+        for k in sorted(range(len(x)), key=lambda k: (y[k] // height, x[k] // width, y[k], x[k])):
+            out[k] = self.read_patch(x[k], y[k], spec)
         return out
 
     def read_scaled(self, box: Box, mpp: float) -> NDArray[np.uint8]:
@@ -109,7 +97,7 @@ class Pyramid:
         Returns (height, width, 3) uint8; white outside the slide. Each pixel is the mean over its area, or the
         nearest pixel where the slide is coarser than `mpp`. The result does not depend on the division into boxes.
         """
-        level = self.level_for(mpp)
+        level = level_for(self.mpps, mpp)
         ratio_y, ratio_x = (mpp / scale for scale in self._scales[level])
         if min(ratio_y, ratio_x) < 1:
             return self._read_nearest(box, level, ratio_y, ratio_x)
@@ -154,7 +142,7 @@ class Pyramid:
 
 
 def level_for(mpps: Sequence[float], mpp: float) -> int:
-    """As `Pyramid.level_for`, for levels with the scales `mpps`."""
+    """The coarsest level of scales `mpps` that is at least as fine as `mpp`, within `MPP_TOLERANCE`; else level 0."""
     fine_enough = [k for k, m in enumerate(mpps) if m <= mpp * (1 + MPP_TOLERANCE)]
     return fine_enough[-1] if fine_enough else 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,7 +54,8 @@ def compare_level(
         difference = np.abs(stored.astype(np.int16) - pixels)[: inside.height, : inside.width]
         return int(difference.max()), int(difference.sum()), difference.size
 
-    tiles = list(_all_tiles(level) if everything else _sample(source.slide, level, number))
+    extent = Box(0, 0, level.size.width, level.size.height)
+    tiles = level.chunks_in(extent) if everything else _sample(source.slide, level, number)
     damaged = frozenset(made.facts.damaged_tiles)
     tiles = [tile for tile in tiles if tile not in damaged]
     with ThreadPoolExecutor(threads) as pool:
@@ -95,10 +95,6 @@ def _shifted(pixels: NDArray[np.float32], by: float, axis: int) -> NDArray[np.fl
     steps = (1, 2 if by > 0 else 0)
     inner, neighbour = (pixels.take(range(k, pixels.shape[axis] - 2 + k), axis) for k in steps)
     return inner + np.float32(abs(by)) * (neighbour - inner)
-
-
-def _all_tiles(level: Level) -> Iterator[Tile]:
-    return ((column, row) for row in range(level.grid.rows) for column in range(level.grid.columns))
 
 
 def _sample(slide: str, level: Level, number: int) -> list[Tile]:
