@@ -11,7 +11,7 @@ from wsi_pipeline.config import EvaluateRun, IntervalOptions
 from wsi_pipeline.evaluation.confusion import RATIOS, Ratio, ratios_of, shares_of
 from wsi_pipeline.evaluation.consistency import common_label_rule
 from wsi_pipeline.evaluation.slide_classification import SlideScores
-from wsi_pipeline.evaluation.slide_results import CohortResults
+from wsi_pipeline.evaluation.slide_results import CohortResults, hits_of
 from wsi_pipeline.evaluation.summary import Figures
 from wsi_pipeline.metrics.calibration import RELIABILITY_BINS, Bin, PooledCalibration
 from wsi_pipeline.metrics.curves import (
@@ -80,7 +80,9 @@ class Evaluation:
         """The content of `metrics.json` but for the cohort and the provenance."""
         # Figures over all slides come first: they share their resamples.
         figures = {"patch": self._patch(), "calibration": self._calibration(), "confusion": self._confusion()}
-        figures["patch"]["by_centre"] = self._by_centre()
+        figures["patch"]["by_centre"] = {
+            name: self._auc_of(f"centre {name}", pooled) for name, pooled in sorted(self._centres.items())
+        }
         return {
             **figures,
             "slide": self._slide(),
@@ -173,9 +175,6 @@ class Evaluation:
             "n_slides": int(known.sum()),
         }
 
-    def _by_centre(self) -> dict[str, Figures]:
-        return {name: self._auc_of(f"centre {name}", pooled) for name, pooled in sorted(self._centres.items())}
-
     def _calibration(self) -> Figures:
         n = self.histogram.n_normal + self.histogram.n_tumor
         return {
@@ -220,13 +219,13 @@ class Evaluation:
 
     def hits(self) -> list[SlideHits]:
         """Hits of the slides whose lesions are all annotated."""
-        return [hits for s in self.slides if (hits := s.hits) is not None]
+        return [hits for s in self.slides if (hits := hits_of(s.detections)) is not None]
 
     def _lesion(self) -> Figures:
         return {
             **lesion_figures(self.hits(), self._options.interval, self._options.seed),
             "n_isolated_tumor_cells": sum(s.detections.isolated or 0 for s in self.slides),
-            "not_scored": {s.row.slide: s.detections.reason for s in self.slides if s.hits is None},
+            "not_scored": {s.row.slide: s.detections.reason for s in self.slides if hits_of(s.detections) is None},
         }
 
     def _confusion(self) -> Figures:

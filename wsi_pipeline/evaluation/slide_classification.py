@@ -41,25 +41,16 @@ def classify_slides(
     """
     features = {s.row.slide: s.scores.features for s in results.slides}
     if options.score == "top_share":
-        return by_top_share(results.top_means, options.top_share)
+        score = f"mean of the highest {100 * options.top_share:g} % of the heatmap"
+        return SlideScores(results.top_means, {"score": score})
     if options.score == "maximum" or not features:
-        return by_maximum(features)
+        values = {slide: None if own is None else own["maximum"] for slide, own in features.items()}
+        return SlideScores(values, {"score": "maximum of the heatmap"})
     others = sheet.of_split("train", "validation")
-    receipts = {slide: read_receipt(folders.scores_receipt(slide), ScoresReceipt) for slide in others}
+    receipts = {slide: read_receipt(folders.scores / f"{slide}.json", ScoresReceipt) for slide in others}
     common_model([*((s, one.model_sha256) for s, one in receipts.items()), *(s.model for s in results.slides)])
     fitted_on = {slide: (one.features, sheet[slide].label) for slide, one in receipts.items()}
     return by_forest(features, fitted_on, trees=options.trees, seed=seed)
-
-
-def by_maximum(features: Mapping[str, Features]) -> SlideScores:
-    """The highest probability of each slide."""
-    values = {slide: None if own is None else own["maximum"] for slide, own in features.items()}
-    return SlideScores(values, {"score": "maximum of the heatmap"})
-
-
-def by_top_share(means: Values, share: float) -> SlideScores:
-    """The mean of the highest `share` of each slide's positions."""
-    return SlideScores(means, {"score": f"mean of the highest {100 * share:g} % of the heatmap"})
 
 
 def by_forest(

@@ -30,22 +30,17 @@ class ResultFolders:
     confusion: Path
     detections: Path
 
-    def scores_receipt(self, slide: str) -> Path:
-        return self.scores / f"{slide}.json"
-
     def histogram(self, slide: str) -> Path:
         return self.scores / f"{slide}.parquet"
 
-    def confusion_receipt(self, slide: str) -> Path:
-        return self.confusion / f"{slide}.json"
-
-    def detections_receipt(self, slide: str) -> Path:
-        return self.detections / f"{slide}.json"
+    def receipts(self, slide: str) -> tuple[Path, Path, Path]:
+        """Receipts of the stages scores, confusion and detect."""
+        name = f"{slide}.json"
+        return self.scores / name, self.confusion / name, self.detections / name
 
     def complete(self, slide: str) -> bool:
         """Whether all results of a slide exist."""
-        files = (self.scores_receipt, self.histogram, self.confusion_receipt, self.detections_receipt)
-        return all(file(slide).is_file() for file in files)
+        return all(file.is_file() for file in (self.histogram(slide), *self.receipts(slide)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +64,6 @@ class SlideResult:
         """The confusion matrix at the operating point."""
         cells = self.confusion.counts
         return ConfusionCounts(tp=cells.tp, fp=cells.fp, fn=cells.fn, tn=cells.tn)
-
-    @property
-    def hits(self) -> SlideHits | None:
-        """Hits of the detections; None for a slide whose lesions cannot be scored."""
-        return hits_of(self.detections)
 
 
 def hits_of(detections: DetectReceipt) -> SlideHits | None:
@@ -115,11 +105,12 @@ def load_results(
     # The scaled step of each step.
     scaled = at_temperature(np.arange(STEPS + 1), chosen.temperature.value) if chosen.temperature else None
     for row in rows:
+        scores, confusion, detections = folders.receipts(row.slide)
         result = SlideResult(
             row,
-            read_receipt(folders.scores_receipt(row.slide), ScoresReceipt),
-            read_receipt(folders.confusion_receipt(row.slide), ConfusionReceipt),
-            read_receipt(folders.detections_receipt(row.slide), DetectReceipt),
+            read_receipt(scores, ScoresReceipt),
+            read_receipt(confusion, ConfusionReceipt),
+            read_receipt(detections, DetectReceipt),
         )
         _check(result, chosen, calibration)
         results.slides.append(result)

@@ -11,7 +11,7 @@ from typing import Any
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.cohort_metrics import Curves, Evaluation
-from wsi_pipeline.evaluation.slide_results import SlideResult
+from wsi_pipeline.evaluation.slide_results import SlideResult, hits_of
 from wsi_pipeline.evaluation.summary import Figures
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import digest_bytes
@@ -96,7 +96,7 @@ def slides_table(
 def _row(slide: SlideResult, score: float | None, area: float | None) -> list[Any]:
     row = slide.row
     counts = slide.counts
-    hits = slide.hits
+    hits = hits_of(slide.detections)
     return [
         row.slide,
         row.label,
