@@ -98,6 +98,7 @@ def test_patches_are_counted_by_class_and_slide(tmp_path: Path) -> None:
     for slide, tumor in (("a", 0), ("b", 1500)):
         write_patches(tmp_path, slide, tumor)
     assert patch_counts(tmp_path, ["b", "a"]) == [
+        ("slide", "normal candidates", "normal drawn", "tumour candidates", "tumour drawn"),
         ("b", "2,000", "1,000", "1,500", "1,000"),
         ("a", "2,000", "1,000", "0", "0"),
         ("all", "4,000", "2,000", "1,500", "1,000"),

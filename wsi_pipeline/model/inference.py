@@ -81,7 +81,6 @@ def infer_on_gpu(reader: PatchReader, predictor: Predictor, threads: int, first:
     throughput = Throughput(len(reader), first, 1)
     is_cuda = predictor.device.is_cuda
     copy_stream = torch.cuda.Stream(predictor.device.device) if is_cuda else None  # type: ignore[no-untyped-call]
-    batches = range(first, len(reader), predictor.batch_size)
 
     def submit(start: int) -> tuple[int, Tensor, list[Future[NDArray[np.bool_]]]]:
         count = min(predictor.batch_size, len(reader) - start)
@@ -102,7 +101,7 @@ def infer_on_gpu(reader: PatchReader, predictor: Predictor, threads: int, first:
 
     launched: deque[tuple[int, Callable[[], Tensor], NDArray[np.bool_]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        starts = iter(batches)
+        starts = iter(range(first, len(reader), predictor.batch_size))
         pending = deque(submit(start) for start in islice(starts, _READ_AHEAD))
         try:
             while pending or launched:

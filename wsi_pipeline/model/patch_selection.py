@@ -18,6 +18,7 @@ from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_file, digest_tree
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR, grid_fractions, grid_truth
 from wsi_pipeline.metrics.exact import share_of
+from wsi_pipeline.model.patch_set import class_counts
 from wsi_pipeline.pyramid.codecs import image_codec
 from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.pyramid.patch_store import write_patches
@@ -47,8 +48,7 @@ class Candidates:
         return Candidates(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def counts(self) -> ClassCounts:
-        tumor = int((self.label == 1).sum())
-        return ClassCounts(normal=len(self.label) - tumor, tumor=tumor)
+        return class_counts(self.label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def _format(receipt: PatchStoreReceipt) -> tuple[int, int, float, str]:
     return receipt.size_px, receipt.border_px, receipt.options.mpp, receipt.options.stain_normalisation
 
 
-def class_counts(labels: NDArray[np.int64]) -> ClassCounts:
+def class_counts(labels: NDArray[np.integer[Any]]) -> ClassCounts:
     """Number of patches of each class; a label is an index in `CLASSES`."""
     return ClassCounts(**{name: int((labels == label).sum()) for label, name in enumerate(CLASSES)})
 

@@ -141,9 +141,9 @@ class Predictor:
         return self._forward_orientations(unit)[: len(pixels)]
 
     def _forward_orientations(self, unit: Tensor) -> Tensor:
-        if not self._orientations:
-            return self._forward(unit)
         total = self._forward(unit)
+        if not self._orientations:
+            return total
         for kind in range(1, ORIENTATIONS):
             total = total + self._forward(orient(unit, kind))
         return total / ORIENTATIONS

@@ -302,15 +302,13 @@ class Trainer:
         if not count:
             return None, None
         chosen = np.linspace(0, len(self._validation) - 1, count).round().astype(np.int64)
-        parts = [self._shard_of(chosen, rank) for rank in range(self._distributed.world_size)]
+        processes = self._distributed.world_size
+        parts = [chosen[DistributedContext(rank, processes).shard(count)] for rank in range(processes)]
         own = self._logits(parts[self._distributed.rank])
         logits = self._distributed.all_gather(own, [len(part) for part in parts]).cpu()
         labels = self._validation.labels[chosen]
         loss = F.cross_entropy(logits, torch.from_numpy(labels)).item()
         return loss, auc(Histogram.of(logits.softmax(1)[:, _TUMOR].numpy(), labels == _TUMOR))
-
-    def _shard_of(self, chosen: Index, rank: int) -> Index:
-        return chosen[DistributedContext(rank, self._distributed.world_size).shard(len(chosen))]
 
     def _logits(self, chosen: Index) -> Tensor:
         size, device = self._options.batch_size, self._device.device

@@ -60,7 +60,7 @@ def outliers(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def patch_counts(slides_folder: Path, slides: Sequence[str]) -> list[tuple[str, ...]]:
-    """Rows of text: slide, then candidates and drawn patches of each class; the last row is the sum."""
+    """Rows of text: a header, candidates and drawn patches of each class by slide, and their sum; none for no slide."""
     receipts = receipts_of(slides_folder, slides, "patches.json", PatchesReceipt)
     rows = [
         (slide, [r.candidates.normal, r.drawn.normal, r.candidates.tumor, r.drawn.tumor])
@@ -68,5 +68,6 @@ def patch_counts(slides_folder: Path, slides: Sequence[str]) -> list[tuple[str, 
     ]
     if not rows:
         return []
+    head = ("slide", "normal candidates", "normal drawn", "tumour candidates", "tumour drawn")
     total = np.sum([counts for _, counts in rows], axis=0).tolist()
-    return [(name, *(f"{count:,}" for count in counts)) for name, counts in [*rows, ("all", total)]]
+    return [head, *((name, *(f"{count:,}" for count in counts)) for name, counts in [*rows, ("all", total)])]

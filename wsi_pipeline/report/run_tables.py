@@ -14,7 +14,6 @@ from wsi_pipeline.receipts.base import Receipt, read_any_version, read_receipt
 from wsi_pipeline.receipts.evaluation import ConfusionReceipt, DetectReceipt, ScoresReceipt
 from wsi_pipeline.receipts.models import HeatmapReceipt
 from wsi_pipeline.receipts.slides import ConvertReceipt, TissueReceipt, TruthReceipt
-from wsi_pipeline.report.cohort_checks import patch_counts
 
 _OF_SLIDE: tuple[type[Receipt], ...] = (
     ConvertReceipt,
@@ -59,13 +58,6 @@ def training_rows(model_json: Path) -> list[tuple[str, str]]:
     model = read_any_version(model_json, TrainRun.stage)
     made = [(key, _text(model[key])) for key in _OF_MODEL if key in model]
     return made + [(key, _text(value)) for key, value in sorted(model.get("options", {}).items())]
-
-
-def patch_rows(layout: Layout, sheet: Sheet) -> list[tuple[str, ...]]:
-    """Candidates and drawn patches of each training and validation slide, with a header; none without patches."""
-    counts = patch_counts(layout.slides, sheet.of_split("train", "validation"))
-    head = ("slide", "normal candidates", "normal drawn", "tumour candidates", "tumour drawn")
-    return [head, *counts] if counts else []
 
 
 def command_rows(layout: Layout, slides: Sequence[str], sheet: Sheet, snakemake: Path) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wsi_pipeline.config import ConfusionRun
@@ -72,8 +72,6 @@ def command(
 
 def run(slide: str, inputs: Inputs, outputs: Outputs, options: ConfusionRun, *, synthetic: bool = False) -> None:
     """Write the confusion image of one slide. Raises `StoreError` for inputs of another slide or model."""
-    from dataclasses import asdict
-
     import numpy as np
 
     from wsi_pipeline.evaluation.confusion import (

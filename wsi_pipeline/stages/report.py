@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,8 +58,6 @@ def command(
 
 def run(sheet: Sheet, model: str | None, inputs: Inputs, outputs: Outputs, options: ReportRun) -> None:
     """Write the page on the test slides of a model, and for each slide a page with its largest heatmap and picture."""
-    import io
-
     import pandas as pd
 
     from wsi_pipeline.evaluation.summary import headline, read_metrics
@@ -67,10 +66,10 @@ def run(sheet: Sheet, model: str | None, inputs: Inputs, outputs: Outputs, optio
     from wsi_pipeline.io.layout import Layout
     from wsi_pipeline.plots.colors import heatmap_palettes
     from wsi_pipeline.progress_bar import track
-    from wsi_pipeline.report.cohort_checks import findings
+    from wsi_pipeline.report.cohort_checks import findings, patch_counts
     from wsi_pipeline.report.curve_plots import bokeh_resources, curve_plots
     from wsi_pipeline.report.page import embedded_json, note_lines, render, warning_lines
-    from wsi_pipeline.report.run_tables import command_rows, patch_rows, settings_rows, training_rows
+    from wsi_pipeline.report.run_tables import command_rows, settings_rows, training_rows
     from wsi_pipeline.report.slide_entries import SlideEntry, embedded_size, fit_entries, pooled_scores
 
     layout = Layout(inputs.results, model)
@@ -107,7 +106,7 @@ def run(sheet: Sheet, model: str | None, inputs: Inputs, outputs: Outputs, optio
         columns=list(table.columns),
         slides=table.to_numpy().tolist(),
         findings=findings(layout.slides, list(sheet)),
-        patches=patch_rows(layout, sheet),
+        patches=patch_counts(layout.slides, sheet.of_split("train", "validation")),
         provenance=[(key, str(value)) for key, value in metrics["provenance"].items()],
         settings=settings_rows(layout, test_slides),
         training=training_rows(layout.model_json),
