@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +11,50 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from helpers.evaluated import MODEL, SHEET, SLIDES, evaluate_inputs, maps, write_slide
+from helpers.evaluated import MODEL, SHEET, SLIDES, drawn_maps, evaluate_inputs, maps, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import CalibrateRun, EvaluateRun
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.stages import calibrate, evaluate
 
-# The slides of `evaluated.SLIDES` as validation slides.
-VALIDATION = Sheet({s: SlideRow(s, "", "validation", label=label) for s, (label, _) in SLIDES.items()})
+# Validation slides differ from the test slides in maps and number: each figure shows on which split it was computed.
+VALIDATION = {
+    "v-n1": ("normal", None),
+    "v-t1": ("tumor", (slice(2, 5), slice(1, 4))),
+    "v-t2": ("tumor", (slice(0, 2), slice(2, 8))),
+}
+COHORT = Sheet(
+    {**SHEET, **{s: SlideRow(s, f"{s}.tif", "validation", label=label) for s, (label, _) in VALIDATION.items()}}
+)
 
 
-@pytest.fixture(scope="module")
-def validated(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("validation")
-    for slide in SLIDES:
-        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
-    return root
+def validation_maps(slide: str) -> tuple[np.ndarray, np.ndarray]:
+    return drawn_maps(slide, VALIDATION[slide][1])
 
 
-def run_calibrate(root: Path, out: Path, sheet: Sheet = VALIDATION, **options: Any) -> dict[str, Any]:
+def run_calibrate(root: Path, out: Path, sheet: Sheet = COHORT, **options: Any) -> dict[str, Any]:
     inputs = calibrate.Inputs(root / "scores", root / "detections")
     calibrate.run(sheet, inputs, calibrate.Outputs(out), CalibrateRun.model_validate(options))
     return json.loads(out.read_text())
 
 
-def pooled() -> tuple[np.ndarray, np.ndarray]:
-    parts = [(heat[np.isfinite(heat)], truth[np.isfinite(heat)] == TUMOR) for heat, truth in map(maps, SLIDES)]
+@pytest.fixture(scope="module")
+def cohort(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Validation slides, the threshold and the temperature chosen on them, and test slides at this threshold."""
+    root = tmp_path_factory.mktemp("cohort")
+    for slide in VALIDATION:
+        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *validation_maps(slide))
+    run_calibrate(
+        root, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True}
+    )
+    for slide in SLIDES:
+        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
+    return root
+
+
+def pooled(found: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    parts = [(heat[np.isfinite(heat)], truth[np.isfinite(heat)] == TUMOR) for heat, truth in found]
     scores, truth = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     return np.rint(scores * 65535) / 65535, truth
 
@@ -51,27 +68,28 @@ def pooled() -> tuple[np.ndarray, np.ndarray]:
     ],
 )
 def test_the_threshold_is_the_best_on_the_validation_slides(
-    validated: Path, tmp_path: Path, rule: str, merit: Callable[[np.ndarray, np.ndarray], float]
+    cohort: Path, tmp_path: Path, rule: str, merit: Callable[[np.ndarray, np.ndarray], float]
 ) -> None:
-    facts = run_calibrate(validated, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
+    facts = run_calibrate(cohort, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
     point = facts["operating_point"]
-    scores, truth = pooled()
+    scores, truth = pooled(map(validation_maps, VALIDATION))
     # Slightly lower, because the stored scores are float32.
     best = max(merit(truth, scores >= t - 1e-7) for t in np.unique(scores))
     assert merit(truth, scores >= point["threshold"] - 1e-7) == pytest.approx(best)
-    assert (point["chosen_on"], point["slides"]) == ("validation slides", list(SLIDES))
+    assert (point["chosen_on"], point["slides"]) == ("validation slides", list(VALIDATION))
     assert (point["n_normal"], point["n_tumor"]) == ((~truth).sum(), truth.sum())
     assert point["sensitivity_there"] == pytest.approx((scores[truth] >= point["threshold"] - 1e-7).mean())
     assert facts["model_sha256"] == MODEL
 
 
-def test_the_threshold_allows_the_requested_false_positives_per_slide(validated: Path, tmp_path: Path) -> None:
+def test_the_threshold_allows_the_requested_false_positives_per_slide(cohort: Path, tmp_path: Path) -> None:
     wanted = {"rule": "false_positives_per_slide", "false_positives_per_slide": 0.5}
-    point = run_calibrate(validated, tmp_path / "c.json", operating_point=wanted)["operating_point"]
-    found = [json.loads((validated / "detections" / f"{s}.json").read_text()) for s in SLIDES]
+    point = run_calibrate(cohort, tmp_path / "c.json", operating_point=wanted)["operating_point"]
+    found = [json.loads((cohort / "detections" / f"{s}.json").read_text()) for s in VALIDATION]
     wrong = np.array([c for one in found for c in one["false_positives"]])
-    assert (wrong >= point["threshold"]).sum() <= 0.5 * len(SLIDES) < (wrong >= point["threshold"] - 0.05).sum()
-    assert point["false_positives_per_slide_there"] == (wrong >= point["threshold"]).sum() / len(SLIDES)
+    assert (wrong >= point["threshold"]).sum() <= 0.5 * len(VALIDATION) < (wrong >= point["threshold"] - 0.05).sum()
+    assert point["false_positives_per_slide_there"] == (wrong >= point["threshold"]).sum() / len(VALIDATION)
+    assert (point["slides"], point["n_slides_with_lesions_known"]) == (list(VALIDATION), len(VALIDATION))
     assert point["n_lesions"] == 2
 
 
@@ -101,64 +119,63 @@ def test_unusable_validation_slides_are_an_error(
 
 
 def test_slides_of_two_models_are_refused(tissue_slide: Path, tmp_path: Path) -> None:
-    for slide, model in (("n1", "a" * 64), ("t1", "b" * 64)):
-        write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide), model=model)
-    sheet = Sheet({s: VALIDATION[s] for s in ("n1", "t1")})
-    with pytest.raises(StoreError, match="n1 was predicted by the model aaaaaaaaaaaa, t1 by bbbbbbbbbbbb"):
+    for slide, model in (("v-n1", "a" * 64), ("v-t1", "b" * 64)):
+        maps_of = validation_maps(slide)
+        write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", slide, *maps_of, model=model, test=False)
+    sheet = Sheet({s: COHORT[s] for s in ("v-n1", "v-t1")})
+    with pytest.raises(StoreError, match="v-n1 was predicted by the model aaaaaaaaaaaa, v-t1 by bbbbbbbbbbbb"):
         run_calibrate(tmp_path, tmp_path / "c.json", sheet, operating_point={"rule": "youden"})
 
 
-@pytest.fixture(scope="module")
-def calibrated(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory, validated: Path) -> Path:
-    """The slides as test slides, with a threshold and a temperature from the validation slides."""
-    root = tmp_path_factory.mktemp("calibrated")
-    run_calibrate(
-        validated, root / "calibration.json", operating_point={"rule": "youden"}, calibration={"temperature": True}
-    )
-    for slide in SLIDES:
-        write_slide(root, tissue_slide / "pyramid.ome.zarr", slide, *maps(slide))
-    return root
-
-
 def run_evaluate(root: Path, out: Path, calibration: str = "calibration.json") -> dict[str, Any]:
-    evaluate.run(SHEET, evaluate_inputs(root, root / calibration), evaluate.Outputs(out), EvaluateRun())
+    evaluate.run(COHORT, evaluate_inputs(root, root / calibration), evaluate.Outputs(out), EvaluateRun())
     return json.loads((out / "metrics.json").read_text())
 
 
-def test_test_slides_are_evaluated_at_the_chosen_threshold(calibrated: Path, tmp_path: Path) -> None:
-    metrics = run_evaluate(calibrated, tmp_path)
-    point = json.loads((calibrated / "calibration.json").read_text())["operating_point"]
+def test_test_slides_are_evaluated_at_the_chosen_threshold(cohort: Path, tmp_path: Path) -> None:
+    metrics = run_evaluate(cohort, tmp_path)
+    assert metrics["cohort"]["test_slides"] == list(SLIDES)
+    point = json.loads((cohort / "calibration.json").read_text())["operating_point"]
     assert metrics["operating_point"] == point
-    scores, truth = pooled()
+    scores, truth = pooled(map(maps, SLIDES))
     called = scores >= point["threshold"] - 1e-7
     assert metrics["confusion"]["sensitivity"] == pytest.approx(called[truth].mean())
     assert metrics["confusion"]["specificity"] == pytest.approx((~called)[~truth].mean())
-    own = json.loads((calibrated / "confusion" / "t1.json").read_text())
+    own = json.loads((cohort / "confusion" / "t1.json").read_text())
     assert own["threshold"] == point["threshold"]
     assert sum(own["share_of_total"].values()) == pytest.approx(1)
 
 
-def test_calibration_is_also_reported_at_the_temperature(calibrated: Path, tmp_path: Path) -> None:
-    calibration = run_evaluate(calibrated, tmp_path)["calibration"]
+def test_calibration_is_also_reported_at_the_temperature(cohort: Path, tmp_path: Path) -> None:
+    calibration = run_evaluate(cohort, tmp_path)["calibration"]
     there = calibration["at_temperature"]
-    scores, truth = pooled()
+    scores, truth = pooled(map(maps, SLIDES))
     fitted = there["temperature"]
-    odds = np.log(scores / (1 - scores)) / fitted["value"]
-    wanted = np.mean((1 / (1 + np.exp(-odds)) - truth) ** 2)
+
+    def scaled(scores: np.ndarray, temperature: float) -> np.ndarray:
+        return 1 / (1 + np.exp(-np.log(scores / (1 - scores)) / temperature))
+
+    wanted = np.mean((scaled(scores, fitted["value"]) - truth) ** 2)
     assert there["brier_score"] == pytest.approx(wanted, abs=1e-5)
     assert calibration["brier_score"] == pytest.approx(np.mean((scores - truth) ** 2), abs=1e-6)
-    assert fitted["cross_entropy_after"] < fitted["cross_entropy_before"]
-    assert (fitted["fitted_on"], fitted["n_slides"], fitted["n_patches"]) == ("validation slides", 4, len(scores))
+    chosen_on, tumor = pooled(map(validation_maps, VALIDATION))
+    before, after, colder, hotter = (
+        sk.log_loss(tumor, scaled(chosen_on, fitted["value"] ** power)) for power in (0, 1, 0.98, 1.02)
+    )
+    assert (fitted["cross_entropy_before"], fitted["cross_entropy_after"]) == pytest.approx((before, after), abs=1e-5)
+    assert after < min(before, colder, hotter)
+    assert (fitted["fitted_on"], fitted["slides"]) == ("validation slides", list(VALIDATION))
+    assert (fitted["n_slides"], fitted["n_patches"]) == (len(VALIDATION), len(chosen_on))
     assert there["brier_score_interval"][0] < there["brier_score"] < there["brier_score_interval"][1]
 
 
-def test_slides_scored_at_another_threshold_are_refused(calibrated: Path, tmp_path: Path) -> None:
-    run_calibrate(calibrated, calibrated / "other.json", operating_point={"threshold": 0.123})
+def test_slides_scored_at_another_threshold_are_refused(cohort: Path, tmp_path: Path) -> None:
+    run_calibrate(cohort, cohort / "other.json", operating_point={"threshold": 0.123})
     with pytest.raises(StoreError, match=r"slide n1: .* at the threshold .*other\.json has 0\.123"):
-        run_evaluate(calibrated, tmp_path, "other.json")
+        run_evaluate(cohort, tmp_path, "other.json")
 
 
-def test_a_threshold_chosen_for_another_model_is_refused(calibrated: Path, tissue_slide: Path, tmp_path: Path) -> None:
-    (tmp_path / "calibration.json").write_bytes((calibrated / "calibration.json").read_bytes())
+def test_a_threshold_chosen_for_another_model_is_refused(cohort: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_bytes((cohort / "calibration.json").read_bytes())
     with pytest.raises(StoreError, match="slide n1 was predicted by the model bbbbbbbbbbbb, but the operating point"):
         write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "n1", *maps("n1"), model="b" * 64)

@@ -104,7 +104,11 @@ SLIDES = {
 
 
 def maps(slide: str) -> tuple[np.ndarray, np.ndarray]:
-    _, region = SLIDES[slide]
+    return drawn_maps(slide, SLIDES[slide][1])
+
+
+def drawn_maps(slide: str, region: tuple[slice, slice] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Heatmap, different for each name, and truth, whose tumour is `region`."""
     rng = np.random.default_rng([*slide.encode()])
     truth = np.full((6, 8), NORMAL, np.uint8)
     heat = rng.uniform(0, 0.85, truth.shape)
