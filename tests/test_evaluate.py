@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def test_patch_metrics_match_scikit_learn_on_pooled_patches(scored: Path, tmp_pa
     recall = sk.recall_score(truth, called)
     assert metrics["confusion"]["sensitivity"] == pytest.approx(recall)
     assert metrics["operating_point"] == {"rule": "fixed", "threshold": 0.8, "chosen_on": "given in the config"}
+    for level in ("patch", "calibration", "confusion", "slide", "lesion"):
+        assert (metrics[level]["left_out"], metrics[level]["slide_set"]) == ([], "all"), level
 
 
 def test_slide_scores_are_the_maxima(scored: Path, tmp_path: Path) -> None:
@@ -105,13 +108,26 @@ def test_a_label_that_contradicts_the_truth_is_refused(
 
 
 def test_each_metric_lists_the_slides_that_it_leaves_out(scored: Path, tmp_path: Path) -> None:
-    metrics = run(scored, tmp_path)
-    lacking = set(metrics["lesion"]["not_scored"])
-    assert metrics["lesion"]["left_out"] == sorted(lacking)
-    assert metrics["patch"]["left_out"] == metrics["confusion"]["left_out"] == []
-    assert metrics["patch"]["slide_set"] == "all"
-    unlabelled = {slide for slide, (label, _) in SLIDES.items() if label is None}
-    assert set(metrics["slide"]["not_scored"]) == unlabelled == set(metrics["slide"]["left_out"])
+    """`x` is excluded by the config, `n2` has no label, and the lesions of `t2` are not all annotated."""
+    for name in ("scores", "confusion", "detections"):
+        shutil.copytree(scored / name, tmp_path / name)
+    shutil.copy(scored / "calibration.json", tmp_path)
+    receipt = tmp_path / "detections" / "t2.json"
+    unknown = {"lesions": None, "false_positives": None, "isolated": None, "reason": "not annotated"}
+    receipt.write_text(json.dumps({**json.loads(receipt.read_text()), **unknown}))
+    sheet = Sheet({**SHEET, "n2": replace(SHEET["n2"], label=None, excluded_from=("labelled",))})
+    sheet.excluded["x"] = SlideRow("x", "x.tif", "test", label="tumor", excluded_from=("labelled", "paper"))
+    sheet.excluded["y"] = SlideRow("y", "y.tif", "validation", label="tumor", excluded_from=("labelled", "paper"))
+    metrics = run(tmp_path, tmp_path / "out", sheet)
+    for level in ("patch", "calibration", "confusion"):
+        assert (metrics[level]["left_out"], metrics[level]["slide_set"]) == (["x"], "paper"), level
+        assert "not_scored" not in metrics[level]
+    assert metrics["slide"]["not_scored"] == {"n2": "no label"}
+    assert (metrics["slide"]["left_out"], metrics["slide"]["slide_set"]) == (["n2", "x"], "labelled")
+    assert (metrics["slide"]["n_normal"], metrics["slide"]["n_tumor"]) == (1, 2)
+    assert metrics["lesion"]["not_scored"] == {"t2": "not annotated"}
+    assert (metrics["lesion"]["left_out"], metrics["lesion"]["slide_set"]) == (["t2", "x"], None)
+    assert (metrics["lesion"]["n_slides"], metrics["lesion"]["n_lesions"]) == (3, 1)
 
 
 @pytest.mark.usefixtures("rendered_figures")
