@@ -16,6 +16,7 @@ from helpers.slides import converted, tissue_picture, write_tiff
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
+from wsi_pipeline.io.digests import digest_tree
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.pyramid.reencode import downsample
 from wsi_pipeline.slides.openslide_reader import SourceSlide
@@ -224,15 +225,17 @@ def test_halving_takes_the_mean_and_repeats_odd_edges() -> None:
     assert np.abs(downsample(noise) - means).max() <= 1
 
 
-def test_the_receipt_does_not_depend_on_threads_or_folder(tmp_path: Path) -> None:
+def test_store_and_receipt_do_not_depend_on_threads_or_folder(tmp_path: Path) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture())
-    receipts = []
+    receipts, stores = [], []
     for threads in (1, 3):
         folder = tmp_path / str(threads)
         outputs = convert.Outputs(folder / "p.ome.zarr", folder / "p.json")
         convert.run("s", convert.Inputs(source), outputs, ConvertRun(shard_px=512), threads=threads)
         receipts.append((folder / "p.json").read_bytes())
+        stores.append(digest_tree(folder / "p.ome.zarr"))
     assert receipts[0] == receipts[1]
+    assert stores[0] == stores[1]
     assert str(tmp_path) not in receipts[0].decode()
 
 
