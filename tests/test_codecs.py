@@ -135,11 +135,27 @@ def test_damaged_streams_raise_value_error() -> None:
     lossless = ZstdCodec(chunk)
     frame = lossless.encode(gradient())
     np.testing.assert_array_equal(lossless.decode(frame), gradient())
-    for data in (b"", frame[:10], b"\xff" * 200, frame[:16] + bytes(40), lossless.encode(gradient(8, 8))):
-        with pytest.raises(ValueError, match=r"."):
+    no_frame, damaged = "not a Blosc frame of the size of a chunk", "error during blosc decompression: -"
+    for data, problem in (
+        (b"", no_frame),
+        (frame[:10], no_frame),
+        (b"\xff" * 200, no_frame),
+        (lossless.encode(gradient(8, 8)), no_frame),
+        (lossless.encode(gradient(64, 97)), no_frame),
+        (frame[:16] + bytes(40), damaged),
+        (frame[:-1], damaged),
+        (frame[:60] + bytes(20) + frame[80:], damaged),
+    ):
+        with pytest.raises(ValueError, match=f"^{problem}"):
             lossless.decode(data)
-    for data in (b"", b"\xff\xd8", b"\0" * 100):
-        with pytest.raises(ValueError, match="damaged JPEG stream"):
+    whole = JpegCodec(level=90).encode(gradient())
+    for data, problem in (
+        (b"", "Empty input file"),
+        (b"\xff\xd8", "JPEG datastream contains no image"),
+        (b"\0" * 100, "Not a JPEG file: starts with 0x00 0x00"),
+        (whole[: whole.index(b"\xff\xda")], "Invalid JPEG file structure: missing SOS marker"),
+    ):
+        with pytest.raises(ValueError, match=f"^damaged JPEG stream: {problem}"):
             JpegCodec().decode(data)
 
 
