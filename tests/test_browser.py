@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import zarr
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from helpers.viewer import served
@@ -103,6 +106,31 @@ def pixels(page: Page, panel: int) -> list[int]:
     return list(page.evaluate(f"({script})(viewer.panels[{panel}])"))
 
 
+def cells(page: Page, panel: int) -> np.ndarray:
+    """Colours in the middle of each cell of the heatmap on a panel, (rows, columns, 3)."""
+    script = """panel => {
+        const { canvas, viewer: { view, slide: { heat } } } = panel, { width, height } = canvas;
+        const copy = new OffscreenCanvas(width, height), context = copy.getContext("2d", { willReadFrequently: true });
+        context.drawImage(canvas, 0, 0);
+        const { data } = context.getImageData(0, 0, width, height), found = [];
+        for (let row = 0; row < heat.rows; row += 1) for (let column = 0; column < heat.columns; column += 1) {
+            const x = (column * heat.stride + heat.patch / 2 - view.x) * view.scale + width / 2;
+            const y = (row * heat.stride + heat.patch / 2 - view.y) * view.scale + height / 2;
+            const at = 4 * (Math.round(y) * width + Math.round(x));
+            found.push([...data.subarray(at, at + 3)]);
+        }
+        return [heat.rows, heat.columns, found];
+    }"""
+    rows, columns, found = page.evaluate(f"({script})(viewer.panels[{panel}])")
+    return np.array(found, float).reshape(rows, columns, 3)
+
+
+def truth_of(results: Path, slide: str) -> np.ndarray:
+    """1 for positions on tumour, 0 for normal ones and -1 for others, from the confusion map (TN, FP, FN, TP, none)."""
+    labels = np.asarray(zarr.open_array(results / "confusion" / MODEL / f"{slide}.ome.zarr" / "0", mode="r")[...])
+    return np.select([labels <= 1, labels <= 3], [0, 1], -1)
+
+
 def view(page: Page) -> dict[str, float]:
     return dict(page.evaluate("viewer.view"))
 
@@ -135,11 +163,15 @@ def test_the_report_slider_matches_the_metrics(browser: Browser, results: Path, 
         assert everything["tn"] == everything["fn"] == 0
         assert everything["tp"] == metrics["patch"]["n_tumor"]
         assert everything["fp"] == metrics["patch"]["n_normal"]
-        # The slider itself, at its maximum.
+        # The slider itself, at its maximum: only patches with a score of 1 are called.
         page.locator('[data-control="threshold-slider"]').focus()
         page.keyboard.press("End")
-        ends = matrix(page, "#cohort-matrix")
-        assert ends["tp"] + ends["fp"] <= everything["tp"]
+        assert page.input_value('[data-control="threshold"]') == "1"
+        tables = [pq.read_table(results / "scores" / MODEL / f"{slide}.parquet").to_pylist() for slide in test]
+        highest = [row for table in tables for row in table if row["score"] == 65535]
+        fp, tp = (sum(row[label] for row in highest) for label in ("normal", "tumor"))
+        negatives = {"tn": metrics["patch"]["n_normal"] - fp, "fn": metrics["patch"]["n_tumor"] - tp}
+        assert matrix(page, "#cohort-matrix") == {"fp": fp, "tp": tp, **negatives}
         page.click('[data-control="operating-point"]')
         assert matrix(page, "#cohort-matrix") == metrics["confusion"]["counts"]
         assert float(page.input_value('[data-control="threshold"]')) == point
@@ -167,20 +199,29 @@ def test_the_overlay_follows_the_slider(browser: Browser, results: Path) -> None
     with opened(browser, (results / "report.html").as_uri(), "report-slider") as page:
         page.select_option("#slide", "tumor-3")
         settle(page)
-        set_threshold(page, 1.0)
+        # The scale bar covers cells.
+        page.evaluate("viewer.panels.forEach((panel) => { panel.drawScaleBar = () => {}; })")
         page.uncheck('.wsi-panel >> nth=1 >> [data-layer="errors"]')
         settle(page)
-        plain = pixels(page, 1)
+        plain = cells(page, 1)
         page.check('.wsi-panel >> nth=1 >> [data-layer="errors"]')
-        settle(page)
-        missed = pixels(page, 1)
-        # Yellow (missed) removes blue, red (found) removes green and blue, cyan (false alarm) removes red.
-        assert missed[2] < plain[2]
-        assert missed[0] >= plain[0]
-        set_threshold(page, 0.0)
-        found = pixels(page, 1)
-        assert found[0] < plain[0]
-        assert found[1] < missed[1] or found[0] < missed[0]
+        truth = truth_of(results, "tumor-3")
+        # A model trained so briefly gives all patches the same score, so they get different ones.
+        scores = (np.arange(truth.size).reshape(truth.shape) * 9973 % 65536 / 65535).astype(np.float32)
+        page.evaluate("viewer.slide.heat.steps.forEach((_, cell, steps) => { steps[cell] = (cell * 9973) % 65536; })")
+        middle = float(np.sort(scores[truth == 1])[(truth == 1).sum() // 2])
+        # Each cell's kind, and what is blended over it at an opacity of 0.6: cyan, yellow or red.
+        colors = {"fp": (0, 255, 255), "fn": (255, 255, 0), "tp": (255, 0, 0)}
+        for threshold, shown in ((0.0, {"fp", "tp"}), (middle, {"fp", "tp", "fn", "tn"}), (1.0, {"fn", "tn"})):
+            set_threshold(page, threshold)
+            called = scores >= threshold
+            of_kind = {"tn": (truth == 0) & ~called, "fp": (truth == 0) & called}
+            of_kind |= {"fn": (truth == 1) & ~called, "tp": (truth == 1) & called}
+            wanted = plain.copy()
+            for kind, color in colors.items():
+                wanted[of_kind[kind]] = 0.4 * plain[of_kind[kind]] + 0.6 * np.array(color)
+            assert {kind for kind, which in of_kind.items() if which.any()} == shown
+            assert np.abs(cells(page, 1) - wanted).max() <= 2
 
 
 def test_the_heatmap_uses_the_chosen_colormap(browser: Browser, results: Path) -> None:
