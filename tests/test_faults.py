@@ -6,6 +6,7 @@ child of a process with preloaded libraries.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -21,6 +22,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from helpers.workflow import CONFIG
 from wsi_pipeline import config
@@ -258,9 +260,25 @@ class Bench:
         written = self.folder / metrics
         if metrics in self.stage.outputs and written.exists() and '"complete": false' in written.read_text():
             # The metrics name slides without results, and Snakemake deletes the outputs of a failed job.
+            self.check_incomplete_evaluation(json.loads(written.read_text()))
             return
         for path, found in self.digests().items():
             assert found == wanted[path], f"{path} is incomplete"
+
+    def check_incomplete_evaluation(self, metrics: dict[str, Any]) -> None:
+        """Assert that every output is whole and belongs to these metrics of the slides with results."""
+        assert len(metrics["cohort"]["missing"]) == 1
+        tables = metrics["provenance"]["tables_sha256"]
+        assert set(tables) == {Path(path).name for path in self.stage.outputs if path.endswith(".csv")}
+        for path in map(self.folder.joinpath, self.stage.outputs):
+            if path.suffix == ".csv":
+                assert digest_file(path) == tables[path.name], f"{path} is not of these metrics"
+            elif path.suffix == ".png":
+                with Image.open(path) as picture:
+                    picture.load()
+            elif path.suffix == ".pdf":
+                content = path.read_bytes()
+                assert content.startswith(b"%PDF") and content.endswith(b"%%EOF\n"), f"{path} is incomplete"
 
     def check_next_attempt(self, wanted: dict[str, str]) -> None:
         ended = self.attempt()
