@@ -100,11 +100,12 @@ def test_training_stopped_once_and_killed_five_times_gives_the_same_weights(
 )
 def test_a_signal_stops_the_training_after_a_checkpoint(cohort: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = training.start(cohort, tmp_path, "--checkpoint-minutes", "60", **OPTIONS)
+    log = []
     while (line := process.stderr.readline()) and "step 5:" not in line:
-        pass
+        log.append(line)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == STOPPED_EXIT_CODE == 75
+    assert process.returncode == STOPPED_EXIT_CODE == 75, "".join(log) + stderr
     assert "a checkpoint is written after this step" in stderr
     assert "the same command goes on from there" in stderr
     assert "Traceback" not in stderr

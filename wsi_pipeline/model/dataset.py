@@ -57,7 +57,8 @@ class PatchDataset:
         counts = [len(own) for own in labels]
         self.slides: Index = np.repeat(np.arange(len(counts)), counts)
         self._starts = np.cumsum([0, *counts])
-        first = self._stores[0] if self._stores else None
+        # The stores of slides without patches have no patch size.
+        first = next((store for store in self._stores if len(store)), None)
         self.border_px = first.border_px if first else 0
         self.edge_px = first.edge if first else 0
         self._pixels: NDArray[np.uint8] | None = None
