@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -14,7 +15,7 @@ from filelock import FileLock
 from helpers import gpus
 from helpers.evaluated import SLIDES, maps, write_slide
 from helpers.slides import converted, tissue_picture, write_tiff
-from helpers.workflow import PLANS, snakemake
+from helpers.workflow import BATCHED, CONFIG, PLANS, snakemake
 from wsi_pipeline.cohort.synthetic import write_cohort
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.plots import figures
@@ -77,22 +78,38 @@ def scored(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the tiny cohort, shared by all xdist workers; tests must not change it."""
+def finished_once(tmp_path_factory: pytest.TempPathFactory, name: str, config: dict[str, Any]) -> Path:
+    """A finished run of the tiny cohort, made once for all xdist workers."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "workflow"
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             write_cohort(folder / "cohort", PLANS, Size(1536, 1152))
             sheet = folder / "cohort" / "slides.tsv"
             sheet.write_text(sheet.read_text().replace(f"{folder}/", ""))
-            result = snakemake(folder)
+            result = snakemake(folder, config=config)
             assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny cohort; tests must not change it."""
+    return finished_once(tmp_path_factory, "workflow", CONFIG)
+
+
+def copied_run(finished: Path, folder: Path) -> Path:
+    """A copy of a finished run, with the original modification times."""
+    return Path(shutil.copytree(finished, folder / "run", copy_function=shutil.copy2, symlinks=True))
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, with the original modification times."""
-    return Path(shutil.copytree(finished, tmp_path / "run", copy_function=shutil.copy2, symlinks=True))
+    """A copy of the finished run."""
+    return copied_run(finished, tmp_path)
+
+
+@pytest.fixture
+def batched_run(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A copy of a run that predicted both test slides in one job."""
+    return copied_run(finished_once(tmp_path_factory, "batched", BATCHED), tmp_path)

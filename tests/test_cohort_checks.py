@@ -36,6 +36,7 @@ def write_slide(folder: Path, slide: str, mm2: float, pen: int = 0, damaged: int
     pyramid = ConvertReceipt(
         slide=slide,
         source_sha256=DIGEST,
+        source_fingerprint=DIGEST,
         source_quickhash=None,
         vendor="generic-tiff",
         objective_power=None,

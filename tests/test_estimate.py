@@ -68,10 +68,24 @@ def run_plan(*arguments: Any) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def write_other_slide(source: Path, path: Path) -> Path:
+    """A slide with the same pixels in a file of other content."""
+    path.write_bytes(source.read_bytes() + b"\0")
+    return path
+
+
+def test_a_file_in_two_splits_is_refused(tmp_path: Path) -> None:
+    source = write_tiff(tmp_path / "s.tif", tissue_picture())
+    sheet = write_sheet(tmp_path, ("s1", str(source), "validation", "", ""), ("s2", str(source), "test", "", ""))
+    result = CliRunner().invoke(app, ["plan", str(sheet)])
+    assert str(result.exception).startswith(f"slides s1 (validation: {source}) and s2 (test: {source}) are the same")
+
+
 def test_plan_describes_a_valid_cohort(tmp_path: Path) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture())
+    other = write_other_slide(source, tmp_path / "t.tif")
     asap = write_asap(tmp_path / "a.xml", [("Tumor", square(300, 300, 200))])
-    sheet = write_sheet(tmp_path, ("s1", str(source), "train", str(asap), ""), ("s2", str(source), "test", "", "0.25"))
+    sheet = write_sheet(tmp_path, ("s1", str(source), "train", str(asap), ""), ("s2", str(other), "test", "", "0.25"))
     config = tmp_path / "config.yaml"
     config.write_text("patches: {mpp: 0.5, size_px: 96}\n")
     code, text = run_plan(sheet, "--config", config, "--rate", 50, "--json", tmp_path / "plan.json")
@@ -108,10 +122,10 @@ def test_problems_are_reported_and_valid_slides_are_planned(tmp_path: Path) -> N
         ("blank", str(blank), "test", "", ""),
         ("broken", str(broken), "test", "", ""),
         ("gone", str(tmp_path / "gone.tif"), "test", "", ""),
-        ("far", str(good), "train", str(far), ""),
+        ("far", str(write_other_slide(good, tmp_path / "other.tif")), "train", str(far), ""),
     )
     plan = estimate_cohort(load_sheet(sheet, check_files=False), CONFIG, threads=2)
-    assert [slide.slide for slide in plan.slides] == ["good", "odd", "blank", "far"]
+    assert [slide.slide for slide in plan.slides] == ["blank", "far", "good", "odd"]
     errors = {problem.slide: problem.text for problem in plan.problems if problem.error}
     assert set(errors) == {"scaleless", "coarse", "broken", "gone", "far"}
     assert "Set the sheet's column mpp" in errors["scaleless"]

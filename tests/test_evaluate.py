@@ -16,7 +16,7 @@ from wsi_pipeline.config import (
     SlideLevelOptions,
 )
 from wsi_pipeline.errors import ConfigError, IncompleteError, StoreError
-from wsi_pipeline.masks.label_images import TUMOR
+from wsi_pipeline.masks.label_images import IGNORE, TUMOR
 
 
 def test_patch_metrics_match_scikit_learn_on_pooled_patches(scored: Path, tmp_path: Path) -> None:
@@ -128,6 +128,19 @@ def test_each_metric_lists_the_slides_that_it_leaves_out(scored: Path, tmp_path:
     assert metrics["lesion"]["not_scored"] == {"t2": "not annotated"}
     assert (metrics["lesion"]["left_out"], metrics["lesion"]["slide_set"]) == (["t2", "x"], None)
     assert (metrics["lesion"]["n_slides"], metrics["lesion"]["n_lesions"]) == (3, 1)
+
+
+def test_a_slide_without_scored_positions_is_left_out_of_the_figures_of_patches(
+    tissue_slide: Path, tmp_path: Path
+) -> None:
+    pyramid = tissue_slide / "pyramid.ome.zarr"
+    for slide in SLIDES:
+        heat, truth = maps(slide)
+        write_slide(tmp_path, pyramid, slide, heat, np.full_like(truth, IGNORE) if slide == "n2" else truth)
+    sheet = Sheet({**SHEET, "n2": replace(SHEET["n2"], label=None, excluded_from=("annotated",))})
+    metrics = run(tmp_path, tmp_path / "out", sheet)
+    for level in ("patch", "calibration", "confusion"):
+        assert (metrics[level]["left_out"], metrics[level]["slide_set"]) == (["n2"], "annotated"), level
 
 
 @pytest.mark.usefixtures("rendered_figures")

@@ -31,6 +31,7 @@ CONFIG: dict[str, Any] = {
     "training": {"start": "random", "batch_size": 8, "max_steps": 4, "validate_every": 2, "learning_rate": 1e-3},
     "evaluation": {"interval": {"resamples": 100}},
 }
+BATCHED = CONFIG | {"heatmap": {"slides_per_job": 2}}
 
 # Number of jobs by rule: for one slide, for one test slide, for the aggregation without and with a changed receipt, and
 # for training.
@@ -39,6 +40,9 @@ TEST_JOBS = {**SLIDE_JOBS, "heatmap": 1, "scores": 1, "confusion": 1}
 AGGREGATION = {"evaluate": 1, "report": 1, "all": 1}
 EVALUATION = {"evaluation_manifest": 1, **AGGREGATION}
 TRAINING = {"training_manifest": 1, "train": 1}
+# All test slides predicted again, and what depends on the model.
+PREDICTED = {"heatmap": 2, "scores": 2, "confusion": 2}
+MODEL = TRAINING | PREDICTED | EVALUATION
 
 
 # Imports Snakemake and the package once, then runs each call in a fork: imports take nine tenths of a dry run.
@@ -86,8 +90,12 @@ def _preloaded() -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", _PRELOADED], stdin=-1, stdout=-1, text=True)
 
 
-def _arguments(folder: Path, config: dict[str, Any]) -> list[str]:
+def write_config(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def _arguments(folder: Path, config: dict[str, Any]) -> list[str]:
+    write_config(folder, config)
     arguments = ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--configfile", "config.yaml"]
     return [*arguments, "--cores", "2", "--scheduler", "greedy", "--keep-going"]
 
@@ -118,6 +126,15 @@ def add_row(folder: Path, source: str, slide: str, **cells: str) -> None:
     row = dict(zip(header, next(x for x in lines if x.startswith(source)).split("\t"), strict=True))
     row |= {"slide": slide, "patient": "", **cells}
     sheet.write_text("\n".join([*lines, "\t".join(row[name] for name in header)]) + "\n")
+
+
+def edit_row(folder: Path, slide: str, **cells: str) -> None:
+    """Change cells of a slide in the sheet."""
+    add_row(folder, slide, slide, **cells)
+    sheet = folder / "cohort" / "slides.tsv"
+    lines = sheet.read_text().splitlines(True)
+    lines[next(number for number, line in enumerate(lines) if line.startswith(f"{slide}\t"))] = lines.pop()
+    sheet.write_text("".join(lines))
 
 
 def remove_row(folder: Path, slide: str) -> None:

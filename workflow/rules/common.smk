@@ -1,5 +1,6 @@
 # Config and sheet, checked before any job starts, and the helper functions of the rules.
 import gc
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,13 @@ from snakemake.utils import validate
 from wsi_pipeline.config import STAGES, TissueRun
 from wsi_pipeline.config.loading import load_config, options_json
 from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.evaluation.outdated_results import Expected, check_results
+from wsi_pipeline.io.digests import digest_json
+from wsi_pipeline.io.fingerprints import Fingerprints
+from wsi_pipeline.io.layout import Layout
 from wsi_pipeline.provenance.run_record import check_clock, read_runs, record_run
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.models import PredictReceipt
 from wsi_pipeline.cohort.sheet import is_remote, load_sheet
 
 # Modules that depend on Snakemake or SLURM; the package depends on neither. `source_path` also resolves them where
@@ -29,6 +36,16 @@ try:
     CONFIG = load_config(config)
     SHEET = load_sheet(Path(CONFIG.cohort.slides), exclude=CONFIG.cohort.exclude)
     SHEET.check_evaluation(CONFIG.evaluation)
+    # Slides and annotations are tracked by content: neither path nor time of a file makes a job run again.
+    FINGERPRINTS = Fingerprints.of_results(Path(CONFIG.results))
+    # Jobs of a cluster, each of which parses the workflow again, need those of their own slide only.
+    if workflow.is_main_process:
+        slides = [row.path for row in SHEET.values() if not is_remote(row.path)]
+        annotations = [
+            row.annotation for row in SHEET.values() if row.annotation and not is_remote(row.annotation)
+        ]
+        FINGERPRINTS.read([*slides, *annotations])
+        SHEET.check_splits(FINGERPRINTS)
 except PipelineError as error:
     raise WorkflowError(str(error))
 # Skipped inside the jobs of a cluster, each of which parses the workflow again.
@@ -89,11 +106,7 @@ pathvars:
 wildcard_constraints:
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     model=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    batch=r"\d+",
-
-
-def located(path):
-    return storage.slides(path) if is_remote(path) else local(path)
+    batch=r"[0-9a-f]{12}",
 
 
 KEEP = CONFIG.pyramid.keep
@@ -105,26 +118,69 @@ def options(stage):
     return options_json(STAGES[stage].of(CONFIG))
 
 
+def expected_options():
+    """The options of all stages whose receipts the evaluation checks, as JSON by stage."""
+    stages = ["convert", "tissue", "truth", "heatmap", "scores", "detect", "confusion"]
+    if patch_slides():
+        stages.append("patches")
+    return json.dumps({stage: json.loads(options(stage)) for stage in stages}, sort_keys=True)
+
+
+def check_without_records():
+    """Snakemake notices no change of options where its own records are lost: check the results themselves."""
+    finished = Path(RESULTS, "evaluation", MODEL, "metrics.json").is_file()
+    if finished and not REMOTE and not any(Path(".snakemake", "metadata").glob("*")):
+        expected = Expected(SHEET, Layout(Path(RESULTS), MODEL), json.loads(expected_options()), FINGERPRINTS)
+        try:
+            check_results(expected)
+        except PipelineError as error:
+            raise WorkflowError(f"Snakemake's records of these results (.snakemake) are missing, and {error}")
+
+
 def tissue_options(wildcards):
     return options_json(SHEET[wildcards.slide].tissue_options(TissueRun.of(CONFIG)))
 
 
+def fetched_from_bucket(path):
+    """A slide or annotation as the input of a job: local ones are parameters, as moved files are the same files."""
+    return [storage.slides(path)] if path and is_remote(path) else []
+
+
 def source(wildcards):
-    return located(SHEET[wildcards.slide].path)
+    return fetched_from_bucket(SHEET[wildcards.slide].path)
 
 
 def annotation(wildcards):
-    path = SHEET[wildcards.slide].annotation
-    return [located(path)] if path else []
+    return fetched_from_bucket(SHEET[wildcards.slide].annotation)
 
 
-def truth_flags(wildcards, input):
+def fingerprint(column):
+    """Params function: the fingerprint of a slide's file; of one in a bucket none, which Snakemake tracks."""
+
+    def of_slide(wildcards):
+        path = getattr(SHEET[wildcards.slide], column)
+        return None if path is None or is_remote(path) else FINGERPRINTS[path]
+
+    return of_slide
+
+
+def source_path(wildcards, input):
+    return [*input.source] or SHEET[wildcards.slide].path
+
+
+def annotation_flags(wildcards, input):
+    local = SHEET[wildcards.slide].annotation
+    return [f"--annotation={path}" for path in [*input.annotation] or filter(None, [local])]
+
+
+def sheet_path(wildcards, input):
+    return CONFIG.cohort.slides
+
+
+def truth_flags(wildcards):
     row = SHEET[wildcards.slide]
     flags = ["--exhaustive" if row.exhaustive else "--no-exhaustive"]
-    if row.label:
-        flags.append(f"--label={row.label}")
-    flags += [f"--annotation={path}" for path in input.annotation]
-    return flags
+    return [*flags, f"--label={row.label}"] if row.label else flags
 
 
 def folder_of(files):
@@ -187,14 +243,14 @@ def training_flags(wildcards, input):
     """Patterns of the receipts that the training depends on, one a split and folder."""
     slides = slides_folder(input.training[0])
     flags = [f"--train={slides}/{{slide}}/patches.json"]
-    if VALIDATION:
+    if input.get("validation"):
         flags.append(f"--validation={slides}/{{slide}}/patches.json")
     folders = dict.fromkeys(str(Path(file).parent) for file in input.negatives)
     return flags + [f"--train={folder}/{{slide}}.json" for folder in folders]
 
 
 def calibration_flags(wildcards, input):
-    stages = ["scores", "detections"] if NEEDS_DETECTIONS else ["scores"]
+    stages = [stage for stage in ("scores", "detections") if input.get(stage)]
     return [f"--validation={folder_of(input.get(stage))}/{{slide}}.json" for stage in stages]
 
 
@@ -203,27 +259,25 @@ def evaluation_flags(wildcards, input):
         f"--test={folder_of(input.get(stage))}/{{slide}}.json"
         for stage in ("scores", "confusion", "detections")
     ]
-    if FITTED_ON:
+    if input.get("fitted_on"):
         flags += [f"--{split}={folder_of(input.scores)}/{{slide}}.json" for split in ("train", "validation")]
     return flags
 
 
-def start_files(wildcards):
-    start = CONFIG.training.start
-    if earlier(wildcards):
-        return [f"{RESULTS}/model/{earlier(wildcards)[-1]}/weights.safetensors"]
+def imagenet_weights(wildcards):
+    needed = CONFIG.training.start == "imagenet" and not earlier(wildcards)
     downloaded = IMAGENET if CONFIG.training.weights_file is None else local(IMAGENET)
-    return {"random": [], "imagenet": [downloaded]}.get(start, [local(start)])
+    return [downloaded] if needed else []
 
 
-def start_flags(wildcards, input):
-    """Weights to start from where the options do not name them."""
-    flag = (
-        "--go-on-from"
-        if earlier(wildcards)
-        else "--imagenet" if CONFIG.training.start == "imagenet" else None
-    )
-    return [f"{flag}={path}" for path in input.start if flag]
+def start_weights(wildcards):
+    """The weights that the options name."""
+    start = CONFIG.training.start
+    return [] if start in ("random", "imagenet") or earlier(wildcards) else [local(start)]
+
+
+def weights_of_the_round_before(wildcards):
+    return [f"{RESULTS}/model/{model}/weights.safetensors" for model in earlier(wildcards)[-1:]]
 
 
 def taken_model_json(wildcards):
@@ -233,16 +287,37 @@ def taken_model_json(wildcards):
 
 @cache
 def batches(model):
-    """Number of the batch of each slide that a model predicts, in the order of the sheet."""
+    """The slides of each batch that a model predicts, by the name of the batch.
+
+    The batches of finished jobs stay as they are, also where a slide has left the sheet, so that new slides are
+    predicted in batches of their own.
+    """
     # A model of an earlier round predicts the training slides, to draw hard negatives.
-    names = set(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
-    slides = [slide for slide in SHEET if slide in names]
-    return {slide: number // CONFIG.heatmap.slides_per_job for number, slide in enumerate(slides)}
+    names = sorted(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
+    found = {}
+    for path in [] if REMOTE else sorted(Path(RESULTS, "predictions", model).glob("*.json")):
+        try:
+            slides = read_receipt(path, PredictReceipt).slides
+        except PipelineError:
+            # Damaged, or of an earlier version: its slides are predicted in new batches.
+            continue
+        if set(slides) & set(names):
+            found[path.stem] = slides
+    placed = {slide for slides in found.values() for slide in slides}
+    waiting = [slide for slide in names if slide not in placed]
+    for start in range(0, len(waiting), CONFIG.heatmap.slides_per_job):
+        slides = waiting[start : start + CONFIG.heatmap.slides_per_job]
+        found[digest_json(slides)[:12]] = slides
+    return found
+
+
+@cache
+def batch_by_slide(model):
+    return {slide: batch for batch, slides in batches(model).items() for slide in slides}
 
 
 def batch_slides(wildcards):
-    numbers = batches(wildcards.model)
-    return [slide for slide in numbers if numbers[slide] == int(wildcards.batch)]
+    return batches(wildcards.model)[wildcards.batch]
 
 
 def of_batch(name):
@@ -252,9 +327,9 @@ def of_batch(name):
 
 def batch_of_slide(wildcards):
     """The predictions of a slide's batch; nothing where the rule heatmap predicts its slide itself."""
-    if CONFIG.heatmap.slides_per_job == 1 or wildcards.slide not in batches(wildcards.model):
+    if CONFIG.heatmap.slides_per_job == 1 or wildcards.slide not in batch_by_slide(wildcards.model):
         return []
-    return [f"{RESULTS}/predictions/{wildcards.model}/{batches(wildcards.model)[wildcards.slide]:04d}"]
+    return [f"{RESULTS}/predictions/{wildcards.model}/{batch_by_slide(wildcards.model)[wildcards.slide]}"]
 
 
 def patch_slides():
@@ -267,9 +342,16 @@ def used_slides():
     return list(dict.fromkeys(patch_slides() + CHOSEN_ON + FITTED_ON + TEST))
 
 
-def unused_slides():
-    used = set(used_slides())
-    return [slide for slide in SHEET if slide not in used]
+def slide_receipts():
+    """The receipts of all slides: `rule all` stands for each of them, so that none can go missing unnoticed."""
+    return [
+        *expand("<results>/slides/{slide}/{stage}.json", slide=SHEET, stage=["pyramid", "tissue"]),
+        *expand("<results>/slides/{slide}/truth.json", slide=used_slides()),
+        *expand("<results>/slides/{slide}/patches.json", slide=patch_slides()),
+        *expand(f"<results>/heatmaps/{MODEL}/{{slide}}.json", slide=CHOSEN_ON + FITTED_ON + TEST),
+        *expand(f"<results>/scores/{MODEL}/{{slide}}.json", slide=CHOSEN_ON + FITTED_ON + TEST),
+        *expand(f"<results>/confusion/{MODEL}/{{slide}}.json", slide=TEST),
+    ]
 
 
 def of_test_slides(pattern):
@@ -321,6 +403,11 @@ def before_jobs():
             cancel_leftovers(runs)
         # The plugin gives all jobs of a run this name in SLURM, and exposes it nowhere else.
         name = workflow.scheduler._executor.run_uuid if slurm else None
+        FINGERPRINTS.save()
         record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent, name)
     except PipelineError as error:
         raise WorkflowError(str(error))
+
+
+if workflow.is_main_process:
+    check_without_records()

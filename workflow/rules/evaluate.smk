@@ -18,7 +18,7 @@ rule calibration_manifest:
         "<logs>/calibration_manifest/{model}.log",
     params:
         step_version=STAGES["manifest"].step_version,
-        sheet=CONFIG.cohort.slides,
+        sheet=sheet_path,
         flags=calibrate_flags(),
         receipts=calibration_flags,
     shell:
@@ -48,7 +48,7 @@ rule calibrate:
         runtime=30,
     params:
         options=options("calibrate"),
-        sheet=CONFIG.cohort.slides,
+        sheet=sheet_path,
         flags=calibrate_flags(),
         scores=folder_of_stage("scores"),
         detections=folder_of_stage("detections"),
@@ -60,7 +60,7 @@ rule calibrate:
 
 rule evaluation_manifest:
     input:
-        of_fitted_on("<results>/scores/{model}/{slide}.json"),
+        fitted_on=of_fitted_on("<results>/scores/{model}/{slide}.json"),
         scores=of_test_slides("<results>/scores/{model}/{slide}.json"),
         confusion=of_test_slides("<results>/confusion/{model}/{slide}.json"),
         detections=of_test_slides("<results>/detections/{model}/{slide}.json"),
@@ -70,7 +70,7 @@ rule evaluation_manifest:
         "<logs>/evaluation_manifest/{model}.log",
     params:
         step_version=STAGES["manifest"].step_version,
-        sheet=CONFIG.cohort.slides,
+        sheet=sheet_path,
         rows=SHEET.digest(*EVALUATED_SPLITS),
         exclude=excluded(*EVALUATED_SPLITS),
         receipts=evaluation_flags,
@@ -117,17 +117,19 @@ rule evaluate:
         runtime=60,
     params:
         options=options("evaluate"),
-        sheet=CONFIG.cohort.slides,
+        sheet=sheet_path,
         rows=SHEET.digest(),
         exclude=EXCLUDE,
         scores=folder_of_stage("scores"),
         confusion=folder_of_stage("confusion"),
         detections=folder_of_stage("detections"),
+        # Files that other jobs have uploaded cannot be checked here.
+        results=[] if REMOTE else ["--results", RESULTS, "--expected", expected_options()],
         folder=lambda wildcards, output: folder_of([output.metrics]),
     shell:
         "wsi-pipeline evaluate --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"
         " --scores {params.scores:q} --confusion {params.confusion:q} --detections {params.detections:q}"
-        " --calibration {input.calibration:q} --output {params.folder:q}"
+        " --calibration {input.calibration:q} --output {params.folder:q} {params.results:q}"
         " --options {params.options:q} > {log:q} 2>&1"
 
 
@@ -151,15 +153,9 @@ rule report:
                 slide=TEST,
             )
         ),
-        expand("<results>/slides/{slide}/{stage}.json", slide=used_slides(), stage=["pyramid", "tissue"]),
-        expand("<results>/slides/{slide}/patches.json", slide=patch_slides()),
-        of_test_slides("<results>/slides/{slide}/truth.json"),
-        expand(
-            "<results>/{stage}/{model}/{slide}.json",
-            stage=["heatmaps", "scores", "confusion", "detections"],
-            model=MODEL,
-            slide=TEST,
-        ),
+        # Receipts that change reach the report through the metrics.
+        fetched(slide_receipts()),
+        fetched(of_test_slides(f"<results>/detections/{MODEL}/{{slide}}.json")),
         f"<results>/model/{MODEL}/model.json",
         f"<results>/evaluation/{MODEL}/metrics.json",
         ancient(expand(f"<results>/scores/{MODEL}/{{slide}}.parquet", slide=TEST)),
@@ -187,7 +183,7 @@ rule report:
         runtime=60,
     params:
         options=options("report"),
-        sheet=CONFIG.cohort.slides,
+        sheet=sheet_path,
         exclude=EXCLUDE,
         results=lambda wildcards, output: folder_of([output.page]),
         model=MODEL,

@@ -4,7 +4,7 @@
 if CONFIG.heatmap.slides_per_job > 1:
 
     # Predicts several slides with a model that is loaded once. Checkpoints keep the predictions of each slide, so that
-    # a killed job goes on, and a batch with another slide in it predicts only that one.
+    # a killed job goes on.
     rule predict:
         input:
             of_batch("pyramid.json"),
@@ -41,8 +41,7 @@ rule heatmap:
     input:
         "<results>/slides/{slide}/pyramid.json",
         "<results>/slides/{slide}/tissue.json",
-        # Ancient, as all inputs of the prediction are inputs here too: another slide in the batch changes nothing.
-        predictions=ancient(batch_of_slide),
+        predictions=batch_of_slide,
         model="<results>/model/{model}/model.json",
         weights=ancient("<results>/model/{model}/weights.safetensors"),
         pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),

@@ -3,7 +3,7 @@
 
 rule convert:
     input:
-        source,
+        source=source,
     output:
         store=(
             directory("<results>/slides/{slide}/pyramid.ome.zarr")
@@ -22,10 +22,12 @@ rule convert:
         runtime=60,
     params:
         options=options("convert"),
+        fingerprint=fingerprint("path"),
+        source=source_path,
         mpp=lambda wildcards: [f"--mpp={SHEET[wildcards.slide].mpp}"] if SHEET[wildcards.slide].mpp else [],
         overview=lambda wildcards, output: [] if KEEP else [f"--overview={output.overview}"],
     shell:
-        "wsi-pipeline convert {input:q} --slide {wildcards.slide:q} {params.mpp:q} --store {output.store:q}"
+        "wsi-pipeline convert {params.source:q} --slide {wildcards.slide:q} {params.mpp:q} --store {output.store:q}"
         " --receipt {output.receipt:q} {params.overview:q} --options {params.options:q} --threads {threads}"
         " > {log:q} 2>&1"
 
@@ -88,9 +90,12 @@ rule truth:
     params:
         options=options("truth"),
         row=truth_flags,
+        fingerprint=fingerprint("annotation"),
+        annotation=annotation_flags,
         synthetic=SYNTHETIC,
     shell:
         "wsi-pipeline truth --pyramid {input.pyramid:q} --slide {wildcards.slide:q} {params.row:q}"
+        " {params.annotation:q}"
         " --store {output.store:q} --receipt {output.receipt:q} --picture {output.picture:q}"
         " --geojson {output.geojson:q} --options {params.options:q} {params.synthetic} --threads {threads}"
         " > {log:q} 2>&1"

@@ -35,8 +35,8 @@ else:
 
     rule training_manifest:
         input:
-            expand("<results>/slides/{slide}/patches.json", slide=VALIDATION),
             training=training_receipts,
+            validation=expand("<results>/slides/{slide}/patches.json", slide=VALIDATION),
             negatives=negatives(".json"),
         output:
             "<results>/manifests/{model}/training.tsv",
@@ -44,7 +44,7 @@ else:
             "<logs>/training_manifest/{model}.log",
         params:
             step_version=STAGES["manifest"].step_version,
-            sheet=CONFIG.cohort.slides,
+            sheet=sheet_path,
             rows=SHEET.digest("train", "validation"),
             exclude=excluded("train", "validation"),
             receipts=training_flags,
@@ -56,7 +56,9 @@ else:
         input:
             fetched(negatives(".zarr")),
             fetched(negatives(".parquet")),
-            start=start_files,
+            start_weights,
+            imagenet=imagenet_weights,
+            go_on_from=weights_of_the_round_before,
             manifest="<results>/manifests/{model}/training.tsv",
             patches=fetched(
                 expand(
@@ -95,10 +97,13 @@ else:
         params:
             options=options("train"),
             synthetic=SYNTHETIC,
-            sheet=CONFIG.cohort.slides,
+            sheet=sheet_path,
             rows=SHEET.digest("train", "validation"),
             exclude=excluded("train", "validation"),
-            start=start_flags,
+            start=lambda wildcards, input: [
+                *(f"--imagenet={path}" for path in input.imagenet),
+                *(f"--go-on-from={path}" for path in input.go_on_from),
+            ],
             negatives=lambda wildcards, input: [
                 f"--negatives={folder}" for folder in negatives_folders(wildcards, input)
             ],

@@ -11,7 +11,7 @@ import csv
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from wsi_pipeline.config.base import MPP_RANGE
 from wsi_pipeline.config.loading import validate
 from wsi_pipeline.errors import ConfigError, SheetError
 from wsi_pipeline.io.digests import digest_json
+from wsi_pipeline.io.fingerprints import EMPTY, UNREADABLE, Fingerprints
 
 REMOTE = "s3://"
 SPLITS = ("train", "validation", "test")
@@ -54,14 +55,17 @@ COLUMNS = tuple(field.name for field in fields(SlideRow))
 
 
 class Sheet(dict[str, SlideRow]):
-    """Rows by slide id, in the order of the sheet; `excluded` holds the rows that the config excludes."""
+    """Rows by slide id; `excluded` holds the rows that the config excludes.
+
+    Both are sorted by slide id, so that no result depends on the order of the file's lines.
+    """
 
     def __init__(self, rows: Mapping[str, SlideRow] | None = None) -> None:
-        super().__init__(rows or {})
+        super().__init__(sorted((rows or {}).items()))
         self.excluded = dict[str, SlideRow]()
 
     def of_split(self, *splits: str) -> list[str]:
-        """Ids of the slides of these splits, in the order of the sheet."""
+        """Ids of the slides of these splits, sorted."""
         return [row.slide for row in self.values() if row.split in splits]
 
     def left_out(self, used: Collection[str], whole: str) -> dict[str, Any]:
@@ -78,6 +82,21 @@ class Sheet(dict[str, SlideRow]):
                 sets.setdefault(name, set()).add(row.slide)
         names = [name for name in sorted(sets) if sets[name] == missing]
         return {"left_out": sorted(missing), "slide_set": names[0] if names else None if missing else whole}
+
+    def check_splits(self, fingerprints: Fingerprints) -> None:
+        """Raise `SheetError` where a slide occurs in two splits, as one file or as copies."""
+        found: dict[str, SlideRow] = {}
+        for row in self.values():
+            content = row.path if is_remote(row.path) else fingerprints[row.path]
+            if content in (EMPTY, UNREADABLE):
+                continue
+            first = found.setdefault(content, row)
+            if first.split != row.split:
+                raise SheetError(
+                    f"slides {first.slide} ({first.split}: {first.path}) and {row.slide} ({row.split}: {row.path}) are "
+                    "the same file",
+                    remedy="Keep each slide in one split",
+                )
 
     def check_training(self) -> None:
         """Raise `SheetError` where no model can be trained on these slides."""
@@ -106,10 +125,13 @@ class Sheet(dict[str, SlideRow]):
             )
 
     def digest(self, *splits: str) -> str:
-        """SHA-256 of all rows, or, with `splits`, of the slide ids in these splits only."""
+        """SHA-256 of all rows, or, with `splits`, of the slide ids in these splits only.
+
+        Paths are left out: slides and annotations are the same wherever they lie.
+        """
         if splits:
             return digest_json([(row.slide, row.split) for row in self.values() if row.split in splits])
-        return digest_json([asdict(row) for row in self.values()])
+        return digest_json([asdict(replace(row, path="", annotation=None)) for row in self.values()])
 
     def check_digest(self, expected: str | None, *splits: str) -> None:
         """Raise `SheetError` where the digest differs from `expected`."""
@@ -123,12 +145,12 @@ def load_sheet(path: Path, *, exclude: tuple[str, ...] = (), check_files: bool =
     Slides in `exclude` are checked like the others and then moved to `excluded`. With `check_files` each slide and
     annotation must exist. Raises `ConfigError` for an unknown slide in `exclude`.
     """
-    sheet = Sheet()
+    rows: dict[str, SlideRow] = {}
     patients: dict[str, SlideRow] = {}
     for number, cells in _rows(path):
         where = f"{path}, row {number} ({cells['slide'] or 'no slide id'})"
         row = _parse(cells, where)
-        if row.slide in sheet:
+        if row.slide in rows:
             raise SheetError(f"{where}: the slide id occurs twice", remedy="Give each slide its own id")
         other = patients.setdefault(row.patient, row) if row.patient else row
         if other.split != row.split:
@@ -138,13 +160,14 @@ def load_sheet(path: Path, *, exclude: tuple[str, ...] = (), check_files: bool =
             )
         if check_files:
             _check_files(row, where)
-        sheet[row.slide] = row
-    if not sheet:
+        rows[row.slide] = row
+    if not rows:
         raise SheetError(
             f"{path}: the sheet has no slides",
             remedy="Add a row for each slide; config/README.md describes the columns",
         )
-    for slide in exclude:
+    sheet = Sheet(rows)
+    for slide in sorted(set(exclude)):
         if slide not in sheet:
             near = difflib.get_close_matches(slide, sheet, n=1)
             hint = f"did you mean {near[0]}?" if near else "it is not in the sheet"

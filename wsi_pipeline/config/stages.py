@@ -59,7 +59,7 @@ class StageRun(Section):
 
 class ConvertRun(StorageOptions, StageRun):
     stage = "convert"
-    step_version = 3
+    step_version = 4
     section = "pyramid"
 
 
@@ -130,7 +130,7 @@ class NegativesRun(PatchesRun):
 
 class PredictRun(PredictionOptions, StageRun):
     stage = "predict"
-    step_version = 2
+    step_version = 3
     section = "heatmap"
 
 
@@ -174,7 +174,7 @@ class ConfusionRun(PatchLevelOptions, StageRun):
 
 class EvaluateRun(StageRun):
     stage = "evaluate"
-    step_version = 7
+    step_version = 8
     section = "evaluation"
     elsewhere: ClassVar = {
         "seed": "seed",

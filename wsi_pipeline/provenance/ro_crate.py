@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from wsi_pipeline.cohort.sheet import load_sheet
@@ -116,19 +116,29 @@ def _uri(path: str, folder: Path) -> str:
     return path if "://" in path else (folder / path).absolute().as_uri()
 
 
-def _sources(results: Path, folder: Path) -> dict[str, tuple[str, str]]:
-    """(digest, description) by URI of the slides and annotations that the results were made from."""
-    found: dict[str, tuple[str, str]] = {}
+class _Source(NamedTuple):
+    """A slide or an annotation; `receipt` is the relative name of that of the job that has read it."""
+
+    digest: str
+    description: str
+    receipt: str
+
+
+def _sources(results: Path, folder: Path) -> dict[str, _Source]:
+    """The slides and annotations that the results were made from, by URI."""
+    found: dict[str, _Source] = {}
     for row in load_sheet(results / FOLDER / "slides.tsv", check_files=False).values():
         place = results / "slides" / row.slide
         if (place / "pyramid.json").is_file():
             pyramid = read_receipt(place / "pyramid.json", ConvertReceipt)
-            found[_uri(row.path, folder)] = pyramid.source_sha256, f"slide {row.slide}"
+            receipt = f"slides/{row.slide}/pyramid.json"
+            found[_uri(row.path, folder)] = _Source(pyramid.source_sha256, f"slide {row.slide}", receipt)
         if row.annotation and (place / "truth.json").is_file():
             digest = read_receipt(place / "truth.json", TruthReceipt).annotation_sha256
             # None if the annotation was added to the sheet after the truth image was made.
             if digest is not None:
-                found[_uri(row.annotation, folder)] = digest, f"annotation of slide {row.slide}"
+                description, receipt = f"annotation of slide {row.slide}", f"slides/{row.slide}/truth.json"
+                found[_uri(row.annotation, folder)] = _Source(digest, description, receipt)
     return found
 
 
@@ -173,12 +183,10 @@ class _Graph:
     """Builds the entities of a crate.
 
     `folder` is the working directory of the runs. `inside`: digests of the results' files and stores by relative
-    name, which become their ids. `sources`: (digest, description) of the inputs by URI.
+    name, which become their ids. `sources`: slides and annotations by URI.
     """
 
-    def __init__(
-        self, results: Path, folder: Path, inside: dict[str, str], sources: dict[str, tuple[str, str]]
-    ) -> None:
+    def __init__(self, results: Path, folder: Path, inside: dict[str, str], sources: dict[str, _Source]) -> None:
         self._results, self._folder = results.absolute(), folder
         self._inside, self._sources = inside, sources
 
@@ -274,7 +282,7 @@ class _Graph:
             if name == SNAKEFILE:
                 entity |= self._workflow(run)
             yield entity
-        for uri, (digest, description) in self._sources.items():
+        for uri, (digest, description, _) in self._sources.items():
             yield {
                 "@id": uri,
                 "@type": "File",
@@ -324,6 +332,7 @@ class _Graph:
         return actions
 
     def _job(self, number: int, job: Job) -> Entity:
+        results = list(filter(None, map(self._id, job.outputs)))
         return {
             "@id": f"#job-{number}",
             "@type": "CreateAction",
@@ -332,9 +341,13 @@ class _Graph:
             "instrument": {"@id": "#wsi-pipeline"},
             "startTime": _time(job.started),
             "endTime": _time(job.ended),
-            "object": _refs(filter(None, map(self._id, job.inputs))),
-            "result": _refs(filter(None, map(self._id, job.outputs))),
+            "object": _refs([*filter(None, map(self._id, job.inputs)), *self._sources_of(results)]),
+            "result": _refs(results),
         }
+
+    def _sources_of(self, results: list[str]) -> list[str]:
+        """The slide or annotation that a job has read, which is a parameter and no input of its rule."""
+        return [uri for uri, source in self._sources.items() if source.receipt in results]
 
     def _id(self, path: str) -> str | None:
         """The id of a job's input or output, or None if it is not part of the crate."""

@@ -46,9 +46,10 @@ class ModelReceipt(Receipt):
 
 
 class PredictReceipt(Receipt):
-    """Predictions of a batch of slides; `positions` is the number of patches of each predicted slide."""
+    """Predictions of a batch of `slides`; `positions` is the number of patches of each slide that was predicted."""
 
     model_sha256: str
+    slides: tuple[str, ...]
     positions: dict[str, int]
     options: PredictRun
 

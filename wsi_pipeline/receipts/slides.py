@@ -33,6 +33,7 @@ class ConvertReceipt(Receipt):
 
     slide: str
     source_sha256: str
+    source_fingerprint: str
     source_quickhash: str | None
     vendor: str
     objective_power: str | None

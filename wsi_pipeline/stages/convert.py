@@ -72,6 +72,7 @@ def run(
     slide: str, inputs: Inputs, outputs: Outputs, options: ConvertRun, *, mpp: float | None = None, threads: int = 1
 ) -> None:
     """Convert one slide. `mpp` overrides the slide's own scale. Raises `SlideError`."""
+    from wsi_pipeline.io.fingerprints import fingerprint
     from wsi_pipeline.pyramid.conversion import convert
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.slides import ConvertReceipt
@@ -86,6 +87,7 @@ def run(
         ConvertReceipt(
             slide=slide,
             source_sha256=made.source_sha256,
+            source_fingerprint=fingerprint(inputs.source),
             source_quickhash=facts.quickhash,
             vendor=facts.vendor,
             objective_power=facts.objective_power,

@@ -5,6 +5,7 @@ It sums up small files of the slides and reads no heatmap.
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.config import EvaluateRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.errors import IncompleteError
+from wsi_pipeline.io.fingerprints import Fingerprints
+from wsi_pipeline.io.layout import Layout
 from wsi_pipeline.stages.arguments import Calibration, DetectionsFolder, Exclude, Options, Rows, ScoresFolder, SheetArg
 
 log = logging.getLogger(__name__)
@@ -51,11 +54,18 @@ def command(
     exclude: Exclude = None,
     rows: Rows = None,
     allow_missing: Annotated[bool, typer.Option(help="Exit with code 0 even if test slides have no results.")] = False,
+    results: Annotated[Path | None, typer.Option(help="Results folder, whose receipts are checked first.")] = None,
+    expected: Annotated[str, typer.Option(help="Options that they must have, as JSON by stage.")] = "{}",
     options: Options = "{}",
 ) -> None:
     """Compute all figures over the test slides."""
+    from wsi_pipeline.evaluation.outdated_results import Expected, check_results
+
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows)
+    if results is not None:
+        layout = Layout(results, scores.name)
+        check_results(Expected(loaded, layout, json.loads(expected), Fingerprints.of_results(results)))
     inputs = Inputs(scores=scores, confusion=confusion, detections=detections, calibration=calibration)
     run(loaded, inputs, Outputs(output), parse_options(EvaluateRun, options), allow_missing=allow_missing)
 
@@ -88,9 +98,14 @@ def run(sheet: Sheet, inputs: Inputs, outputs: Outputs, options: EvaluateRun, *,
     evaluation = Evaluation(results, slide_scores, options)
     curves = evaluation.curves()
     metrics = evaluation.metrics()
-    scored = {row.slide for row in rows}
+    complete = {row.slide for row in rows}
+    # A slide whose positions are all ignored has no part in the figures of patches.
+    without_positions = {
+        s.row.slide for s in results.slides if not s.scores.positions.normal + s.scores.positions.tumor
+    }
     for level in ("patch", "calibration", "confusion", "slide", "lesion"):
-        metrics[level] |= sheet.left_out(scored - set(metrics[level].get("not_scored", ())), options.test_set)
+        not_scored = metrics[level].get("not_scored", without_positions)
+        metrics[level] |= sheet.left_out(complete - set(not_scored), options.test_set)
     metrics["cohort"] = cohort_figures(sheet, results, missing, options)
     metrics["provenance"] = {
         **provenance_figures(results, options),

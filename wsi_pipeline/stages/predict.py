@@ -91,5 +91,9 @@ def run(slides: Sequence[str], inputs: Inputs, outputs: Outputs, options: Predic
         positions[slide] = len(found.patches)
     # The workflow's output, needed also where no slide could be predicted.
     outputs.folder.mkdir(parents=True, exist_ok=True)
-    receipt = PredictReceipt(model_sha256=model.metadata.weights_sha256, positions=positions, options=options)
-    write_receipt(outputs.receipt, receipt)
+    write_receipt(
+        outputs.receipt,
+        PredictReceipt(
+            model_sha256=model.metadata.weights_sha256, slides=tuple(slides), positions=positions, options=options
+        ),
+    )

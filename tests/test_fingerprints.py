@@ -1,0 +1,74 @@
+"""Fingerprints of files by content."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from wsi_pipeline.io import fingerprints
+from wsi_pipeline.io.fingerprints import Fingerprints, fingerprint
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, (8 << 20) + 1, 30 << 20])
+def test_copies_and_touched_files_are_the_same(tmp_path: Path, size: int) -> None:
+    one, two = tmp_path / "one.tif", tmp_path / "two.tif"
+    one.write_bytes(os.urandom(size))
+    two.write_bytes(one.read_bytes())
+    os.utime(two, (1, 1))
+    assert fingerprint(one) == fingerprint(two)
+    with two.open("ab") as file:
+        file.write(b"\0")
+    assert fingerprint(one) != fingerprint(two)
+
+
+@pytest.mark.parametrize("at", [0, 30 << 19, (30 << 20) - 1])
+def test_changes_in_the_samples_of_a_large_file_are_found(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "s.tif"
+    path.write_bytes(bytes(30 << 20))
+    before = fingerprint(path)
+    # The middle lies between two samples.
+    with path.open("r+b") as file:
+        file.seek(at - at % (1 << 16) if at else 0)
+        file.write(b"\1" * (2 << 20))
+    assert fingerprint(path) != before
+
+
+def test_data_files_of_mirax_count(tmp_path: Path) -> None:
+    (tmp_path / "s.mrxs").write_bytes(b"slide")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "Data0000.dat").write_bytes(b"tiles")
+    before = fingerprint(tmp_path / "s.mrxs")
+    (tmp_path / "s" / "Data0000.dat").write_bytes(b"other")
+    assert fingerprint(tmp_path / "s.mrxs") != before
+
+
+def test_files_of_unchanged_size_and_time_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.tif"
+    path.write_bytes(b"slide")
+    first = Fingerprints.of_results(tmp_path)
+    first.read([str(path)])
+    first.save()
+    read: list[Path] = []
+    original = fingerprints.fingerprint
+    monkeypatch.setattr(fingerprints, "fingerprint", lambda path: read.append(path) or original(path))
+    again = Fingerprints.of_results(tmp_path)
+    assert again[str(path)] == first[str(path)]
+    assert read == []
+    os.utime(path, (1, 1))
+    touched = Fingerprints.of_results(tmp_path)
+    assert touched[str(path)] == first[str(path)]
+    assert read == [path]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"s.tif": 1}', '{"s.tif": [1, 2, 3]}'])
+def test_a_damaged_cache_is_ignored(tmp_path: Path, content: str) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "fingerprints.json").write_text(content)
+    (tmp_path / "s.tif").write_bytes(b"slide")
+    assert Fingerprints.of_results(tmp_path)[str(tmp_path / "s.tif")] == fingerprint(tmp_path / "s.tif")
+
+
+def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
+    assert Fingerprints.of_results(tmp_path)[str(tmp_path / "s.tif")] == "unreadable"

@@ -1,0 +1,102 @@
+"""Fingerprints of files by content, remembered by size and modification time.
+
+The workflow tracks slides and annotations by fingerprint instead of path and time: files that were moved, copied or
+touched are the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.io.atomic import write_text
+from wsi_pipeline.io.digests import canonical_json, digest_json
+
+# Files up to this size are read whole. Of larger ones, samples at even distances from the first byte to the last are
+# read: the headers and tables of offsets of a slide, and parts of its compressed pixels.
+_WHOLE_BYTES = 8 << 20
+_SAMPLES = 16
+_SAMPLE_BYTES = 1 << 16
+_THREADS = 16
+# Of files without content and of files that cannot be read, which are not the same file.
+EMPTY, UNREADABLE = "empty", "unreadable"
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the size and the content (of large files: of samples) of a file; for MIRAX, also of its data files.
+
+    An empty file is `EMPTY`. Raises `OSError` for a file that cannot be read.
+    """
+    return digest_json([*map(_sampled, _files_of(path))]) if path.stat().st_size else EMPTY
+
+
+class Fingerprints:
+    """Fingerprints of files. Those in the file `cache` are reused for files of unchanged size and time."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._found: dict[str, str] = {}
+        self._stats: dict[str, list[Any]] = {}
+        try:
+            known = json.loads(cache.read_text(encoding="utf-8"))
+            self._known = {path: (stats, sha256) for path, (stats, sha256) in known.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            # Only a cache: without it, files are read again.
+            self._known = {}
+
+    @classmethod
+    def of_results(cls, results: Path) -> Fingerprints:
+        """Those of the files that the results in a folder are computed from."""
+        return cls(results / "logs" / "fingerprints.json")
+
+    def __getitem__(self, path: str) -> str:
+        """The fingerprint of a file. One that cannot be read is `UNREADABLE`: its job reports why."""
+        if path not in self._found:
+            try:
+                self._stats[path] = [_name_size_time(file) for file in _files_of(Path(path))]
+                stats, sha256 = self._known.get(path, (None, ""))
+                self._found[path] = sha256 if stats == self._stats[path] else fingerprint(Path(path))
+            except OSError:
+                return UNREADABLE
+        return self._found[path]
+
+    def read(self, paths: Iterable[str]) -> None:
+        """Read the fingerprints of many files, several at a time."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(self.__getitem__, paths))
+
+    def save(self) -> None:
+        """Write the cache where fingerprints have changed or files were added or removed."""
+        content = {path: (self._stats[path], sha256) for path, sha256 in self._found.items()}
+        if content != self._known:
+            write_text(self._cache, canonical_json(content))
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The file itself; for MIRAX also the files in its data folder."""
+    folder = path.with_suffix("")
+    if path.suffix.lower() == ".mrxs" and folder.is_dir():
+        return [path, *sorted(file for file in folder.rglob("*") if file.is_file())]
+    return [path]
+
+
+def _name_size_time(path: Path) -> list[Any]:
+    stat = path.stat()
+    return [path.name, stat.st_size, stat.st_mtime_ns]
+
+
+def _sampled(path: Path) -> list[Any]:
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= _WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            for number in range(_SAMPLES):
+                file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return [size, digest.hexdigest()]
