@@ -25,6 +25,7 @@ from helpers.workflow import CONFIG
 
 pytestmark = [
     pytest.mark.workflow,
+    pytest.mark.slow,
     pytest.mark.skipif(
         not os.environ.get("WSI_PIPELINE_TEST_SLURM"),
         reason="no SLURM: run tests/slurm/cluster.sh up and set WSI_PIPELINE_TEST_SLURM=1",
