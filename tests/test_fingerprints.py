@@ -35,6 +35,16 @@ def test_changes_in_the_samples_of_a_large_file_are_found(tmp_path: Path, at: in
     assert fingerprint(path) != before
 
 
+def test_large_annotations_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    path.write_bytes(bytes(30 << 20))
+    before = fingerprint(path)
+    with path.open("r+b") as file:
+        file.seek(3 << 20)
+        file.write(b"\1")
+    assert fingerprint(path) != before
+
+
 def test_data_files_of_mirax_count(tmp_path: Path) -> None:
     (tmp_path / "s.mrxs").write_bytes(b"slide")
     (tmp_path / "s").mkdir()

@@ -277,6 +277,33 @@ def test_the_workflow_can_be_used_as_a_module(run: Path) -> None:
     assert re.search(r"^mine\s+1$", table, re.MULTILINE)
 
 
+def test_a_module_runs_its_checks_and_records_its_runs(run: Path) -> None:
+    page = (ROOT / "docs" / "module.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    (run / "Snakefile").write_text(example.replace("/path/to/wsi-pipeline", str(ROOT)))
+    records = run / "results" / "logs" / "runs"
+    before = set(records.iterdir())
+    config = changed(report={"title": "Other"})
+    result = snakemake(run, "--snakefile", "Snakefile", config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (record,) = set(records.iterdir()) - before
+    facts = json.loads(record.read_text())
+    assert (facts["workflow"], facts["config"]["report"]["title"]) == (str(ROOT / "workflow"), "Other")
+    assert (run / "results" / "table.txt").read_text().startswith("slide,")
+    assert "<title>Other" in (run / "results" / "report.html").read_text()
+    (run / "cohort" / "tumor-3.xml").write_text("no XML")
+    result = snakemake(run, "--snakefile", "Snakefile", config=config)
+    assert result.returncode == 1
+    partial = run / "results" / "evaluation" / "inception_v3" / "partial" / "metrics.json"
+    assert json.loads(partial.read_text())["cohort"]["complete"] is False
+    (run / "results" / "logs" / "runs" / record.name).write_text(
+        json.dumps({**facts, "started": "2999-01-01T00:00:00+00:00"})
+    )
+    result = snakemake(run, "--snakefile", "Snakefile", "--forcerun", "report", config=config)
+    assert result.returncode == 1
+    assert "Set the clock" in result.stdout + result.stderr
+
+
 def test_the_planning_benchmark_creates_the_inputs_of_all_rules() -> None:
     scale = runpy.run_path(str(ROOT / "benchmarks" / "scale.py"))
     # Four training slides with four jobs each, two test slides with six jobs each, training, calibration, evaluation,

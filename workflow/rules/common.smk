@@ -27,6 +27,9 @@ for name in ("job_summaries", "slurm_checks"):
 from job_summaries import log_summaries
 from slurm_checks import cancel_leftovers, check_slurm
 
+# The folder of this workflow, also where another workflow uses it as a module.
+WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+
 # Millions of objects of a plan live until the end: by default Python scans them for garbage again and again, a fifth
 # of the time of a plan (docs/benchmarks.md).
 if workflow.is_main_process:
@@ -132,7 +135,7 @@ def check_without_records():
     if finished and not REMOTE and not any(Path(".snakemake", "metadata").glob("*")):
         expected = Expected(SHEET, Layout(Path(RESULTS), MODEL), json.loads(expected_options()), FINGERPRINTS)
         try:
-            check_results(expected)
+            check_results(expected, before_jobs=True)
         except PipelineError as error:
             raise WorkflowError(f"Snakemake's records of these results (.snakemake) are missing, and {error}")
 
@@ -387,6 +390,8 @@ def partial_evaluation():
     for stage in ("scores", "confusion", "detections"):
         command += [f"--{stage}", f"{RESULTS}/{stage}/{MODEL}"]
     command += ["--calibration", f"{RESULTS}/calibration/{MODEL}.json"]
+    # A slide whose results are those of an earlier run counts as missing.
+    command += ["--results", RESULTS, "--expected", expected_options()]
     shell(join(command).replace("{", "{{").replace("}", "}}"))
 
 
@@ -404,7 +409,7 @@ def before_jobs():
         # The plugin gives all jobs of a run this name in SLURM, and exposes it nowhere else.
         name = workflow.scheduler._executor.run_uuid if slurm else None
         FINGERPRINTS.save()
-        record_run(Path(RESULTS), CONFIG, Path(workflow.main_snakefile).parent, name)
+        record_run(Path(RESULTS), CONFIG, WORKFLOW, name)
     except PipelineError as error:
         raise WorkflowError(str(error))
 

@@ -19,8 +19,9 @@ from wsi_pipeline.io.fingerprints import Fingerprints
 from wsi_pipeline.io.layout import SLIDE_STAGES, TEST_SLIDE_STAGES, Layout
 from wsi_pipeline.receipts.base import read_any_version
 
-# Problems that an error lists.
+# Problems and files that an error lists.
 _LISTED = 10
+_MISSING = "missing or damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +38,50 @@ class Expected:
     fingerprints: Fingerprints
 
 
-def check_results(expected: Expected) -> None:
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    slide: str
+    stage: str
+    receipt: Path
+    reason: str
+
+    @property
+    def rule(self) -> str:
+        """The rule that computes the receipt again."""
+        return "scores" if self.stage == "detect" else self.stage
+
+
+def check_results(expected: Expected, *, before_jobs: bool = False) -> None:
     """Raise `StoreError`, with slides, reasons and the command that remedies it, where results are outdated.
 
-    Missing results are not an error here.
+    Missing results are an error too, except `before_jobs`, which compute them.
     """
-    problems = list(_problems(expected))
+    problems = [one for one in _problems(expected) if not (before_jobs and one.reason == _MISSING)]
     if not problems:
         return
-    reasons = [f"slide {slide}: {path} ({reason})" for slide, path, reason in problems]
-    more = f", and {len(reasons) - _LISTED} more" if len(reasons) > _LISTED else ""
-    files = list(dict.fromkeys(str(path) for _, path, _ in problems))
+    reasons = [f"slide {one.slide}: {one.receipt} ({one.reason})" for one in problems]
+    more = f"; and {len(reasons) - _LISTED} more" if len(reasons) > _LISTED else ""
+    files = list(dict.fromkeys(str(one.receipt) for one in problems))
+    if before_jobs:
+        if len(files) > _LISTED:
+            files = list(dict.fromkeys(str(one.receipt).replace(one.slide, "*") for one in problems))
+        remedy = f"Delete these, so that they are computed again: rm {' '.join(files)}"
+    else:
+        if len(files) > _LISTED:
+            files = list(dict.fromkeys(one.rule for one in problems))
+        remedy = f"Compute them again, with the arguments of this run: snakemake --forcerun {' '.join(files)}"
     raise StoreError(
         f"{len(reasons)} results do not belong to this config and sheet: {'; '.join(reasons[:_LISTED])}{more}",
-        remedy=f"Compute them again, with the arguments of this run: snakemake --forcerun {' '.join(files)}",
+        remedy=remedy,
     )
 
 
-def _problems(expected: Expected) -> Iterator[tuple[str, Path, str]]:
+def outdated_slides(expected: Expected) -> set[str]:
+    """The slides with outdated or missing results."""
+    return {one.slide for one in _problems(expected)}
+
+
+def _problems(expected: Expected) -> Iterator[_Problem]:
     sheet, layout = expected.sheet, expected.layout
     model = _content(layout.model_json, "train")
     trained_on = {slide: sha256 for stage, slide, sha256 in (model or {}).get("patches_sha256") or ()}
@@ -62,31 +89,34 @@ def _problems(expected: Expected) -> Iterator[tuple[str, Path, str]]:
     for slide in training:
         patches = layout.of(slide).slide_file("patches.json")
         for stage, path in (*((one, layout.of(slide).receipt(one)) for one in SLIDE_STAGES), ("patches", patches)):
-            yield from ((slide, path, reason) for reason in _reasons(expected, sheet[slide], stage, path))
+            yield from _stage_problems(expected, sheet[slide], stage, path)
         drawn = _content(patches, "patches")
         if model and drawn and trained_on.get(slide) != drawn["store_sha256"]:
-            yield slide, layout.model_json, "the model was trained on other patches of this slide"
+            yield _Problem(slide, "train", layout.model_json, "the model was trained on other patches of this slide")
     for slide in sheet.of_split("test"):
         for stage in TEST_SLIDE_STAGES:
             path = layout.of(slide).receipt(stage)
-            yield from ((slide, path, reason) for reason in _reasons(expected, sheet[slide], stage, path))
+            yield from _stage_problems(expected, sheet[slide], stage, path)
             receipt = _content(path, stage) if stage not in SLIDE_STAGES else None
             if model and receipt and receipt["model_sha256"] != model["weights_sha256"]:
-                yield slide, path, "predicted by another model"
+                yield _Problem(slide, stage, path, "predicted by another model")
+
+
+def _stage_problems(expected: Expected, row: SlideRow, stage: str, path: Path) -> Iterator[_Problem]:
+    receipt = _content(path, stage)
+    reasons = [_MISSING] if receipt is None else _reasons(expected, row, stage, receipt)
+    yield from (_Problem(row.slide, stage, path, reason) for reason in reasons)
 
 
 def _content(path: Path, stage: str) -> dict[str, Any] | None:
-    """The content of a receipt, None for a missing or damaged one, which the stages that read it report."""
+    """The content of a receipt, None for a missing or damaged one."""
     try:
         return read_any_version(path, stage)
     except PipelineError:
         return None
 
 
-def _reasons(expected: Expected, row: SlideRow, stage: str, path: Path) -> Iterator[str]:
-    receipt = _content(path, stage)
-    if receipt is None:
-        return
+def _reasons(expected: Expected, row: SlideRow, stage: str, receipt: Mapping[str, Any]) -> Iterator[str]:
     if stage in expected.options:
         options = dict(expected.options[stage])
         version = options.pop("step_version")

@@ -16,9 +16,10 @@ from typing import Any
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json, digest_json
 
-# Files up to this size are read whole. Of larger ones, samples at even distances from the first byte to the last are
-# read: the headers and tables of offsets of a slide, and parts of its compressed pixels.
+# Annotations, and files up to this size, are read whole. Of larger ones, samples at even distances from the first byte
+# to the last are read: the headers and tables of offsets of a slide, and parts of its compressed pixels.
 _WHOLE_BYTES = 8 << 20
+_ANNOTATIONS = (".xml", ".json", ".geojson")
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 16
 _THREADS = 16
@@ -93,7 +94,7 @@ def _sampled(path: Path) -> list[Any]:
     size = path.stat().st_size
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        if size <= _WHOLE_BYTES:
+        if size <= _WHOLE_BYTES or path.suffix.lower() in _ANNOTATIONS:
             digest.update(file.read())
         else:
             for number in range(_SAMPLES):

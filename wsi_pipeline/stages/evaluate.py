@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -59,19 +60,32 @@ def command(
     options: Options = "{}",
 ) -> None:
     """Compute all figures over the test slides."""
-    from wsi_pipeline.evaluation.outdated_results import Expected, check_results
+    from wsi_pipeline.evaluation.outdated_results import Expected, check_results, outdated_slides
 
     loaded = load_sheet(sheet, exclude=tuple(exclude or ()), check_files=False)
     loaded.check_digest(rows)
+    outdated: set[str] = set()
     if results is not None:
         layout = Layout(results, scores.name)
-        check_results(Expected(loaded, layout, json.loads(expected), Fingerprints.of_results(results)))
+        of_this_run = Expected(loaded, layout, json.loads(expected), Fingerprints.of_results(results))
+        if allow_missing:
+            outdated = outdated_slides(of_this_run)
+        else:
+            check_results(of_this_run)
     inputs = Inputs(scores=scores, confusion=confusion, detections=detections, calibration=calibration)
-    run(loaded, inputs, Outputs(output), parse_options(EvaluateRun, options), allow_missing=allow_missing)
+    run(loaded, inputs, Outputs(output), parse_options(EvaluateRun, options), outdated, allow_missing=allow_missing)
 
 
-def run(sheet: Sheet, inputs: Inputs, outputs: Outputs, options: EvaluateRun, *, allow_missing: bool = False) -> None:
-    """Evaluate the test slides and write metrics, tables and figures.
+def run(
+    sheet: Sheet,
+    inputs: Inputs,
+    outputs: Outputs,
+    options: EvaluateRun,
+    outdated: Collection[str] = (),
+    *,
+    allow_missing: bool = False,
+) -> None:
+    """Evaluate the test slides and write metrics, tables and figures. Results of slides in `outdated` are not used.
 
     Slides that lack results are named in `metrics.json`, and `cohort.complete` is false. Then, after writing, raises
     `IncompleteError`, unless `allow_missing`.
@@ -89,7 +103,7 @@ def run(sheet: Sheet, inputs: Inputs, outputs: Outputs, options: EvaluateRun, *,
 
     folders = ResultFolders(inputs.scores, inputs.confusion, inputs.detections)
     wanted = sheet.of_split("test")
-    missing = [slide for slide in wanted if not folders.complete(slide)]
+    missing = [slide for slide in wanted if slide in outdated or not folders.complete(slide)]
     if missing:
         log.warning("without results: %s", ", ".join(missing))
     rows = [sheet[slide] for slide in wanted if slide not in set(missing)]
