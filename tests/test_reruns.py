@@ -284,6 +284,18 @@ def test_lost_records_do_not_hide_a_change(run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_copied_results_are_adopted_by_touching_them(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "copy", copy_function=shutil.copyfile))
+    shutil.rmtree(folder / ".snakemake")
+    (folder / "results" / "slides" / "normal-1" / "pyramid.json").touch()
+    assert planned(folder) != {}
+    result = snakemake(folder, "--touch", "--forceall")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert planned(folder) == {}
+    assert planned(folder, changed(heatmap={"stride_um": 20})) == PREDICTED | EVALUATION
+
+
+@pytest.mark.slow
 def test_results_of_two_configs_are_never_pooled(run: Path) -> None:
     metrics = run / "results" / "evaluation" / "inception_v3" / "metrics.json"
     before = metrics.read_bytes()
