@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def expected(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Expecte
         options = {stage: json.loads(options_json(STAGES[stage].of(config))) for stage in CHECKED}
         results = Path("results")
         layout = Layout(results, "inception_v3")
-        return Expected(load_sheet(Path("cohort/slides.tsv")), layout, options, Fingerprints.of_results(results))
+        sheet = load_sheet(Path("cohort/slides.tsv"))
+        return Expected(sheet, layout, options, ["test"], Fingerprints.of_results(results))
 
     return read
 
@@ -59,6 +61,7 @@ EDITS: list[tuple[Callable[[], object], set[str], str]] = [
     (lambda: edit("slides/tumor-2/patches.json", options={"seed": 2}), {"tumor-2"}, "seed was 2, is 1"),
     (lambda: edit("slides/tumor-2/patches.json", store_sha256="0"), {"tumor-2"}, "trained on other patches"),
     (lambda: edit_row(Path(), "tumor-1", exhaustive="no"), {"tumor-1"}, "exhaustive was True, is False"),
+    (lambda: edit_row(Path(), "normal-3", mpp="0.6"), {"normal-3"}, "mpp was 0.5, is 0.6"),
     (lambda: edit_row(Path(), "normal-3", label=""), {"normal-3"}, "label was normal, is None"),
     (lambda: edit_row(Path(), "tumor-3", annotation=""), {"tumor-3"}, "drawn from another annotation than None"),
     (lambda: append("cohort/tumor-3.xml"), {"tumor-3"}, "drawn from another annotation than cohort/tumor-3.xml"),
@@ -83,6 +86,11 @@ EDITS: list[tuple[Callable[[], object], set[str], str]] = [
 def test_results_of_a_finished_run_belong_together(expected: Callable[[], Expected]) -> None:
     check_results(expected())
     assert outdated_slides(expected()) == set()
+
+
+def test_validation_slides_are_checked_where_they_are_predicted(expected: Callable[[], Expected]) -> None:
+    # The tiny cohort predicts test slides only.
+    assert outdated_slides(replace(expected(), predicted_splits=["test", "validation"])) == {"tumor-2"}
 
 
 @pytest.mark.parametrize("number", range(len(EDITS)))

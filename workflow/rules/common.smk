@@ -121,21 +121,30 @@ def options(stage):
     return options_json(STAGES[stage].of(CONFIG))
 
 
-def expected_options():
-    """The options of all stages whose receipts the evaluation checks, as JSON by stage."""
+def expected_results():
+    """What the evaluation checks receipts for: the options of stages, and the splits that are predicted."""
     stages = ["convert", "tissue", "truth", "heatmap", "scores", "detect", "confusion"]
     if patch_slides():
         stages.append("patches")
-    return json.dumps({stage: json.loads(options(stage)) for stage in stages}, sort_keys=True)
+    return {
+        "options": {stage: json.loads(options(stage)) for stage in stages},
+        "predicted_splits": ["test", *CONFIG.evaluation.extra_predicted_splits],
+    }
+
+
+def expected_flags():
+    return ["--results", RESULTS, "--expected", json.dumps(expected_results(), sort_keys=True)]
 
 
 def check_without_records():
     """Snakemake notices no change of options where its own records are lost: check the results themselves."""
     finished = Path(RESULTS, "evaluation", MODEL, "metrics.json").is_file()
     if finished and not REMOTE and not any(Path(".snakemake", "metadata").glob("*")):
-        expected = Expected(SHEET, Layout(Path(RESULTS), MODEL), json.loads(expected_options()), FINGERPRINTS)
+        layout = Layout(Path(RESULTS), MODEL)
         try:
-            check_results(expected, before_jobs=True)
+            check_results(
+                Expected(SHEET, layout, fingerprints=FINGERPRINTS, **expected_results()), before_jobs=True
+            )
         except PipelineError as error:
             raise WorkflowError(f"Snakemake's records of these results (.snakemake) are missing, and {error}")
 
@@ -391,7 +400,7 @@ def partial_evaluation():
         command += [f"--{stage}", f"{RESULTS}/{stage}/{MODEL}"]
     command += ["--calibration", f"{RESULTS}/calibration/{MODEL}.json"]
     # A slide whose results are those of an earlier run counts as missing.
-    command += ["--results", RESULTS, "--expected", expected_options()]
+    command += expected_flags()
     shell(join(command).replace("{", "{{").replace("}", "}}"))
 
 

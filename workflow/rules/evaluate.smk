@@ -124,7 +124,7 @@ rule evaluate:
         confusion=folder_of_stage("confusion"),
         detections=folder_of_stage("detections"),
         # Files that other jobs have uploaded cannot be checked here.
-        results=[] if REMOTE else ["--results", RESULTS, "--expected", expected_options()],
+        results=[] if REMOTE else expected_flags(),
         folder=lambda wildcards, output: folder_of([output.metrics]),
     shell:
         "wsi-pipeline evaluate --sheet {params.sheet:q} --rows {params.rows} {params.exclude:q}"

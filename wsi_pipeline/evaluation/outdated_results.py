@@ -6,17 +6,18 @@ receipts instead, so that figures are never computed from results that do not be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow, is_remote
 from wsi_pipeline.config import TissueRun
-from wsi_pipeline.errors import PipelineError, StoreError
+from wsi_pipeline.errors import ConfigError, PipelineError, StoreError
 from wsi_pipeline.io.digests import digest_file
 from wsi_pipeline.io.fingerprints import Fingerprints
-from wsi_pipeline.io.layout import SLIDE_STAGES, TEST_SLIDE_STAGES, Layout
+from wsi_pipeline.io.layout import SLIDE_STAGES, Layout
 from wsi_pipeline.receipts.base import read_any_version
 
 # Problems and files that an error lists.
@@ -28,14 +29,37 @@ _MISSING = "missing or damaged"
 class Expected:
     """What the results of a run are computed from.
 
-    `options` has the options of each stage to check, by name, as JSON values with their `step_version`. Training slides
-    are checked where it has those of the stage patches.
+    `options` has the options of each stage to check, by name, as JSON values with their `step_version`. The slides that
+    the model is trained on are checked where it has those of the stage patches; slides of `predicted_splits` are those
+    that the model predicts.
     """
 
     sheet: Sheet
     layout: Layout
     options: Mapping[str, Mapping[str, Any]]
+    predicted_splits: Collection[str]
     fingerprints: Fingerprints
+
+    @classmethod
+    def parse(cls, sheet: Sheet, layout: Layout, text: str) -> Expected:
+        """From the fields `options` and `predicted_splits` as JSON. Raises `ConfigError`."""
+        try:
+            given = json.loads(text)
+            options, splits = given["options"], given["predicted_splits"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"--expected: not the options and splits of a run ({error!r})") from error
+        return cls(sheet, layout, options, splits, Fingerprints.of_results(layout.results))
+
+    def stages(self, split: str) -> list[str]:
+        """The stages that leave a receipt for each slide of a split."""
+        trained = "patches" in self.options and split in ("train", "validation")
+        predicted = split in self.predicted_splits
+        stages = [*SLIDE_STAGES] if trained or predicted else []
+        if trained:
+            stages.append("patches")
+        if predicted:
+            stages += ["heatmap", "scores", "detect"]
+        return [*stages, "confusion"] if split == "test" else stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,27 +109,20 @@ def _problems(expected: Expected) -> Iterator[_Problem]:
     sheet, layout = expected.sheet, expected.layout
     model = _content(layout.model_json, "train")
     trained_on = {slide: sha256 for stage, slide, sha256 in (model or {}).get("patches_sha256") or ()}
-    training = sheet.of_split("train", "validation") if "patches" in expected.options else []
-    for slide in training:
-        patches = layout.of(slide).slide_file("patches.json")
-        for stage, path in (*((one, layout.of(slide).receipt(one)) for one in SLIDE_STAGES), ("patches", patches)):
-            yield from _stage_problems(expected, sheet[slide], stage, path)
-        drawn = _content(patches, "patches")
-        if model and drawn and trained_on.get(slide) != drawn["store_sha256"]:
-            yield _Problem(slide, "train", layout.model_json, "the model was trained on other patches of this slide")
-    for slide in sheet.of_split("test"):
-        for stage in TEST_SLIDE_STAGES:
-            path = layout.of(slide).receipt(stage)
-            yield from _stage_problems(expected, sheet[slide], stage, path)
-            receipt = _content(path, stage) if stage not in SLIDE_STAGES else None
-            if model and receipt and receipt["model_sha256"] != model["weights_sha256"]:
-                yield _Problem(slide, stage, path, "predicted by another model")
-
-
-def _stage_problems(expected: Expected, row: SlideRow, stage: str, path: Path) -> Iterator[_Problem]:
-    receipt = _content(path, stage)
-    reasons = [_MISSING] if receipt is None else _reasons(expected, row, stage, receipt)
-    yield from (_Problem(row.slide, stage, path, reason) for reason in reasons)
+    for row in sheet.values():
+        for stage in expected.stages(row.split):
+            of_slide = layout.of(row.slide)
+            path = of_slide.slide_file("patches.json") if stage == "patches" else of_slide.receipt(stage)
+            receipt = _content(path, stage)
+            reasons = [_MISSING] if receipt is None else _reasons(expected, row, stage, receipt)
+            yield from (_Problem(row.slide, stage, path, reason) for reason in reasons)
+            if model is None or receipt is None:
+                continue
+            if receipt.get("model_sha256") not in (None, model["weights_sha256"]):
+                yield _Problem(row.slide, stage, path, "predicted by another model")
+            if stage == "patches" and trained_on.get(row.slide) != receipt["store_sha256"]:
+                reason = "the model was trained on other patches of this slide"
+                yield _Problem(row.slide, "train", layout.model_json, reason)
 
 
 def _content(path: Path, stage: str) -> dict[str, Any] | None:
@@ -130,6 +147,8 @@ def _reasons(expected: Expected, row: SlideRow, stage: str, receipt: Mapping[str
         current = expected.fingerprints[row.path]
         if receipt["source_fingerprint"] != current and Path(row.path).is_file():
             yield f"made from another file than {row.path}"
+    if stage == "convert" and row.mpp is not None and receipt["mpp"] != row.mpp:
+        yield f"mpp was {receipt['mpp']}, is {row.mpp}"
     if stage == "truth":
         for name, value in (("label", row.label), ("exhaustive", row.exhaustive)):
             if receipt[name] != value:

@@ -5,7 +5,6 @@ It sums up small files of the slides and reads no heatmap.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from wsi_pipeline.cohort.sheet import Sheet, load_sheet
 from wsi_pipeline.config import EvaluateRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.errors import IncompleteError
-from wsi_pipeline.io.fingerprints import Fingerprints
 from wsi_pipeline.io.layout import Layout
 from wsi_pipeline.stages.arguments import Calibration, DetectionsFolder, Exclude, Options, Rows, ScoresFolder, SheetArg
 
@@ -56,7 +54,9 @@ def command(
     rows: Rows = None,
     allow_missing: Annotated[bool, typer.Option(help="Exit with code 0 even if test slides have no results.")] = False,
     results: Annotated[Path | None, typer.Option(help="Results folder, whose receipts are checked first.")] = None,
-    expected: Annotated[str, typer.Option(help="Options that they must have, as JSON by stage.")] = "{}",
+    expected: Annotated[
+        str, typer.Option(help="The options by stage that they must have, and the predicted splits, as JSON.")
+    ] = "",
     options: Options = "{}",
 ) -> None:
     """Compute all figures over the test slides."""
@@ -66,8 +66,7 @@ def command(
     loaded.check_digest(rows)
     outdated: set[str] = set()
     if results is not None:
-        layout = Layout(results, scores.name)
-        of_this_run = Expected(loaded, layout, json.loads(expected), Fingerprints.of_results(results))
+        of_this_run = Expected.parse(loaded, Layout(results, scores.name), expected)
         if allow_missing:
             outdated = outdated_slides(of_this_run)
         else:
