@@ -26,6 +26,17 @@ def cohort_figures(sheet: Sheet, results: CohortResults, missing: Sequence[str],
     }
 
 
+def left_out_figures(sheet: Sheet, results: CohortResults, figures: Figures, options: EvaluateRun) -> Figures:
+    """The keys `left_out` and `slide_set` of the figures of a level.
+
+    Slides without scored positions have no part in figures of patches, those in `not_scored` none in figures of slides
+    and lesions.
+    """
+    counts = {result.row.slide: result.scores.positions for result in results.slides}
+    without_positions = [slide for slide, positions in counts.items() if not positions.normal + positions.tumor]
+    return sheet.left_out(counts.keys() - figures.get("not_scored", without_positions), options.test_set)
+
+
 def provenance_figures(results: CohortResults, options: EvaluateRun) -> Figures:
     """The key `provenance` of `metrics.json`; `inputs_sha256` is the digest of all receipts."""
     receipts = ([s.scores.as_json(), s.confusion.as_json(), s.detections.as_json()] for s in results.slides)

@@ -72,7 +72,14 @@ def command(
         else:
             check_results(of_this_run)
     inputs = Inputs(scores=scores, confusion=confusion, detections=detections, calibration=calibration)
-    run(loaded, inputs, Outputs(output), parse_options(EvaluateRun, options), outdated, allow_missing=allow_missing)
+    run(
+        loaded,
+        inputs,
+        Outputs(output),
+        parse_options(EvaluateRun, options),
+        outdated=outdated,
+        allow_missing=allow_missing,
+    )
 
 
 def run(
@@ -80,8 +87,8 @@ def run(
     inputs: Inputs,
     outputs: Outputs,
     options: EvaluateRun,
-    outdated: Collection[str] = (),
     *,
+    outdated: Collection[str] = (),
     allow_missing: bool = False,
 ) -> None:
     """Evaluate the test slides and write metrics, tables and figures. Results of slides in `outdated` are not used.
@@ -89,7 +96,7 @@ def run(
     Slides that lack results are named in `metrics.json`, and `cohort.complete` is false. Then, after writing, raises
     `IncompleteError`, unless `allow_missing`.
     """
-    from wsi_pipeline.evaluation.cohort import cohort_figures, cohort_rows, provenance_figures
+    from wsi_pipeline.evaluation.cohort import cohort_figures, cohort_rows, left_out_figures, provenance_figures
     from wsi_pipeline.evaluation.cohort_metrics import Evaluation
     from wsi_pipeline.evaluation.slide_classification import classify_slides
     from wsi_pipeline.evaluation.slide_results import ResultFolders, load_results
@@ -111,14 +118,8 @@ def run(
     evaluation = Evaluation(results, slide_scores, options)
     curves = evaluation.curves()
     metrics = evaluation.metrics()
-    complete = {row.slide for row in rows}
-    # A slide whose positions are all ignored has no part in the figures of patches.
-    without_positions = {
-        s.row.slide for s in results.slides if not s.scores.positions.normal + s.scores.positions.tumor
-    }
     for level in ("patch", "calibration", "confusion", "slide", "lesion"):
-        not_scored = metrics[level].get("not_scored", without_positions)
-        metrics[level] |= sheet.left_out(complete - set(not_scored), options.test_set)
+        metrics[level] |= left_out_figures(sheet, results, metrics[level], options)
     metrics["cohort"] = cohort_figures(sheet, results, missing, options)
     metrics["provenance"] = {
         **provenance_figures(results, options),
@@ -129,13 +130,9 @@ def run(
     for name, figure in figures.items():
         save_figure(figure, outputs.folder / f"{name}.png")
     write_text(outputs.folder / "metrics.json", canonical_json(metrics))
-    log.info(
-        "%d test slides: patch AUC %s, slide AUC %s, FROC %s",
-        len(rows),
-        format_figure(metrics["patch"], "auc"),
-        format_figure(metrics["slide"], "auc"),
-        format_figure(metrics["lesion"], "froc"),
-    )
+    main_figures = (("patch", "auc"), ("slide", "auc"), ("lesion", "froc"))
+    shown = (format_figure(metrics[level], name) for level, name in main_figures)
+    log.info("%d test slides: patch AUC %s, slide AUC %s, FROC %s", len(rows), *shown)
     if missing and not allow_missing:
         raise IncompleteError(
             f"{len(missing)} of {len(wanted)} test slides have no results: {', '.join(missing[:20])}",
