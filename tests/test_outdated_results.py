@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers.workflow import CONFIG, edit_row
+from helpers.workflow import CONFIG, edit_row, remove_row
 from wsi_pipeline.cohort.sheet import load_sheet
 from wsi_pipeline.config import STAGES
 from wsi_pipeline.config.loading import load_config, options_json
@@ -21,7 +21,9 @@ from wsi_pipeline.io.layout import Layout
 
 pytestmark = pytest.mark.workflow
 
-CHECKED = ("convert", "tissue", "truth", "patches", "heatmap", "scores", "detect", "confusion")
+SLIDES = ("convert", "tissue", "truth", "patches", "heatmap", "scores", "detect", "confusion")
+COHORT = ("train", "calibrate", "evaluate")
+EVERY = {"normal-1", "tumor-1", "tumor-2", "normal-3", "tumor-3"}
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def expected(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Expecte
     config = load_config(CONFIG)
 
     def read() -> Expected:
-        options = {stage: json.loads(options_json(STAGES[stage].of(config))) for stage in CHECKED}
+        options = {stage: json.loads(options_json(STAGES[stage].of(config))) for stage in (*SLIDES, *COHORT)}
         results = Path("results")
         layout = Layout(results, "inception_v3")
         sheet = load_sheet(Path("cohort/slides.tsv"))
@@ -59,7 +61,7 @@ EDITS: list[tuple[Callable[[], object], set[str], str]] = [
     (lambda: edit("slides/normal-3/tissue.json", options={"mpp": 4.0}), {"normal-3"}, "mpp was 4.0, is 8.0"),
     (lambda: edit_row(Path(), "normal-3", tissue_threshold="30"), {"normal-3"}, "threshold was None, is 30"),
     (lambda: edit("slides/tumor-2/patches.json", options={"seed": 2}), {"tumor-2"}, "seed was 2, is 1"),
-    (lambda: edit("slides/tumor-2/patches.json", store_sha256="0"), {"tumor-2"}, "trained on other patches"),
+    (lambda: edit("slides/tumor-2/patches.json", store_sha256="0"), EVERY, "trained on other patches of slide tumor-2"),
     (lambda: edit_row(Path(), "tumor-1", exhaustive="no"), {"tumor-1"}, "exhaustive was True, is False"),
     (lambda: edit_row(Path(), "normal-3", mpp="0.6"), {"normal-3"}, "mpp was 0.5, is 0.6"),
     (lambda: edit_row(Path(), "normal-3", label=""), {"normal-3"}, "label was normal, is None"),
@@ -73,6 +75,9 @@ EDITS: list[tuple[Callable[[], object], set[str], str]] = [
     ),
     (lambda: edit("scores/inception_v3/tumor-3.json", model_sha256="0"), {"tumor-3"}, "predicted by another model"),
     (lambda: edit("model/inception_v3/model.json", weights_sha256="0"), {"normal-3", "tumor-3"}, "another model"),
+    (lambda: edit("model/inception_v3/model.json", options={"max_steps": 9}), EVERY, "max_steps was 9, is 4"),
+    (lambda: edit("calibration/inception_v3.json", options={"operating_point": {}}), EVERY, "operating_point was {}"),
+    (lambda: remove_row(Path(), "normal-1"), EVERY - {"normal-1"}, "trained with normal-1, which is no training slide"),
     (lambda: edit("detections/inception_v3/normal-3.json", options={"itc_um": 1.0}), {"normal-3"}, "itc_um was 1.0"),
     (
         lambda: edit("confusion/inception_v3/normal-3.json", options={"label_rule": "area_fraction"}),
@@ -93,6 +98,23 @@ def test_validation_slides_are_checked_where_they_are_predicted(expected: Callab
     assert outdated_slides(replace(expected(), predicted_splits=["test", "validation"])) == {"tumor-2"}
 
 
+def test_a_model_that_was_trained_on_a_test_slide_is_refused(expected: Callable[[], Expected]) -> None:
+    edit_row(Path(), "normal-1", split="test")
+    for check in (check_results, outdated_slides):
+        with pytest.raises(StoreError, match=r"slide normal-1: in the split test, but the model .* was trained on it"):
+            check(expected())
+
+
+def test_figures_of_other_options_or_rows_are_found_before_jobs(expected: Callable[[], Expected]) -> None:
+    check_results(expected(), before_jobs=True)
+    options = {**expected().options, "evaluate": {**expected().options["evaluate"], "seed": 9}}
+    with pytest.raises(StoreError, match=r"metrics.json \(computed for other options or another sheet\)"):
+        check_results(replace(expected(), options=options), before_jobs=True)
+    edit_row(Path(), "normal-3", centre="south")
+    with pytest.raises(StoreError, match=r"computed again: rm results/evaluation/inception_v3/metrics.json$"):
+        check_results(expected(), before_jobs=True)
+
+
 @pytest.mark.parametrize("number", range(len(EDITS)))
 def test_each_kind_of_outdated_result_is_named(expected: Callable[[], Expected], number: int) -> None:
     change, slides, reason = EDITS[number]
@@ -102,5 +124,5 @@ def test_each_kind_of_outdated_result_is_named(expected: Callable[[], Expected],
         check_results(expected())
     message = str(caught.value)
     assert reason in message
-    assert all(f"slide {slide}: results/" in message for slide in slides)
+    assert slides >= EVERY - {"normal-1"} or all(f"slide {slide}: results/" in message for slide in slides)
     assert "snakemake --forcerun results/" in message

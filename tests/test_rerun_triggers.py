@@ -21,7 +21,12 @@ UNTRACKED = {"input", "output", "threads", "resources"}
 # Where results lie: neither changes what a job computes.
 LOCATIONS = {"RESULTS", "REMOTE", "MODELS", "KEEP"}
 # Paths of files whose content is tracked by another parameter of the rule: a fingerprint, or a digest of the rows.
-PATHS = {"source_path": "fingerprint", "annotation_flags": "fingerprint", "sheet_path": "rows or flags"}
+PATHS = {
+    "batch_flags": "slides_of_batch",
+    "source_path": "fingerprint",
+    "annotation_flags": "fingerprint",
+    "sheet_path": "rows or flags",
+}
 
 LIST_PARAMS = """
 include: SNAKEFILE

@@ -1,6 +1,7 @@
 # Config and sheet, checked before any job starts, and the helper functions of the rules.
 import gc
 import json
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from wsi_pipeline.io.digests import digest_json
 from wsi_pipeline.io.fingerprints import Fingerprints
 from wsi_pipeline.io.layout import Layout
 from wsi_pipeline.provenance.run_record import check_clock, read_runs, record_run
+from wsi_pipeline.provenance.snakemake_metadata import has_record
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.models import PredictReceipt
 from wsi_pipeline.cohort.sheet import is_remote, load_sheet
@@ -106,8 +108,46 @@ pathvars:
     logs=f"{RESULTS}/logs",
 
 
+@cache
+def batches(model):
+    """The slides of each batch that a model predicts, by the name of the batch.
+
+    The batches of finished jobs stay as they are, also where a slide has left the sheet, as long as its files are
+    there. So new slides are predicted in batches of their own.
+    """
+    # A model of an earlier round predicts the training slides, to draw hard negatives.
+    names = sorted(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
+    found = {}
+    for path in [] if REMOTE else sorted(Path(RESULTS, "predictions", model).glob("*.json")):
+        try:
+            slides = read_receipt(path, PredictReceipt).slides
+        except PipelineError:
+            # Damaged, or of an earlier version: its slides are predicted in new batches.
+            continue
+        if set(slides) & set(names) and all(slide in SHEET or can_be_predicted(slide) for slide in slides):
+            found[path.stem] = slides
+    placed = {slide for slides in found.values() for slide in slides}
+    waiting = [slide for slide in names if slide not in placed]
+    for start in range(0, len(waiting), CONFIG.heatmap.slides_per_job):
+        slides = waiting[start : start + CONFIG.heatmap.slides_per_job]
+        found[digest_json(slides)[:12]] = slides
+    return found
+
+
+def can_be_predicted(slide):
+    names = ("pyramid.json", "pyramid.ome.zarr", "tissue.json", "tissue.ome.zarr")
+    return all(Path(RESULTS, "slides", slide, name).exists() for name in names)
+
+
+def batched_slides_without_row():
+    batched = {slide for model in MODELS for slides in batches(model).values() for slide in slides}
+    return sorted(batched - SHEET.keys())
+
+
 wildcard_constraints:
-    slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    # Files of slides that have left the sheet, but not their batch, come from no rule.
+    slide="".join(rf"(?!{re.escape(slide)}(?![A-Za-z0-9._-]))" for slide in batched_slides_without_row())
+    + r"[A-Za-z0-9][A-Za-z0-9._-]*",
     model=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     batch=r"[0-9a-f]{12}",
 
@@ -123,9 +163,19 @@ def options(stage):
 
 def expected_results():
     """What the evaluation checks receipts for: the options of stages, and the splits that are predicted."""
-    stages = ["convert", "tissue", "truth", "heatmap", "scores", "detect", "confusion"]
+    stages = [
+        "convert",
+        "tissue",
+        "truth",
+        "heatmap",
+        "scores",
+        "detect",
+        "confusion",
+        "calibrate",
+        "evaluate",
+    ]
     if patch_slides():
-        stages.append("patches")
+        stages += ["patches", "train"]
     return {
         "options": {stage: json.loads(options(stage)) for stage in stages},
         "predicted_splits": ["test", *CONFIG.evaluation.extra_predicted_splits],
@@ -138,9 +188,9 @@ def expected_flags():
 
 def check_without_records():
     """Snakemake notices no change of options where its own records are lost: check the results themselves."""
-    finished = Path(RESULTS, "evaluation", MODEL, "metrics.json").is_file()
-    if finished and not REMOTE and not any(Path(".snakemake", "metadata").glob("*")):
-        layout = Layout(Path(RESULTS), MODEL)
+    layout = Layout(Path(RESULTS), MODEL)
+    metrics = f"{RESULTS}/evaluation/{MODEL}/metrics.json"
+    if Path(metrics).is_file() and not REMOTE and not has_record(Path(".snakemake"), metrics):
         try:
             check_results(
                 Expected(SHEET, layout, fingerprints=FINGERPRINTS, **expected_results()), before_jobs=True
@@ -295,32 +345,6 @@ def weights_of_the_round_before(wildcards):
 def taken_model_json(wildcards):
     beside = Path(CONFIG.training.weights).with_name("model.json")
     return [local(str(beside))] if beside.is_file() else []
-
-
-@cache
-def batches(model):
-    """The slides of each batch that a model predicts, by the name of the batch.
-
-    The batches of finished jobs stay as they are, also where a slide has left the sheet, so that new slides are
-    predicted in batches of their own.
-    """
-    # A model of an earlier round predicts the training slides, to draw hard negatives.
-    names = sorted(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
-    found = {}
-    for path in [] if REMOTE else sorted(Path(RESULTS, "predictions", model).glob("*.json")):
-        try:
-            slides = read_receipt(path, PredictReceipt).slides
-        except PipelineError:
-            # Damaged, or of an earlier version: its slides are predicted in new batches.
-            continue
-        if set(slides) & set(names):
-            found[path.stem] = slides
-    placed = {slide for slides in found.values() for slide in slides}
-    waiting = [slide for slide in names if slide not in placed]
-    for start in range(0, len(waiting), CONFIG.heatmap.slides_per_job):
-        slides = waiting[start : start + CONFIG.heatmap.slides_per_job]
-        found[digest_json(slides)[:12]] = slides
-    return found
 
 
 @cache

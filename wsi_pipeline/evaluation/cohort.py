@@ -37,13 +37,15 @@ def left_out_figures(sheet: Sheet, results: CohortResults, figures: Figures, opt
     return sheet.left_out(counts.keys() - figures.get("not_scored", without_positions), options.test_set)
 
 
-def provenance_figures(results: CohortResults, options: EvaluateRun) -> Figures:
+def provenance_figures(sheet: Sheet, results: CohortResults, options: EvaluateRun) -> Figures:
     """The key `provenance` of `metrics.json`; `inputs_sha256` is the digest of all receipts."""
     receipts = ([s.scores.as_json(), s.confusion.as_json(), s.detections.as_json()] for s in results.slides)
     return {
         "wsi_pipeline": __version__,
         "step_version": EvaluateRun.step_version,
         "model_sha256": results.model,
+        "options_sha256": digest_json(options.model_dump(mode="json")),
+        "sheet_sha256": sheet.digest(),
         "inputs_sha256": digest_json([results.chosen and results.chosen.as_json(), *receipts]),
         "seed": options.seed,
     }

@@ -15,7 +15,7 @@ from typing import Any
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow, is_remote
 from wsi_pipeline.config import TissueRun
 from wsi_pipeline.errors import ConfigError, PipelineError, StoreError
-from wsi_pipeline.io.digests import digest_file
+from wsi_pipeline.io.digests import digest_file, digest_json
 from wsi_pipeline.io.fingerprints import Fingerprints
 from wsi_pipeline.io.layout import SLIDE_STAGES, Layout
 from wsi_pipeline.receipts.base import read_any_version
@@ -64,10 +64,16 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    slide: str
+    """An outdated result; `slide` is None for one of the whole cohort."""
+
+    slide: str | None
     stage: str
     receipt: Path
     reason: str
+
+    def __str__(self) -> str:
+        slide = "" if self.slide is None else f"slide {self.slide}: "
+        return f"{slide}{self.receipt} ({self.reason})"
 
     @property
     def rule(self) -> str:
@@ -80,35 +86,85 @@ def check_results(expected: Expected, *, before_jobs: bool = False) -> None:
 
     Missing results are an error too, except `before_jobs`, which compute them.
     """
-    problems = [one for one in _problems(expected) if not (before_jobs and one.reason == _MISSING)]
+    _check_leakage(expected)
+    problems = list(_problems(expected))
+    if before_jobs:
+        problems = [one for one in problems if one.reason != _MISSING] + list(_figure_problems(expected))
     if not problems:
         return
-    reasons = [f"slide {one.slide}: {one.receipt} ({one.reason})" for one in problems]
-    more = f"; and {len(reasons) - _LISTED} more" if len(reasons) > _LISTED else ""
+    more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
     files = list(dict.fromkeys(str(one.receipt) for one in problems))
     if before_jobs:
         if len(files) > _LISTED:
-            files = list(dict.fromkeys(str(one.receipt).replace(one.slide, "*") for one in problems))
+            files = list(dict.fromkeys(str(one.receipt).replace(one.slide or "*", "*") for one in problems))
         remedy = f"Delete these, so that they are computed again: rm {' '.join(files)}"
     else:
         if len(files) > _LISTED:
             files = list(dict.fromkeys(one.rule for one in problems))
         remedy = f"Compute them again, with the arguments of this run: snakemake --forcerun {' '.join(files)}"
     raise StoreError(
-        f"{len(reasons)} results do not belong to this config and sheet: {'; '.join(reasons[:_LISTED])}{more}",
+        f"{len(problems)} results do not belong to this config and sheet: "
+        f"{'; '.join(map(str, problems[:_LISTED]))}{more}",
         remedy=remedy,
     )
 
 
 def outdated_slides(expected: Expected) -> set[str]:
-    """The slides with outdated or missing results."""
-    return {one.slide for one in _problems(expected)}
+    """The slides with outdated or missing results: all of them where the model or the operating point is outdated."""
+    _check_leakage(expected)
+    slides = {one.slide for one in _problems(expected)}
+    return {*expected.sheet} if None in slides else {slide for slide in slides if slide is not None}
+
+
+def _trained_on(model: Mapping[str, Any] | None) -> dict[str, str]:
+    """Digests of the patches that a model was trained on, by slide; without hard negatives of the same slides."""
+    return {slide: sha256 for stage, slide, sha256 in (model or {}).get("patches_sha256") or () if stage == "patches"}
+
+
+def _check_leakage(expected: Expected) -> None:
+    """Raise `StoreError` where the model was trained on test slides."""
+    trained_on = _trained_on(_content(expected.layout.model_json, "train"))
+    leaked = [slide for slide in expected.sheet.of_split("test") if slide in trained_on]
+    if leaked:
+        raise StoreError(
+            f"slide {', '.join(leaked[:_LISTED])}: in the split test, but the model {expected.layout.model_json} was "
+            "trained on it",
+            remedy="Move it back to its split, put it in cohort.exclude, or delete the model to train another",
+        )
+
+
+def _figure_problems(expected: Expected) -> Iterator[_Problem]:
+    """The figures, where they are of other options or another sheet."""
+    path = expected.layout.evaluation / "metrics.json"
+    try:
+        computed_from = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+    except (OSError, ValueError, KeyError, TypeError):
+        computed_from = {}
+    options = dict(expected.options["evaluate"])
+    current = {"step_version": options.pop("step_version"), "sheet_sha256": expected.sheet.digest()}
+    current |= {"options_sha256": digest_json(options)}
+    if path.is_file() and any(computed_from.get(name) != value for name, value in current.items()):
+        yield _Problem(None, "evaluate", path, "computed for other options or another sheet")
+
+
+def _cohort_problems(expected: Expected, model: Mapping[str, Any] | None) -> Iterator[_Problem]:
+    """The model and the operating point."""
+    layout = expected.layout
+    for stage, path in (("train", layout.model_json), ("calibrate", layout.calibration)):
+        if stage in expected.options:
+            receipt = _content(path, stage)
+            reasons = [_MISSING] if receipt is None else _option_reasons(expected.options[stage], receipt)
+            yield from (_Problem(None, stage, path, reason) for reason in reasons)
+    if model is not None and "train" in expected.options:
+        for slide in _trained_on(model).keys() - {*expected.sheet.of_split("train", "validation")}:
+            yield _Problem(None, "train", layout.model_json, f"trained with {slide}, which is no training slide")
 
 
 def _problems(expected: Expected) -> Iterator[_Problem]:
     sheet, layout = expected.sheet, expected.layout
     model = _content(layout.model_json, "train")
-    trained_on = {slide: sha256 for stage, slide, sha256 in (model or {}).get("patches_sha256") or ()}
+    trained_on = _trained_on(model)
+    yield from _cohort_problems(expected, model)
     for row in sheet.values():
         for stage in expected.stages(row.split):
             of_slide = layout.of(row.slide)
@@ -121,8 +177,7 @@ def _problems(expected: Expected) -> Iterator[_Problem]:
             if receipt.get("model_sha256") not in (None, model["weights_sha256"]):
                 yield _Problem(row.slide, stage, path, "predicted by another model")
             if stage == "patches" and trained_on.get(row.slide) != receipt["store_sha256"]:
-                reason = "the model was trained on other patches of this slide"
-                yield _Problem(row.slide, "train", layout.model_json, reason)
+                yield _Problem(None, "train", layout.model_json, f"trained on other patches of slide {row.slide}")
 
 
 def _content(path: Path, stage: str) -> dict[str, Any] | None:
@@ -139,21 +194,27 @@ def _reasons(expected: Expected, row: SlideRow, stage: str, receipt: Mapping[str
         version = options.pop("step_version")
         if stage == "tissue":
             options = row.tissue_options(TissueRun(**options)).model_dump(mode="json")
-        found = {"step_version": receipt["step_version"], **receipt["options"]}
-        for name, value in {"step_version": version, **options}.items():
-            if found.get(name) != value:
-                yield f"{name} was {found.get(name)}, is {value}"
+        yield from _option_reasons({"step_version": version, **options}, receipt)
     if stage == "convert" and not is_remote(row.path):
         current = expected.fingerprints[row.path]
         if receipt["source_fingerprint"] != current and Path(row.path).is_file():
             yield f"made from another file than {row.path}"
-    if stage == "convert" and row.mpp is not None and receipt["mpp"] != row.mpp:
-        yield f"mpp was {receipt['mpp']}, is {row.mpp}"
+    if stage == "convert":
+        given = receipt["mpp"] if receipt["mpp_source"] == "sheet" else None
+        if given != row.mpp:
+            yield f"mpp was {given}, is {row.mpp}"
     if stage == "truth":
         for name, value in (("label", row.label), ("exhaustive", row.exhaustive)):
             if receipt[name] != value:
                 yield f"{name} was {receipt[name]}, is {value}"
         yield from _annotation_reasons(row.annotation, receipt["annotation_sha256"])
+
+
+def _option_reasons(options: Mapping[str, Any], receipt: Mapping[str, Any]) -> Iterator[str]:
+    found = {"step_version": receipt["step_version"], **(receipt.get("options") or {})}
+    for name, value in options.items():
+        if found.get(name) != value:
+            yield f"{name} was {found.get(name)}, is {value}"
 
 
 def _annotation_reasons(annotation: str | None, drawn_from: str | None) -> Iterator[str]:

@@ -80,13 +80,24 @@ def job_of_output(state: Path, output: str) -> Job | None:
 
     Reads one file, where `finished_jobs` reads all.
     """
-    metadata = state / "metadata"
-    name = base64.urlsafe_b64encode(output.encode()).decode()
     try:
-        longest = os.pathconf(metadata, "PC_NAME_MAX") - 1
-        *folders, last = (name[start : start + longest] for start in range(0, len(name), longest))
-        path = metadata.joinpath(*(f"@{folder}" for folder in folders), last)
-        record = _finished(json.loads(path.read_text("utf-8")))
+        record = _finished(json.loads(_record_path(state, output).read_text("utf-8")))
     except (OSError, ValueError):
         return None
     return None if record is None else _job([(output, record)])
+
+
+def has_record(state: Path, output: str) -> bool:
+    """Whether Snakemake has a record of `output`."""
+    try:
+        return any(_record_path(state, path).is_file() for path in {output, os.path.normpath(output)})
+    except OSError:
+        return False
+
+
+def _record_path(state: Path, output: str) -> Path:
+    metadata = state / "metadata"
+    name = base64.urlsafe_b64encode(output.encode()).decode()
+    longest = os.pathconf(metadata, "PC_NAME_MAX") - 1
+    *folders, last = (name[start : start + longest] for start in range(0, len(name), longest))
+    return metadata.joinpath(*(f"@{folder}" for folder in folders), last)

@@ -122,7 +122,7 @@ def run(
         metrics[level] |= left_out_figures(sheet, results, metrics[level], options)
     metrics["cohort"] = cohort_figures(sheet, results, missing, options)
     metrics["provenance"] = {
-        **provenance_figures(results, options),
+        **provenance_figures(sheet, results, options),
         "tables_sha256": write_tables(outputs.folder, evaluation_tables(evaluation, curves)),
     }
     metrics["schema_version"] = SCHEMA_VERSION
