@@ -251,6 +251,20 @@ def test_an_option_reruns_the_same_with_several_slides_per_job(batched_run: Path
     assert planned(batched_run, config) == jobs | ({"predict": 1} if "heatmap" in jobs else {})
 
 
+@pytest.mark.slow
+def test_a_batch_with_a_removed_slide_is_predicted_again(batched_run: Path) -> None:
+    remove_row(batched_run, "normal-3")
+    config = changed(heatmap={"slides_per_job": 2, "stride_um": 20})
+    jobs = {"predict": 1, "heatmap": 1, "scores": 1, "confusion": 1, **EVALUATION}
+    assert planned(batched_run, config) == jobs
+    # The rest of the batch is a new one where the results of the removed slide are gone.
+    shutil.rmtree(batched_run / "results" / "slides" / "normal-3")
+    assert planned(batched_run, config) == jobs
+    result = snakemake(batched_run, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert planned(batched_run, config) == {}
+
+
 def test_a_file_in_two_splits_is_refused(run: Path) -> None:
     (run / "cohort" / "link.tif").symlink_to(run / "cohort" / "normal-1.tif")
     (run / "cohort" / "copy.tif").write_bytes((run / "cohort" / "normal-1.tif").read_bytes())
