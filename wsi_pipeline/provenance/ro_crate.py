@@ -341,7 +341,7 @@ class _Graph:
             "instrument": {"@id": "#wsi-pipeline"},
             "startTime": _time(job.started),
             "endTime": _time(job.ended),
-            "object": _refs([*filter(None, map(self._id, job.inputs)), *self._sources_of(results)]),
+            "object": _refs(dict.fromkeys([*filter(None, map(self._id, job.inputs)), *self._sources_of(results)])),
             "result": _refs(results),
         }
 
