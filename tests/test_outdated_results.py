@@ -23,6 +23,7 @@ pytestmark = pytest.mark.workflow
 
 SLIDES = ("convert", "tissue", "truth", "patches", "heatmap", "scores", "detect", "confusion")
 COHORT = ("train", "calibrate", "evaluate")
+STAGE_OF = {"pyramid": "convert", "truth": "truth", "patches": "patches"}
 EVERY = {"normal-1", "tumor-1", "tumor-2", "normal-3", "tumor-3"}
 
 
@@ -100,9 +101,15 @@ def test_validation_slides_are_checked_where_they_are_predicted(expected: Callab
 
 def test_a_model_that_was_trained_on_a_test_slide_is_refused(expected: Callable[[], Expected]) -> None:
     edit_row(Path(), "normal-1", split="test")
-    for check in (check_results, outdated_slides):
-        with pytest.raises(StoreError, match=r"slide normal-1: in the split test, but the model .* was trained on it"):
-            check(expected())
+    with pytest.raises(StoreError, match=r"slide normal-1: in the split test, but the model .* was trained on it"):
+        check_results(expected())
+    assert outdated_slides(expected()) == EVERY
+
+
+def test_receipts_of_an_earlier_version_may_lack_fields(expected: Callable[[], Expected]) -> None:
+    for name in ("slides/normal-3/pyramid.json", "slides/normal-3/truth.json", "slides/tumor-2/patches.json"):
+        (Path("results") / name).write_text(json.dumps({"stage": STAGE_OF[Path(name).stem], "step_version": 1}))
+    assert outdated_slides(expected()) == {"normal-3", "tumor-2"}
 
 
 def test_figures_of_other_options_or_rows_are_found_before_jobs(expected: Callable[[], Expected]) -> None:

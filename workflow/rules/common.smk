@@ -1,25 +1,16 @@
 # Config and sheet, checked before any job starts, and the helper functions of the rules.
 import gc
-import json
-import re
 import sys
 from functools import cache
 from pathlib import Path
-from shlex import join, quote
+from shlex import quote
 
 from snakemake.utils import validate
 
 from wsi_pipeline.config import STAGES, TissueRun
 from wsi_pipeline.config.loading import load_config, options_json
 from wsi_pipeline.errors import PipelineError
-from wsi_pipeline.evaluation.outdated_results import Expected, check_results
-from wsi_pipeline.io.digests import digest_json
 from wsi_pipeline.io.fingerprints import Fingerprints
-from wsi_pipeline.io.layout import Layout
-from wsi_pipeline.provenance.run_record import check_clock, read_runs, record_run
-from wsi_pipeline.provenance.snakemake_metadata import has_record
-from wsi_pipeline.receipts.base import read_receipt
-from wsi_pipeline.receipts.models import PredictReceipt
 from wsi_pipeline.cohort.sheet import is_remote, load_sheet
 
 # Modules that depend on Snakemake or SLURM; the package depends on neither. `source_path` also resolves them where
@@ -27,10 +18,6 @@ from wsi_pipeline.cohort.sheet import is_remote, load_sheet
 for name in ("job_summaries", "slurm_checks"):
     sys.path.insert(0, str(Path(workflow.source_path(f"../lib/{name}.py")).parent))
 from job_summaries import log_summaries
-from slurm_checks import cancel_leftovers, check_slurm
-
-# The folder of this workflow, also where another workflow uses it as a module.
-WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 
 # Millions of objects of a plan live until the end: by default Python scans them for garbage again and again, a fifth
 # of the time of a plan (docs/benchmarks.md).
@@ -45,11 +32,8 @@ try:
     FINGERPRINTS = Fingerprints.of_results(Path(CONFIG.results))
     # Jobs of a cluster, each of which parses the workflow again, need those of their own slide only.
     if workflow.is_main_process:
-        slides = [row.path for row in SHEET.values() if not is_remote(row.path)]
-        annotations = [
-            row.annotation for row in SHEET.values() if row.annotation and not is_remote(row.annotation)
-        ]
-        FINGERPRINTS.read([*slides, *annotations])
+        annotations = [row.annotation for row in SHEET.values() if row.annotation]
+        FINGERPRINTS.read(path for path in annotations if not is_remote(path))
         SHEET.check_splits(FINGERPRINTS)
 except PipelineError as error:
     raise WorkflowError(str(error))
@@ -108,50 +92,6 @@ pathvars:
     logs=f"{RESULTS}/logs",
 
 
-@cache
-def batches(model):
-    """The slides of each batch that a model predicts, by the name of the batch.
-
-    The batches of finished jobs stay as they are, also where a slide has left the sheet, as long as its files are
-    there. So new slides are predicted in batches of their own.
-    """
-    # A model of an earlier round predicts the training slides, to draw hard negatives.
-    names = sorted(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
-    found = {}
-    for path in [] if REMOTE else sorted(Path(RESULTS, "predictions", model).glob("*.json")):
-        try:
-            slides = read_receipt(path, PredictReceipt).slides
-        except PipelineError:
-            # Damaged, or of an earlier version: its slides are predicted in new batches.
-            continue
-        if set(slides) & set(names) and all(slide in SHEET or can_be_predicted(slide) for slide in slides):
-            found[path.stem] = slides
-    placed = {slide for slides in found.values() for slide in slides}
-    waiting = [slide for slide in names if slide not in placed]
-    for start in range(0, len(waiting), CONFIG.heatmap.slides_per_job):
-        slides = waiting[start : start + CONFIG.heatmap.slides_per_job]
-        found[digest_json(slides)[:12]] = slides
-    return found
-
-
-def can_be_predicted(slide):
-    names = ("pyramid.json", "pyramid.ome.zarr", "tissue.json", "tissue.ome.zarr")
-    return all(Path(RESULTS, "slides", slide, name).exists() for name in names)
-
-
-def batched_slides_without_row():
-    batched = {slide for model in MODELS for slides in batches(model).values() for slide in slides}
-    return sorted(batched - SHEET.keys())
-
-
-wildcard_constraints:
-    # Files of slides that have left the sheet, but not their batch, come from no rule.
-    slide="".join(rf"(?!{re.escape(slide)}(?![A-Za-z0-9._-]))" for slide in batched_slides_without_row())
-    + r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    model=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    batch=r"[0-9a-f]{12}",
-
-
 KEEP = CONFIG.pyramid.keep
 # The store for pictures of whole slides: the coarse levels alone where pyramids are temporary.
 OVERVIEW = f"<results>/slides/{{slide}}/{'pyramid' if KEEP else 'overview'}.ome.zarr"
@@ -159,44 +99,6 @@ OVERVIEW = f"<results>/slides/{{slide}}/{'pyramid' if KEEP else 'overview'}.ome.
 
 def options(stage):
     return options_json(STAGES[stage].of(CONFIG))
-
-
-def expected_results():
-    """What the evaluation checks receipts for: the options of stages, and the splits that are predicted."""
-    stages = [
-        "convert",
-        "tissue",
-        "truth",
-        "heatmap",
-        "scores",
-        "detect",
-        "confusion",
-        "calibrate",
-        "evaluate",
-    ]
-    if patch_slides():
-        stages += ["patches", "train"]
-    return {
-        "options": {stage: json.loads(options(stage)) for stage in stages},
-        "predicted_splits": ["test", *CONFIG.evaluation.extra_predicted_splits],
-    }
-
-
-def expected_flags():
-    return ["--results", RESULTS, "--expected", json.dumps(expected_results(), sort_keys=True)]
-
-
-def check_without_records():
-    """Snakemake notices no change of options where its own records are lost: check the results themselves."""
-    layout = Layout(Path(RESULTS), MODEL)
-    metrics = f"{RESULTS}/evaluation/{MODEL}/metrics.json"
-    if Path(metrics).is_file() and not REMOTE and not has_record(Path(".snakemake"), metrics):
-        try:
-            check_results(
-                Expected(SHEET, layout, fingerprints=FINGERPRINTS, **expected_results()), before_jobs=True
-            )
-        except PipelineError as error:
-            raise WorkflowError(f"Snakemake's records of these results (.snakemake) are missing, and {error}")
 
 
 def tissue_options(wildcards):
@@ -347,27 +249,6 @@ def taken_model_json(wildcards):
     return [local(str(beside))] if beside.is_file() else []
 
 
-@cache
-def batch_by_slide(model):
-    return {slide: batch for batch, slides in batches(model).items() for slide in slides}
-
-
-def batch_slides(wildcards):
-    return batches(wildcards.model)[wildcards.batch]
-
-
-def of_batch(name):
-    """Input function: a file of each slide of a batch."""
-    return lambda wildcards: expand(f"{RESULTS}/slides/{{slide}}/{name}", slide=batch_slides(wildcards))
-
-
-def batch_of_slide(wildcards):
-    """The predictions of a slide's batch; nothing where the rule heatmap predicts its slide itself."""
-    if CONFIG.heatmap.slides_per_job == 1 or wildcards.slide not in batch_by_slide(wildcards.model):
-        return []
-    return [f"{RESULTS}/predictions/{wildcards.model}/{batch_by_slide(wildcards.model)[wildcards.slide]}"]
-
-
 def patch_slides():
     """Slides that patches are drawn from."""
     return [] if CONFIG.training.weights or FROZEN else TRAINING + VALIDATION
@@ -411,41 +292,3 @@ def calibrate_flags():
     if not CHOSEN_ON:
         return []
     return [f"--rows={SHEET.digest('validation')}", *excluded("validation")]
-
-
-def partial_evaluation():
-    """After a failure, evaluate the slides that are complete, in a folder of their own and marked incomplete."""
-    if REMOTE:
-        return
-    folder = f"{RESULTS}/evaluation/{MODEL}/partial"
-    command = ["wsi-pipeline", "evaluate", "--allow-missing", *EXCLUDE]
-    command += ["--sheet", CONFIG.cohort.slides, "--output", folder, "--options", options("evaluate")]
-    for stage in ("scores", "confusion", "detections"):
-        command += [f"--{stage}", f"{RESULTS}/{stage}/{MODEL}"]
-    command += ["--calibration", f"{RESULTS}/calibration/{MODEL}.json"]
-    # A slide whose results are those of an earlier run counts as missing.
-    command += expected_flags()
-    shell(join(command).replace("{", "{{").replace("}", "}}"))
-
-
-def before_jobs():
-    """Check clock and cluster before hundreds of jobs fail on them, and record the run beside its results."""
-    slurm = workflow.executor_plugin.name == "slurm"
-    try:
-        runs = read_runs(Path(RESULTS))
-        check_clock(runs)
-        if slurm:
-            jobs = {job.rule.name: job for job in workflow.dag.needrun_jobs() if not job.is_local}
-            partitions = {rule: job.resources.get("slurm_partition") for rule, job in jobs.items()}
-            check_slurm({rule: name for rule, name in partitions.items() if isinstance(name, str)})
-            cancel_leftovers(runs)
-        # The plugin gives all jobs of a run this name in SLURM, and exposes it nowhere else.
-        name = workflow.scheduler._executor.run_uuid if slurm else None
-        FINGERPRINTS.save()
-        record_run(Path(RESULTS), CONFIG, WORKFLOW, name)
-    except PipelineError as error:
-        raise WorkflowError(str(error))
-
-
-if workflow.is_main_process:
-    check_without_records()

@@ -85,6 +85,7 @@ class Sheet(dict[str, SlideRow]):
 
     def check_splits(self, fingerprints: Fingerprints) -> None:
         """Raise `SheetError` where a slide occurs in two splits, as one file or as copies."""
+        fingerprints.read(row.path for row in self.values() if not is_remote(row.path))
         found: dict[str, SlideRow] = {}
         for row in self.values():
             content = row.path if is_remote(row.path) else fingerprints[row.path]

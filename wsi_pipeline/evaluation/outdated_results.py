@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow, is_remote
-from wsi_pipeline.config import TissueRun
+from wsi_pipeline.config import STAGES, TissueRun
 from wsi_pipeline.errors import ConfigError, PipelineError, StoreError
 from wsi_pipeline.io.digests import digest_file, digest_json
 from wsi_pipeline.io.fingerprints import Fingerprints
@@ -86,7 +86,13 @@ def check_results(expected: Expected, *, before_jobs: bool = False) -> None:
 
     Missing results are an error too, except `before_jobs`, which compute them.
     """
-    _check_leakage(expected)
+    leaked = _leaked(expected)
+    if leaked:
+        raise StoreError(
+            f"slide {', '.join(leaked[:_LISTED])}: in the split test, but the model {expected.layout.model_json} was "
+            "trained on it",
+            remedy="Move it back to its split, put it in cohort.exclude, or delete the model to train another",
+        )
     problems = list(_problems(expected))
     if before_jobs:
         problems = [one for one in problems if one.reason != _MISSING] + list(_figure_problems(expected))
@@ -111,9 +117,9 @@ def check_results(expected: Expected, *, before_jobs: bool = False) -> None:
 
 def outdated_slides(expected: Expected) -> set[str]:
     """The slides with outdated or missing results: all of them where the model or the operating point is outdated."""
-    _check_leakage(expected)
     slides = {one.slide for one in _problems(expected)}
-    return {*expected.sheet} if None in slides else {slide for slide in slides if slide is not None}
+    everything = None in slides or _leaked(expected)
+    return {*expected.sheet} if everything else {slide for slide in slides if slide is not None}
 
 
 def _trained_on(model: Mapping[str, Any] | None) -> dict[str, str]:
@@ -121,16 +127,10 @@ def _trained_on(model: Mapping[str, Any] | None) -> dict[str, str]:
     return {slide: sha256 for stage, slide, sha256 in (model or {}).get("patches_sha256") or () if stage == "patches"}
 
 
-def _check_leakage(expected: Expected) -> None:
-    """Raise `StoreError` where the model was trained on test slides."""
+def _leaked(expected: Expected) -> list[str]:
+    """Test slides that the model was trained on."""
     trained_on = _trained_on(_content(expected.layout.model_json, "train"))
-    leaked = [slide for slide in expected.sheet.of_split("test") if slide in trained_on]
-    if leaked:
-        raise StoreError(
-            f"slide {', '.join(leaked[:_LISTED])}: in the split test, but the model {expected.layout.model_json} was "
-            "trained on it",
-            remedy="Move it back to its split, put it in cohort.exclude, or delete the model to train another",
-        )
+    return [slide for slide in expected.sheet.of_split("test") if slide in trained_on]
 
 
 def _figure_problems(expected: Expected) -> Iterator[_Problem]:
@@ -172,9 +172,9 @@ def _problems(expected: Expected) -> Iterator[_Problem]:
             receipt = _content(path, stage)
             reasons = [_MISSING] if receipt is None else _reasons(expected, row, stage, receipt)
             yield from (_Problem(row.slide, stage, path, reason) for reason in reasons)
-            if model is None or receipt is None:
+            if model is None or receipt is None or receipt.get("step_version") != STAGES[stage].step_version:
                 continue
-            if receipt.get("model_sha256") not in (None, model["weights_sha256"]):
+            if receipt.get("model_sha256") not in (None, model.get("weights_sha256")):
                 yield _Problem(row.slide, stage, path, "predicted by another model")
             if stage == "patches" and trained_on.get(row.slide) != receipt["store_sha256"]:
                 yield _Problem(None, "train", layout.model_json, f"trained on other patches of slide {row.slide}")
@@ -189,6 +189,10 @@ def _content(path: Path, stage: str) -> dict[str, Any] | None:
 
 
 def _reasons(expected: Expected, row: SlideRow, stage: str, receipt: Mapping[str, Any]) -> Iterator[str]:
+    if receipt.get("step_version") != STAGES[stage].step_version:
+        # Its fields may be others.
+        yield f"step_version was {receipt.get('step_version')}, is {STAGES[stage].step_version}"
+        return
     if stage in expected.options:
         options = dict(expected.options[stage])
         version = options.pop("step_version")
@@ -211,7 +215,7 @@ def _reasons(expected: Expected, row: SlideRow, stage: str, receipt: Mapping[str
 
 
 def _option_reasons(options: Mapping[str, Any], receipt: Mapping[str, Any]) -> Iterator[str]:
-    found = {"step_version": receipt["step_version"], **(receipt.get("options") or {})}
+    found = {"step_version": receipt.get("step_version"), **(receipt.get("options") or {})}
     for name, value in options.items():
         if found.get(name) != value:
             yield f"{name} was {found.get(name)}, is {value}"
