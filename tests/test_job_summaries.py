@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -27,10 +26,8 @@ def test_the_last_line_with_text_is_found(tmp_path: Path, text: str, found: str)
 
 
 @pytest.mark.workflow
-def test_snakemake_prints_the_summary_of_each_job(finished: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder, symlinks=True)
-    result = snakemake(folder, "--quiet", "rules", "--forcerun", "scores", "--until", "scores")
+def test_snakemake_prints_the_summary_of_each_job(run: Path) -> None:
+    result = snakemake(run, "--quiet", "rules", "--forcerun", "scores", "--until", "scores")
     assert result.returncode == 0, result.stderr
     summaries = [line for line in result.stderr.splitlines() if line.startswith("scores: ")]
     assert [line.split(": ")[1] for line in sorted(summaries)] == ["normal-3", "tumor-3"]

@@ -26,14 +26,12 @@ BY = "https://creativecommons.org/licenses/by/4.0/"
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished run, whose run record names the folder of the copy."""
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder, copy_function=shutil.copy2, symlinks=True)
-    for path in (folder / "results" / "logs" / "runs").iterdir():
-        path.write_text(path.read_text().replace(str(finished), str(folder)))
-    monkeypatch.chdir(folder)
-    return folder
+    for path in (run / "results" / "logs" / "runs").iterdir():
+        path.write_text(path.read_text().replace(str(finished), str(run)))
+    monkeypatch.chdir(run)
+    return run
 
 
 def crate(run: Path, **options: Any) -> dict[str, dict[str, Any]]:
