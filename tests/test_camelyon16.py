@@ -98,6 +98,7 @@ def test_the_sheet_has_all_399_slides(tmp_path: Path) -> None:
 
 
 @needs_data
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_a_dry_run_plans_all_slides(tmp_path: Path) -> None:
     data = tmp_path / "CAMELYON16"

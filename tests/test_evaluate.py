@@ -61,6 +61,7 @@ def test_slide_scores_may_be_the_mean_of_the_top_share(scored: Path, tmp_path: P
     assert metrics["slide"]["score"] == "mean of the highest 20 % of the heatmap"
 
 
+@pytest.mark.slow
 def test_the_forest_is_not_fitted_on_test_slides(tissue_slide: Path, tmp_path: Path) -> None:
     # Tumour slides have one large area, normal ones as many scattered high scores: the maximum does not separate them.
     rng = np.random.default_rng(5)
@@ -179,6 +180,7 @@ def test_macro_average_centres_and_calibration(scored: Path, tmp_path: Path) -> 
     assert (tmp_path / "reliability.png").stat().st_size > 3000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rendered_figures")
 def test_figures_are_reproducible_as_png_and_pdf(scored: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):

@@ -27,8 +27,8 @@ def test_the_last_line_with_text_is_found(tmp_path: Path, text: str, found: str)
 
 @pytest.mark.workflow
 def test_snakemake_prints_the_summary_of_each_job(run: Path) -> None:
-    result = snakemake(run, "--quiet", "rules", "--forcerun", "scores", "--until", "scores")
+    result = snakemake(run, "--quiet", "rules", "--forcerun", "patches", "--until", "patches")
     assert result.returncode == 0, result.stderr
-    summaries = [line for line in result.stderr.splitlines() if line.startswith("scores: ")]
-    assert [line.split(": ")[1] for line in sorted(summaries)] == ["normal-3", "tumor-3"]
-    assert all("detections, " in line for line in summaries)
+    summaries = [line for line in result.stderr.splitlines() if line.startswith("patches: ")]
+    assert [line.split(": ")[1] for line in sorted(summaries)] == ["normal-1", "tumor-1", "tumor-2"]
+    assert all("tumour patches of " in line for line in summaries)

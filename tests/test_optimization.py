@@ -140,6 +140,7 @@ def test_the_auxiliary_head_learns_and_is_not_saved(tmp_path: Path) -> None:
     assert made.selected_state().keys() == InceptionV3(2).state_dict().keys()
 
 
+@pytest.mark.slow
 @needs_bfloat16
 def test_bfloat16_trains_float32_weights_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     options = {"max_steps": 4, "validate_every": 1, "average_decay": 0.9}

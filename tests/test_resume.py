@@ -94,10 +94,8 @@ def test_training_stopped_once_and_killed_five_times_gives_the_same_weights(
     assert_same(tmp_path, whole)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGUSR1, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGINT))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_training_after_a_checkpoint(cohort: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = training.start(cohort, tmp_path, "--checkpoint-minutes", "60", **OPTIONS)
     log = []

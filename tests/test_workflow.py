@@ -278,6 +278,7 @@ def test_the_workflow_can_be_used_as_a_module(run: Path) -> None:
     assert re.search(r"^mine\s+1$", table, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_module_runs_its_checks_and_records_its_runs(run: Path) -> None:
     page = (ROOT / "docs" / "module.md").read_text()
     example = page.split("```python\n")[1].split("```")[0]
@@ -305,6 +306,7 @@ def test_a_module_runs_its_checks_and_records_its_runs(run: Path) -> None:
     assert "Set the clock" in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_the_planning_benchmark_creates_the_inputs_of_all_rules() -> None:
     scale = runpy.run_path(str(ROOT / "benchmarks" / "scale.py"))
     # Four training slides with four jobs each, two test slides with six jobs each, training, calibration, evaluation,
