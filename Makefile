@@ -62,7 +62,7 @@ generated: setup data/demo/slides.tsv
 lock:
 	rm -rf $(VENV).lock && $(PYTHON) -m venv $(VENV).lock
 	$(VENV).lock/bin/python -m pip install --quiet torch==2.13.0
-	$(VENV).lock/bin/python -m pip install --quiet '.[s3,slurm,dev]'
+	$(VENV).lock/bin/python -m pip install --quiet '.[excel,s3,slurm,dev]'
 	{ sed -n '/^#/p' requirements.lock; $(VENV).lock/bin/python -m pip freeze --exclude pip --exclude setuptools \
 		--exclude wsi-pipeline | sed 's/^torch==\([0-9.]*\).*/torch==\1/'; } > requirements.new
 	mv requirements.new requirements.lock && rm -rf $(VENV).lock

@@ -74,11 +74,45 @@ def write_other_slide(source: Path, path: Path) -> Path:
     return path
 
 
-def test_a_file_in_two_splits_is_refused(tmp_path: Path) -> None:
+def test_plan_makes_the_checks_of_the_workflow(tmp_path: Path) -> None:
     source = write_tiff(tmp_path / "s.tif", tissue_picture())
-    sheet = write_sheet(tmp_path, ("s1", str(source), "validation", "", ""), ("s2", str(source), "test", "", ""))
-    result = CliRunner().invoke(app, ["plan", str(sheet)])
-    assert str(result.exception).startswith(f"slides s1 (validation: {source}) and s2 (test: {source}) are the same")
+    outline = write_asap(tmp_path / "a.xml", [("Tumor", square(300, 300, 200))])
+    sheet = tmp_path / "slides.tsv"
+    rows = [("s1", "train", "normal", ""), ("s2", "test", "normal", ""), ("s3", "train", "normal", str(outline))]
+    lines = [
+        "slide\tpath\tsplit\tlabel\tannotation\texhaustiv",
+        *(f"{s}\t{source}\t{p}\t{n}\t{a}" for s, p, n, a in rows),
+    ]
+    sheet.write_text("\n".join(lines))
+    config = tmp_path / "config.yaml"
+    config.write_text("evaluation: {operating_point: {rule: youden}}\npatches: {mpp: 0.5, size_px: 96}\n")
+    code, text = run_plan(sheet, "--config", config)
+    assert code == 2
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 4
+    assert f"error: slides s1 (train: {source}) and s2 (test: {source}) are the same file" in errors[0]
+    assert "the sheet has no validation slide" in errors[1]
+    assert "the sheet has no tumour training slide" in errors[2]
+    assert "slide s3" in errors[3]
+    assert "outlines tumour, but the sheet's label is normal" in errors[3]
+    warnings = [line for line in text.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "exhaustiv is ignored" in warnings[0]
+
+
+def test_a_file_twice_in_a_split_is_a_warning_and_a_frozen_model_needs_no_training_slides(tmp_path: Path) -> None:
+    source = write_tiff(tmp_path / "s.tif", tissue_picture())
+    sheet = write_sheet(tmp_path, ("s1", str(source), "test", "", ""), ("s2", str(source), "test", "", ""))
+    config = tmp_path / "config.yaml"
+    results = f"results: {tmp_path}/results\npatches: {{mpp: 0.5, size_px: 96}}\ntraining: {{retrain: frozen}}\n"
+    config.write_text(results)
+    assert run_plan(sheet, "--config", config)[0] == 2
+    model = tmp_path / "results" / "model" / "inception_v3"
+    model.mkdir(parents=True)
+    (model / "model.json").touch()
+    code, text = run_plan(sheet, "--config", config)
+    assert code == 0, text
+    assert f"warning: slides s1 (test: {source}) and s2 (test: {source}) are the same file" in text
 
 
 def test_plan_describes_a_valid_cohort(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from wsi_pipeline.cohort.sheet import COLUMNS, Sheet, SlideRow, load_sheet
 from wsi_pipeline.config import TissueRun
 from wsi_pipeline.errors import ConfigError, SheetError
+from wsi_pipeline.io.fingerprints import Fingerprints
 
 HEAD = "slide\tpath\tsplit\tlabel\tannotation\texhaustive\tpatient\tmpp\n"
 
@@ -47,17 +48,69 @@ def test_an_annotation_implies_tumor_and_overrides_reach_the_options(tmp_path: P
         (HEAD + "x\t@a.tif\ttesting\n", "split 'testing' is not one of train, validation, test"),
         (HEAD + "x\t@a.tif\ttest\t\t\t\t\t1000\n", "mpp '1000' is not a number from 0.05 to 50"),
         (HEAD + "x\t@a.tif\ttest\t\t\t\t\tabc\n", "mpp 'abc'"),
-        (HEAD + "x\t@a.tif\ttest\t\t\t\t\t\t\t\t\n", "cells, but 8 columns"),
-        ("slide\tpath\tsplit\tlable\n", "unknown column 'lable' (did you mean label?)"),
-        ("slide,path,split\n", "no column slide, path, split"),
+        (HEAD + "x\t@a.tif\ttest\t\t\t\t\t\tnote\n", "row 2 (x): 9 cells, but 8 columns"),
+        ("slide|path|split\n", "no column slide, path, split. The first row names the columns"),
+        ("slide\tpaht\tsplit\n", "no column path (is it paht?)"),
+        ("slide\tpath\tsplit\tSplit\n", "the column split occurs twice"),
+        ("slide\tpath\tsplit\nx\ts3://b/{x}.tif\ttest\n", "s3://b/{x}.tif: braces"),
         (HEAD, "the sheet has no slides"),
-        ("# only a comment\n", "the sheet is empty"),
+        ("# only a comment\n", "no column slide, path, split"),
     ],
 )
 def test_mistakes_name_the_row(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SheetError) as caught:
         load_sheet(sheet_of(tmp_path, text))
     assert message in str(caught.value)
+
+
+def test_all_mistakes_of_a_sheet_are_named_at_once_each_in_a_line(tmp_path: Path) -> None:
+    rows = "x\t@none.tif\ttesting\t\t\t\t\t1000\n" + "x\t@a.tif\ttest\n" + "y z\t@b.tif\ttrain\n"
+    with pytest.raises(SheetError) as caught:
+        load_sheet(sheet_of(tmp_path, HEAD + rows))
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ", 1)[0].removeprefix(f"{tmp_path}/slides.tsv, ") for line in lines] == [
+        *["row 2 (x)"] * 3,
+        "row 3 (x)",
+        *["row 4 (y z)"] * 2,
+    ]
+    many = HEAD + "".join(f"x{number}\t@none.tif\ttest\n" for number in range(500))
+    with pytest.raises(SheetError) as caught:
+        load_sheet(sheet_of(tmp_path, many))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "480 more mistakes in the slide sheet"
+
+
+def test_columns_are_found_in_any_case_and_others_are_ignored(tmp_path: Path) -> None:
+    text = "Slide\tPATH\t Split\tTissue Threshold\tComments\t\t\nx\t@a.tif\tTest\t30,5\tfaded, old\t\t\n"
+    sheet = load_sheet(sheet_of(tmp_path, text))
+    assert sheet == {"x": SlideRow("x", f"{tmp_path}/a.tif", "test", tissue_threshold=30.5)}
+    assert sheet.warnings == []
+
+
+def test_an_ignored_column_with_nearly_the_name_of_another_is_told(tmp_path: Path) -> None:
+    sheet = load_sheet(sheet_of(tmp_path, "slide\tpath\tsplit\tlable\tpatient\tpatients\nx\t@a.tif\ttest\n"))
+    assert sheet.warnings == [
+        f"{tmp_path}/slides.tsv: the column lable is ignored. Rename it if it is meant to be label"
+    ]
+
+
+def test_files_of_excluded_slides_may_be_missing(tmp_path: Path) -> None:
+    path = sheet_of(tmp_path, HEAD + "x1\t@none.tif\ttest\nx2\t@b.tif\ttest\n")
+    assert list(load_sheet(path, exclude=("x1",))) == ["x2"]
+
+
+def test_a_file_twice_in_a_split_is_told_and_in_two_splits_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.tif").write_text("slide")
+    (tmp_path / "d.tif").write_text("slide")
+    rows = {
+        name: SlideRow(name, str(tmp_path / f"{name}.tif"), split) for name, split in (("c", "test"), ("d", "test"))
+    }
+    (warning,) = Sheet(rows).check_splits(Fingerprints(tmp_path / "cache.json"))
+    assert warning.startswith(f"slides c (test: {tmp_path}/c.tif) and d (test: {tmp_path}/d.tif) are the same file")
+    rows["d"] = SlideRow("d", rows["d"].path, "train")
+    with pytest.raises(SheetError, match=r"are the same file\. Keep each slide in one split"):
+        Sheet(rows).check_splits(Fingerprints(tmp_path / "cache.json"))
 
 
 def test_a_missing_sheet_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from openpyxl import Workbook
 
 from helpers.paths import DATA, ROOT, needs_data
 from helpers.slides import tissue_picture, write_tiff
@@ -28,6 +29,7 @@ from helpers.workflow import (
     snakemake,
 )
 from wsi_pipeline.io.digests import digest_file, digest_tree
+from wsi_pipeline.provenance.run_record import last_run
 
 pytestmark = pytest.mark.workflow
 
@@ -246,6 +248,26 @@ def test_mistakes_are_found_before_any_job(
     assert message in result.stdout + result.stderr
     assert "Traceback (most recent call last)" not in result.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_an_excel_sheet_and_a_folder_with_braces_change_no_result(run: Path) -> None:
+    rows = [line.split("\t") for line in (run / "cohort" / "slides.tsv").read_text().splitlines()[1:]]
+    column = rows[0].index("path")
+    folder = run / "cohort" / "{A 1}"
+    folder.mkdir()
+    for row in rows[1:]:
+        row[column] = str(Path(run / row[column]).rename(folder / Path(row[column]).name))
+    book = Workbook()
+    for row in rows:
+        book.worksheets[0].append(row)
+    book.save(run / "cohort" / "slides.xlsx")
+    config = changed(cohort={"slides": "cohort/slides.xlsx"})
+    assert planned(run, config) == {}
+    result = snakemake(run, "--forcerun", "convert", "evaluation_manifest", config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    record = last_run(run / "results")
+    assert record is not None
+    assert record["sheet"]["text"].splitlines()[0].split("\t") == rows[0]
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 
     PipelineError              a user can correct it: one line, exit code 2
     ├── ConfigError            a key or value of the config, or an option
-    ├── SheetError             a row of the slide sheet
+    ├── SheetError             rows of the slide sheet: one line each
     ├── SlideError             a slide file
     ├── AnnotationError        an annotation file
     ├── StoreError             a store or a receipt that an earlier stage wrote
@@ -17,7 +17,12 @@ Any other exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
+
+# A wrong folder in all paths of a sheet would hide other mistakes among thousands of lines.
+_SHOWN_MISTAKES = 20
 
 
 class PipelineError(Exception):
@@ -33,7 +38,17 @@ class ConfigError(PipelineError):
 
 
 class SheetError(PipelineError):
-    """A row of the slide sheet is wrong."""
+    """The slide sheet is wrong; one line for each mistake."""
+
+    @classmethod
+    def of(cls, mistakes: Sequence[SheetError]) -> Self:
+        """All mistakes of a sheet as one error; of many mistakes the first ones."""
+        lines = [str(mistake) for mistake in mistakes[:_SHOWN_MISTAKES]]
+        if len(mistakes) > len(lines):
+            lines.append(f"{len(mistakes) - len(lines)} more mistakes in the slide sheet")
+        combined = cls("")
+        combined.args = ("\n".join(lines),)
+        return combined
 
 
 class SlideFileError(PipelineError):

@@ -11,6 +11,7 @@ from wsi_pipeline.config import STAGES, TissueRun
 from wsi_pipeline.config.loading import load_config, options_json
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.io.fingerprints import Fingerprints
+from wsi_pipeline.io.layout import keeps_model
 from wsi_pipeline.cohort.sheet import is_remote, load_sheet
 
 # Modules that depend on Snakemake or SLURM; the package depends on neither. `source_path` also resolves them where
@@ -34,7 +35,8 @@ try:
     if workflow.is_main_process:
         annotations = [row.annotation for row in SHEET.values() if row.annotation]
         FINGERPRINTS.read(path for path in annotations if not is_remote(path))
-        SHEET.check_splits(FINGERPRINTS)
+        for warning in [*SHEET.warnings, *SHEET.check_splits(FINGERPRINTS)]:
+            logger.warning(warning)
 except PipelineError as error:
     raise WorkflowError(str(error))
 # Skipped inside the jobs of a cluster, each of which parses the workflow again.
@@ -66,8 +68,7 @@ if REMOTE and CONFIG.training.retrain == "frozen":
         "training.retrain: frozen looks for the model in a folder, and these results lie elsewhere. "
         "Name its weights.safetensors in training.weights"
     )
-# An existing model is kept whatever has changed.
-FROZEN = CONFIG.training.retrain == "frozen" and Path(RESULTS, "model", MODEL, "model.json").is_file()
+FROZEN = keeps_model(CONFIG)
 EXCLUDE = [f"--exclude={slide}" for slide in CONFIG.cohort.exclude]
 SYNTHETIC = "--synthetic" if CONFIG.cohort.synthetic else "--no-synthetic"
 IMAGENET = CONFIG.training.weights_file or "resources/inception_v3_google-0cc3c7bd.pth"

@@ -45,7 +45,8 @@ def main() -> None:
     try:
         app()
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if not is_out_of_space(error):

@@ -38,11 +38,9 @@ def plan(
     from wsi_pipeline.cohort.estimate import estimate_cohort, format_estimate
     from wsi_pipeline.cohort.sheet import load_sheet
     from wsi_pipeline.config.loading import load_config, read_yaml
-    from wsi_pipeline.io.fingerprints import Fingerprints
 
     loaded = load_config({} if config is None else read_yaml(config))
     slides = load_sheet(sheet, exclude=loaded.cohort.exclude, check_files=False)
-    slides.check_splits(Fingerprints.of_results(Path(loaded.results)))
     found = estimate_cohort(slides, loaded, threads)
     _print_and_write(format_estimate(found, rate), found.as_json(), output)
     if any(problem.error for problem in found.problems):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ import numpy as np
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow, is_remote
 from wsi_pipeline.config import Config, TissueRun
-from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
+from wsi_pipeline.errors import AnnotationError, PipelineError, SheetError, SlideError
 from wsi_pipeline.geometry import Box, Grid, Size
+from wsi_pipeline.io.fingerprints import Fingerprints
+from wsi_pipeline.io.layout import keeps_model
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
+from wsi_pipeline.masks.truth import check_label
 from wsi_pipeline.progress_bar import track
 from wsi_pipeline.pyramid.codecs import chunk_codec
 from wsi_pipeline.pyramid.level_plan import level_scales, level_sizes, passthrough_page
@@ -67,9 +71,12 @@ class SlideEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem with a slide, as one line with a remedy; `error` is False for a warning, which does not stop a run."""
+    """A problem as one line with a remedy; `error` is False for a warning, which does not stop a run.
 
-    slide: str
+    `slide` is None for a problem of the sheet as a whole.
+    """
+
+    slide: str | None
     text: str
     error: bool
 
@@ -89,12 +96,31 @@ class CohortEstimate:
 
 
 def estimate_cohort(sheet: Sheet, config: Config, threads: int = 1) -> CohortEstimate:
-    """Estimate the cost of each slide of a sheet, with `threads` slides at a time."""
+    """Estimate the cost of each slide of a sheet, with `threads` slides at a time.
+
+    The checks are those of the workflow: what it refuses is an error here.
+    """
     with ThreadPoolExecutor(threads) as pool:
         results = list(track(pool.map(lambda row: _inspect(row, config), sheet.values()), "slides", len(sheet)))
     plans = [plan for plan, _ in results if plan is not None]
-    problems = [problem for _, found in results for problem in found]
+    problems = [*_sheet_problems(sheet, config), *(problem for _, found in results for problem in found)]
     return CohortEstimate(plans, problems, ("test", *config.evaluation.extra_predicted_splits), config.pyramid.keep)
+
+
+def _sheet_problems(sheet: Sheet, config: Config) -> Iterator[Problem]:
+    def check_splits() -> None:
+        found.extend(sheet.check_splits(Fingerprints.of_results(Path(config.results))))
+
+    found = list(sheet.warnings)
+    checks: list[Callable[[], None]] = [check_splits, partial(sheet.check_evaluation, config.evaluation)]
+    if not (config.training.weights or keeps_model(config)):
+        checks.append(sheet.check_training)
+    for check in checks:
+        try:
+            check()
+        except SheetError as error:
+            yield from (Problem(None, line, error=True) for line in str(error).splitlines())
+    yield from (Problem(None, line, error=False) for line in found)
 
 
 def _inspect(row: SlideRow, config: Config) -> tuple[SlideEstimate | None, list[Problem]]:
@@ -132,7 +158,9 @@ def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> 
     if row.annotation is None or is_remote(row.annotation):
         return
     try:
-        read_annotation(row.slide, Path(row.annotation), config.truth, source.metadata.levels[0])
+        path = Path(row.annotation)
+        regions = read_annotation(row.slide, path, config.truth, source.metadata.levels[0])
+        check_label(row.slide, path, row.label, regions)
     except AnnotationError as error:
         yield Problem(row.slide, str(error), error=True)
 

@@ -1,20 +1,22 @@
-"""The slide sheet: a TSV file with a row for each slide.
+"""The slide sheet: a table with a row for each slide, as text or as an Excel workbook (`cohort/tables.py`).
 
 Required columns: `slide, path, split`. Optional: `label, annotation, exhaustive, patient, centre,
-mpp, tissue_method, tissue_threshold, excluded_from`. An empty cell and an omitted column mean "unknown".
-Lines that start with `#` are comments. Paths are relative to the working directory, or s3:// URLs.
+mpp, tissue_method, tissue_threshold, excluded_from`. An empty cell and an omitted column mean "unknown"; other columns
+are ignored. Paths are relative to the working directory, or s3:// URLs.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from wsi_pipeline.cohort.tables import read_table
 from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueRun
 from wsi_pipeline.config.base import MPP_RANGE
 from wsi_pipeline.config.loading import validate
@@ -25,6 +27,9 @@ from wsi_pipeline.io.fingerprints import EMPTY, UNREADABLE, Fingerprints
 REMOTE = "s3://"
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("slide", "path", "split")
+TISSUE_METHODS: tuple[str, ...] = get_args(TissueRun.model_fields["method"].annotation)
+# Similarity of an unknown column to a known one (difflib) from which it looks misspelt: lable, exhaustiv, center.
+_SIMILAR = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,14 @@ COLUMNS = tuple(field.name for field in fields(SlideRow))
 class Sheet(dict[str, SlideRow]):
     """Rows by slide id; `excluded` holds the rows that the config excludes.
 
-    Both are sorted by slide id, so that no result depends on the order of the file's lines.
+    Both are sorted by slide id, so that no result depends on the order of the file's lines. `warnings` are about the
+    file, one line each.
     """
 
     def __init__(self, rows: Mapping[str, SlideRow] | None = None) -> None:
         super().__init__(sorted((rows or {}).items()))
         self.excluded = dict[str, SlideRow]()
+        self.warnings = list[str]()
 
     def of_split(self, *splits: str) -> list[str]:
         """Ids of the slides of these splits, sorted."""
@@ -83,21 +90,30 @@ class Sheet(dict[str, SlideRow]):
         names = [name for name in sorted(sets) if sets[name] == missing]
         return {"left_out": sorted(missing), "slide_set": names[0] if names else None if missing else whole}
 
-    def check_splits(self, fingerprints: Fingerprints) -> None:
-        """Raise `SheetError` where a slide occurs in two splits, as one file or as copies."""
+    def check_splits(self, fingerprints: Fingerprints) -> list[str]:
+        """Raise `SheetError` where a slide occurs in two splits, as one file or as copies.
+
+        Returns a warning for each slide that occurs twice in one split.
+        """
         fingerprints.read(row.path for row in self.values() if not is_remote(row.path))
         found: dict[str, SlideRow] = {}
+        mistakes, repeated = list[SheetError](), list[str]()
         for row in self.values():
             content = row.path if is_remote(row.path) else fingerprints[row.path]
             if content in (EMPTY, UNREADABLE):
                 continue
             first = found.setdefault(content, row)
+            problem = (
+                f"slides {first.slide} ({first.split}: {first.path}) and {row.slide} ({row.split}: {row.path}) are "
+                "the same file"
+            )
             if first.split != row.split:
-                raise SheetError(
-                    f"slides {first.slide} ({first.split}: {first.path}) and {row.slide} ({row.split}: {row.path}) are "
-                    "the same file",
-                    remedy="Keep each slide in one split",
-                )
+                mistakes.append(SheetError(problem, remedy="Keep each slide in one split"))
+            elif first is not row:
+                repeated.append(f"{problem}, which then counts twice. Delete one of the rows")
+        if mistakes:
+            raise SheetError.of(mistakes)
+        return repeated
 
     def check_training(self) -> None:
         """Raise `SheetError` where no model can be trained on these slides."""
@@ -141,33 +157,40 @@ class Sheet(dict[str, SlideRow]):
 
 
 def load_sheet(path: Path, *, exclude: tuple[str, ...] = (), check_files: bool = True) -> Sheet:
-    """Read and check a sheet. Raises `SheetError`, naming the row of the first mistake.
+    """Read and check a sheet. Raises `SheetError`, with a line for each mistake that names its row.
 
-    Slides in `exclude` are checked like the others and then moved to `excluded`. With `check_files` each slide and
-    annotation must exist. Raises `ConfigError` for an unknown slide in `exclude`.
+    Slides in `exclude` are moved to `excluded`. With `check_files` each slide and annotation of the others must exist.
+    Raises `ConfigError` for an unknown slide in `exclude`.
     """
+    table = read_table(path, COLUMNS)
+    mistakes = _Mistakes(str(path))
+    _check_header(table.header, mistakes)
     rows: dict[str, SlideRow] = {}
     patients: dict[str, SlideRow] = {}
-    for number, cells in _rows(path):
-        where = f"{path}, row {number} ({cells['slide'] or 'no slide id'})"
-        row = _parse(cells, where)
-        if row.slide in rows:
-            raise SheetError(f"{where}: the slide id occurs twice", remedy="Give each slide its own id")
+    for number, values in table.rows if not mistakes.found else ():
+        cells = {name: value for name, value in zip_longest(table.header, values, fillvalue="") if name}
+        mistakes.where = f"{path}, row {number} ({cells['slide'] or 'no slide id'})"
+        named = sum(bool(name) for name in table.header)
+        if any(value and not name for name, value in zip_longest(table.header, values, fillvalue="")):
+            mistakes.add(f"{len(values)} cells, but {named} columns", "Check the separators, and name each column")
+        row = _parse(cells, mistakes)
+        if row.slide and row.slide in rows:
+            mistakes.add("the slide id occurs twice", "Give each slide its own id")
         other = patients.setdefault(row.patient, row) if row.patient else row
-        if other.split != row.split:
-            raise SheetError(
-                f"{where}: patient {row.patient} is in the splits {other.split} (slide {other.slide}) and {row.split}",
-                remedy="Keep all slides of a patient in one split",
+        if other.split and row.split and other.split != row.split:
+            mistakes.add(
+                f"patient {row.patient} is in the splits {other.split} (slide {other.slide}) and {row.split}",
+                "Keep all slides of a patient in one split",
             )
-        if check_files:
-            _check_files(row, where)
+        if check_files and row.slide not in exclude:
+            _check_files(row, mistakes)
         rows[row.slide] = row
-    if not rows:
-        raise SheetError(
-            f"{path}: the sheet has no slides",
-            remedy="Add a row for each slide; config/README.md describes the columns",
-        )
+    if not rows and not mistakes.found:
+        mistakes.add("the sheet has no slides", "Add a row for each slide; config/README.md describes the columns")
+    if mistakes.found:
+        raise SheetError.of(mistakes.found)
     sheet = Sheet(rows)
+    sheet.warnings = [*table.warnings, *_misspelt_columns(path, table.header)]
     for slide in sorted(set(exclude)):
         if slide not in sheet:
             near = difflib.get_close_matches(slide, sheet, n=1)
@@ -177,103 +200,106 @@ def load_sheet(path: Path, *, exclude: tuple[str, ...] = (), check_files: bool =
     return sheet
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SheetError(
-            f"{path}: the slide sheet cannot be read ({error})", remedy="Set cohort.slides in the config"
-        ) from error
-    lines = [
-        (number, line)
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.startswith("#")
-    ]
-    if not lines:
-        raise SheetError(f"{path}: the sheet is empty", remedy=f"It starts with the columns {', '.join(REQUIRED)}")
-    reader = csv.reader((line for _, line in lines), delimiter="\t")
-    header = [name.strip() for name in next(reader)]
-    _check_header(path, header)
-    for (number, _), values in zip(lines[1:], reader, strict=True):
-        if len(values) > len(header):
-            raise SheetError(f"{path}, row {number}: {len(values)} cells, but {len(header)} columns")
-        cells = dict.fromkeys(COLUMNS, "")
-        cells.update({name: value.strip() for name, value in zip(header, values, strict=False)})
-        yield number, cells
+class _Mistakes:
+    """The mistakes of a sheet; `where` begins each of their texts."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.found: list[SheetError] = []
+
+    def add(self, problem: str, remedy: str) -> None:
+        self.found.append(SheetError(f"{self.where}: {problem}", remedy=remedy))
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(header: list[str], mistakes: _Mistakes) -> None:
     missing = [name for name in REQUIRED if name not in header]
     if missing:
-        raise SheetError(
-            f"{path}: no column {', '.join(missing)}",
-            remedy="Columns are separated by tabs and named in the first row",
+        near = [close for name in missing for close in difflib.get_close_matches(name, set(header) - {*COLUMNS}, n=1)]
+        hint = f" (is it {', '.join(near)}?)" if near else ""
+        mistakes.add(
+            f"no column {', '.join(missing)}{hint}",
+            "The first row names the columns, with tabs, commas or semicolons between them; of a workbook the first "
+            "worksheet is read",
         )
+    for name, count in Counter(filter(None, header)).items():
+        if count > 1:
+            mistakes.add(f"the column {name} occurs twice", "Delete or rename one of them")
+
+
+def _misspelt_columns(path: Path, header: list[str]) -> Iterator[str]:
+    """A warning for each unknown column, which is ignored, with nearly the name of a column that the sheet lacks."""
+    lacking = [name for name in COLUMNS if name not in header]
     for name in header:
-        if name not in COLUMNS:
-            near = difflib.get_close_matches(name, COLUMNS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COLUMNS)}"
-            raise SheetError(f"{path}: unknown column {name!r} ({hint})")
-    if len(set(header)) != len(header):
-        raise SheetError(f"{path}: a column occurs twice")
+        near = [] if name in COLUMNS else difflib.get_close_matches(name, lacking, n=1, cutoff=_SIMILAR)
+        if near:
+            yield f"{path}: the column {name} is ignored. Rename it if it is meant to be {near[0]}"
 
 
-def _parse(cells: dict[str, str], where: str) -> SlideRow:
+def _parse(cells: dict[str, str], mistakes: _Mistakes) -> SlideRow:
+    """The row of some cells; what is wrong is added to `mistakes` and left empty in the row."""
+
     def one_of(column: str, allowed: tuple[str, ...]) -> str | None:
-        value = cells[column]
+        value = cells.get(column, "").lower()
         if value and value not in allowed:
-            raise SheetError(f"{where}: {column} {value!r} is not one of {', '.join(allowed)}")
+            mistakes.add(f"{column} {cells[column]!r} is not one of {', '.join(allowed)}", f"Correct the {column}")
+            return None
         return value or None
 
     def number(column: str, low: float, high: float) -> float | None:
-        value = cells[column]
+        value = cells.get(column)
         if not value:
             return None
         try:
-            parsed = float(value)
+            # Spreadsheets of many countries write a decimal comma.
+            parsed = float(value.replace(",", "."))
         except ValueError:
             parsed = float("nan")
-        if not low <= parsed <= high:
-            raise SheetError(f"{where}: {column} {value!r} is not a number from {low:g} to {high:g}")
-        return parsed
+        if low <= parsed <= high:
+            return parsed
+        mistakes.add(f"{column} {value!r} is not a number from {low:g} to {high:g}", f"Correct the {column}")
+        return None
 
-    if not re.fullmatch(NAME_PATTERN, cells["slide"]):
-        raise SheetError(
-            f"{where}: {cells['slide']!r} cannot be a slide id",
-            remedy="Use letters, digits, '.', '_' and '-', starting with a letter or digit",
-        )
-    if not cells["path"]:
-        raise SheetError(f"{where}: the path is empty")
-    split = one_of("split", SPLITS)
-    if split is None:
-        raise SheetError(f"{where}: the split is empty", remedy=f"Use one of {', '.join(SPLITS)}")
-    label = one_of("label", CLASSES)
-    annotation = cells["annotation"] or None
-    if label is None and annotation:
-        label = "tumor"
-    if split == "train" and label is None:
-        raise SheetError(
-            f"{where}: a training slide without label and annotation", remedy="Give its label, normal or tumor"
-        )
-    if split == "train" and label == "tumor" and annotation is None:
-        raise SheetError(
-            f"{where}: a tumour training slide without annotation",
-            remedy="Give the annotation file, or move the slide to another split",
-        )
-    return SlideRow(
+    row = SlideRow(
         slide=cells["slide"],
         path=cells["path"],
-        split=split,
-        label=label,
-        annotation=annotation,
+        split=one_of("split", SPLITS) or "",
+        label=one_of("label", CLASSES),
+        annotation=cells.get("annotation") or None,
         exhaustive=one_of("exhaustive", ("yes", "no")) != "no",
-        patient=cells["patient"] or None,
-        centre=cells["centre"] or None,
+        patient=cells.get("patient") or None,
+        centre=cells.get("centre") or None,
         mpp=number("mpp", *MPP_RANGE),
-        tissue_method=one_of("tissue_method", ("otsu_saturation", "otsu_gray", "gray_threshold")),
+        tissue_method=one_of("tissue_method", TISSUE_METHODS),
         tissue_threshold=number("tissue_threshold", 0, 255),
-        excluded_from=tuple(cells["excluded_from"].split()),
+        excluded_from=tuple(cells.get("excluded_from", "").split()),
     )
+    if row.annotation and not cells.get("label"):
+        row = replace(row, label="tumor")
+    _check_row(row, cells, mistakes)
+    return row
+
+
+def _check_row(row: SlideRow, cells: dict[str, str], mistakes: _Mistakes) -> None:
+    if not re.fullmatch(NAME_PATTERN, row.slide):
+        mistakes.add(
+            f"{row.slide!r} cannot be a slide id",
+            "Use letters, digits, '.', '_' and '-', starting with a letter or digit",
+        )
+    if not row.path:
+        mistakes.add("the path is empty", "Give the slide file")
+    for path in filter(is_remote, (row.path, row.annotation or "")):
+        if "{" in path or "}" in path:
+            # Snakemake takes braces in URLs for wildcards.
+            mistakes.add(f"{path}: braces in the name of an object in a bucket", "Rename the object, or download it")
+    if not cells["split"]:
+        mistakes.add("the split is empty", f"Use one of {', '.join(SPLITS)}")
+    if row.split == "train" and not cells.get("label") and row.annotation is None:
+        mistakes.add("a training slide without label and annotation", "Give its label, normal or tumor")
+    if row.split == "train" and row.label == "tumor" and row.annotation is None:
+        mistakes.add(
+            "a tumour training slide without annotation",
+            "Give the annotation file, or move the slide to another split",
+        )
 
 
 def is_remote(path: str) -> bool:
@@ -281,11 +307,11 @@ def is_remote(path: str) -> bool:
     return path.startswith(REMOTE)
 
 
-def _check_files(row: SlideRow, where: str) -> None:
+def _check_files(row: SlideRow, mistakes: _Mistakes) -> None:
     for column, value in (("path", row.path), ("annotation", row.annotation)):
-        if value is not None and not is_remote(value) and not Path(value).is_file():
+        if value and not is_remote(value) and not Path(value).is_file():
             problem = "is a folder, not a file" if Path(value).is_dir() else "does not exist"
-            raise SheetError(
-                f"{where}: {column} {value} {problem}",
-                remedy=f"Correct the {column}; it is relative to the folder where the workflow is started",
+            mistakes.add(
+                f"{column} {value} {problem}",
+                f"Correct the {column}; it is relative to the folder where the workflow is started",
             )

@@ -23,7 +23,7 @@ class CohortOptions(Section):
     """The cohort of slides."""
 
     name: str = Field("cohort", description="Name of the cohort in the report.")
-    slides: str = Field("config/slides.tsv", description="Path of the slide sheet (TSV).")
+    slides: str = Field("config/slides.tsv", description="Path of the slide sheet (TSV, CSV or XLSX).")
     synthetic: bool = Field(
         False, description="Mark the slides as synthetic (drawn by a program) wherever results are shown."
     )

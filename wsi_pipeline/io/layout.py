@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_pipeline.config import Config
+
 _SLIDE_RECEIPTS = {"convert": "pyramid.json", "tissue": "tissue.json", "truth": "truth.json"}
 _MODEL_FOLDERS = {"heatmap": "heatmaps", "scores": "scores", "confusion": "confusion", "detect": "detections"}
 # Stages with a receipt for each test slide.
 TEST_SLIDE_STAGES = (*_SLIDE_RECEIPTS, *_MODEL_FOLDERS)
 # Of these, the stages that do not depend on a model.
 SLIDE_STAGES = tuple(_SLIDE_RECEIPTS)
+
+
+def keeps_model(config: Config) -> bool:
+    """Whether the config keeps an existing model, whatever has changed (`training.retrain: frozen`)."""
+    layout = Layout(Path(config.results), config.training.models[-1])
+    return config.training.retrain == "frozen" and layout.model_json.is_file()
 
 
 class ResultNotFoundError(LookupError):

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from wsi_pipeline import __version__
+from wsi_pipeline.cohort.tables import table_text
 from wsi_pipeline.config import Config
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.io.atomic import write_text
@@ -44,7 +45,7 @@ def record_run(results: Path, config: Config, workflow: Path, slurm_jobs: str | 
         "folder": str(Path.cwd()),
         "started": started.isoformat(timespec="milliseconds"),
         "config": config.model_dump(mode="json"),
-        "sheet": {"path": str(sheet), "text": sheet.read_text(encoding="utf-8")},
+        "sheet": {"path": str(sheet), "text": table_text(sheet)},
         "workflow": str(workflow),
         "workflow_sha256": digest_tree(workflow),
         "wsi_pipeline": __version__,
