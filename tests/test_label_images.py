@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import KDTree
 
-from wsi_pipeline.config import PatchLevelOptions
+from wsi_pipeline.config import PatchesRun, PatchLevelOptions
+from wsi_pipeline.config.base import LabelRule
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR, grid_truth
+from wsi_pipeline.model.patch_selection import find_candidates
+from wsi_pipeline.plots.overlays import truth_overlay
 from wsi_pipeline.pyramid.ome_zarr import Image
 
 
@@ -58,6 +64,23 @@ def test_the_nearest_truth_pixel_matches_a_search_over_all(
     # Midway between two pixels either is valid.
     clear = away[:, 1] - away[:, 0] > 1e-6
     np.testing.assert_array_equal(labels.ravel()[clear], truth.ravel()[found[clear, 0]])
+
+
+@given(st.sampled_from(get_args(LabelRule)), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_ignored_tumour_is_treated_like_other_ignored_parts(rule: str, seed: int) -> None:
+    """As if it had the value of the other ignored pixels: in heatmaps, among patches and in pictures."""
+    coarse = np.random.default_rng(seed).integers(0, 4, (5, 6)).astype(np.uint8)
+    truth = Image.from_corner(coarse.repeat(5, 0).repeat(4, 1), 8.0)
+    plain = Image.from_corner(np.minimum(truth.data, IGNORE), 8.0)
+    tissue = Image.from_corner(np.ones_like(truth.data), 8.0)
+    grid = Grid(columns=9, rows=9, stride_px=40, patch_px=64)
+    options = PatchesRun(label_rule=rule, region_um=10, min_tumor=0.5)
+    np.testing.assert_array_equal(grid_truth(truth, grid, 0.5, options), grid_truth(plain, grid, 0.5, options))
+    found, wanted = (find_candidates(tissue, image, grid, 0.5, options) for image in (truth, plain))
+    for field in fields(found):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(wanted, field.name))
+    np.testing.assert_array_equal(truth_overlay(truth).data, truth_overlay(plain).data)
 
 
 def test_area_fraction_includes_its_minimum() -> None:

@@ -8,6 +8,7 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from helpers.annotations import square, write_asap
 from wsi_pipeline.config import TruthOptions, TruthRun
@@ -215,8 +216,9 @@ def test_a_band_along_the_borders_is_ignored(tumor_first: bool) -> None:
     # The band is rounded at the corners.
     for y, x in ((17, 27), (17, 62), (42, 27), (42, 62)):
         band[y, x] = False
-    assert (image == IGNORE).sum() == pytest.approx(band.sum(), abs=8)
-    assert (image[band] == IGNORE).mean() > 0.98
+    ignored = image >= IGNORE
+    assert ignored.sum() == pytest.approx(band.sum(), abs=8)
+    assert ignored[band].mean() > 0.98
     inside = (before == TUMOR) & ~band
     assert (image[inside] == (TUMOR if tumor_first else NORMAL)).all()
 
@@ -234,6 +236,29 @@ def test_the_ignored_band_is_set_by_the_config(tissue_slide: Path, tmp_path: Pat
     # 200 um of tumour, reduced by 20 um on each side.
     assert pixels["tumor"] * 16 == pytest.approx(160**2, rel=0.02)
     assert pixels["ignore"] * 16 == pytest.approx(240**2 - 160**2, rel=0.03)
+
+
+def test_ignored_tumour_stays_tumour(tissue_slide: Path, tmp_path: Path) -> None:
+    """What is ignored is as if ignored areas were cut out of tumour before the band along its borders is drawn."""
+    rings = [("_0", square(300, 300, 400)), ("_2", square(400, 400, 100)), ("_1", square(1000, 700, 60))]
+    ignored = ("Ignore*", [(610.0, 350.0), (907.0, 433.0), (655.0, 561.0)])
+    pyramid = tissue_slide / "pyramid.ome.zarr"
+    images = {}
+    for name, margin, drawn in (("plain", 0, rings), ("ignored", 30, [*rings, ignored])):
+        annotation = write_asap(tmp_path / f"{name}.xml", drawn)
+        options = TruthRun(mpp=4, ignore_margin_um=margin)
+        truth.run("s1", truth.Inputs(pyramid, annotation), outputs(tmp_path / name), options, label="tumor")
+        images[name] = read_image(tmp_path / name / "t.ome.zarr", 0.5).data
+    np.testing.assert_array_equal(images["ignored"] & TUMOR, images["plain"])
+    cut = shapely.Polygon(ignored[1])
+    size = Size(*images["plain"].shape[::-1])
+    tumor = images["plain"].astype(bool) & ~painted(cut, 8, size, 64)
+    inside, outside = (ndimage.distance_transform_edt(side) for side in (tumor, ~tumor))
+    wanted = painted(cut, 8, size, 64) | (np.maximum(inside, outside) < 30 / 4 + 0.5)
+    np.testing.assert_array_equal(images["ignored"] >= IGNORE, wanted)
+    assert (wanted & (images["plain"] == TUMOR)).sum() > 500
+    pixels = json.loads((tmp_path / "ignored" / "t.json").read_text())["pixels"]
+    assert (pixels["ignore"], pixels["tumor"]) == (wanted.sum(), (images["ignored"] == TUMOR).sum())
 
 
 def test_annotations_in_micrometres_are_detected(tissue_slide: Path, tmp_path: Path) -> None:
@@ -273,7 +298,12 @@ def test_truth_is_the_same_for_any_bands_and_workers(
 def test_the_geojson_gives_the_same_truth(tissue_slide: Path, tmp_path: Path) -> None:
     """The GeoJSON export, read as an annotation, gives the same truth."""
     pyramid = tissue_slide / "pyramid.ome.zarr"
-    rings = [("_0", square(300, 300, 400)), ("_2", square(400, 400, 100)), ("Ignore*", square(900, 300, 200))]
+    rings = [
+        ("_0", square(300, 300, 400)),
+        ("_2", square(400, 400, 100)),
+        ("Ignore*", square(900, 300, 200)),
+        ("Ignore*", square(600, 600, 200)),
+    ]
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, annotation in (
         (first, write_asap(tmp_path / "a.xml", [*rings, ("_1", square(1200, 800, 50))])),
@@ -282,9 +312,9 @@ def test_the_geojson_gives_the_same_truth(tissue_slide: Path, tmp_path: Path) ->
         truth.run("s1", truth.Inputs(pyramid, annotation), outputs(folder), TruthRun(), label="tumor")
     collection = json.loads((first / "t.geojson").read_text())
     names = [one["properties"]["classification"]["name"] for one in collection["features"]]
-    assert names == ["Tumor", "Tumor", "Ignore*"]
+    assert names == ["Tumor", "Tumor", "Ignore*", "Ignore*"]
     holes = [len(one["geometry"]["coordinates"]) - 1 for one in collection["features"]]
-    assert sorted(holes) == [0, 0, 1]
+    assert sorted(holes) == [0, 0, 0, 1]
     found = [read_image(folder / "t.ome.zarr", 0.5).data for folder in (first, second)]
-    assert set(np.unique(found[0])) == {NORMAL, TUMOR, IGNORE}
+    assert set(np.unique(found[0])) == {NORMAL, TUMOR, IGNORE, TUMOR | IGNORE}
     assert np.array_equal(*found)

@@ -71,7 +71,7 @@ class TissueRun(TissueOptions, StageRun):
 
 class TruthRun(TruthOptions, StageRun):
     stage = "truth"
-    step_version = 4
+    step_version = 5
     section = "truth"
 
 
@@ -153,7 +153,7 @@ class ScoresRun(PatchLevelOptions, StageRun):
 
 class DetectRun(LesionLevelOptions, StageRun):
     stage = "detect"
-    step_version = 1
+    step_version = 2
     section = "evaluation.lesion_level"
 
 
@@ -174,7 +174,7 @@ class ConfusionRun(PatchLevelOptions, StageRun):
 
 class EvaluateRun(StageRun):
     stage = "evaluate"
-    step_version = 8
+    step_version = 9
     section = "evaluation"
     elsewhere: ClassVar = {
         "seed": "seed",

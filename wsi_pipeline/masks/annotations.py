@@ -18,7 +18,10 @@ from wsi_pipeline.masks.annotation_formats import Outline, read_outlines
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Annotated areas in level-0 pixels: disjoint, and clipped to the slide. `polygons` counts the outlines used."""
+    """Annotated areas in level-0 pixels, clipped to the slide. Tumour and cut-outs are disjoint; either may be ignored.
+
+    `polygons` counts the outlines used.
+    """
 
     tumor: BaseGeometry
     cut_out: BaseGeometry
@@ -34,7 +37,7 @@ def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -
 
     The outlines of each meaning are merged. Holes are kept, self-intersecting rings repaired and open rings closed.
     Rings with fewer than three points or without area are skipped; areas outside the slide are cut off. Cut-out areas
-    are removed from all tumour, and ignored areas from both. Raises `AnnotationError` for malformed or unsafe files,
+    are removed from all tumour. Raises `AnnotationError` for malformed or unsafe files,
     unknown groups, and annotations that lie mostly off the slide.
     """
     meaning = {
@@ -58,8 +61,8 @@ def read_annotation(slide: str, path: Path, options: TruthOptions, size: Size) -
             areas["cut_out" if outline.is_negative else meaning[outline.group]].append(area)
     tumor, cut_out, ignore = (_clipped(shapely.union_all(areas[kind]), size) for kind in ("tumor", "cut_out", "ignore"))
     return Regions(
-        tumor=_difference(_difference(tumor, cut_out), ignore),
-        cut_out=_difference(_polygonal(tumor & cut_out), ignore),
+        tumor=_difference(tumor, cut_out),
+        cut_out=_polygonal(tumor & cut_out),
         ignore=ignore,
         polygons=sum(map(len, areas.values())),
     )

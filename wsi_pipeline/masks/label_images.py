@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue
 
 Floats = NDArray[np.floating[Any]]
 
+# Tumour that is ignored is TUMOR | IGNORE: it is not scored, but lesions consist of it too.
 NORMAL, TUMOR, IGNORE = 0, 1, 2
 _ROUNDING_PX = 1e-6
 TISSUE_LABELS = (LabelValue(1, "tissue", (0, 114, 178, 96)),)
@@ -20,6 +22,7 @@ TRUTH_LABELS = (
     LabelValue(NORMAL, "normal", (0, 0, 0, 0)),
     LabelValue(TUMOR, "tumor", (230, 25, 25, 128)),
     LabelValue(IGNORE, "ignore", (128, 128, 128, 128)),
+    LabelValue(TUMOR | IGNORE, "ignored tumor", (179, 77, 77, 128)),
 )
 
 
@@ -83,14 +86,23 @@ def grid_truth(
     if rule == "centre_nearest":
         rows = _nearest(y_um + patch_um / 2, truth.mpp, truth.data.shape[0])
         columns = _nearest(x_um + patch_um / 2, truth.mpp, truth.data.shape[1])
-        picked: NDArray[np.uint8] = truth.data[rows[:, None], columns[None, :]]
+        picked: NDArray[np.uint8] = np.minimum(truth.data[rows[:, None], columns[None, :]], IGNORE)
         return picked
     edge_um = options.region_um if rule == "centre_region" else patch_um
     margin = (patch_um - edge_um) / 2
     tumor = AreaFractions(truth.data == TUMOR, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
-    ignored = AreaFractions(truth.data == IGNORE, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
+    ignored = AreaFractions(truth.data >= IGNORE, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
     is_tumor = tumor > 0 if rule == "centre_region" else tumor >= options.min_tumor
     return np.where(is_tumor, TUMOR, np.where(ignored > 0, IGNORE, NORMAL)).astype(np.uint8)
+
+
+def resample_labels(image: Image, mpp: float) -> Image:
+    """A label image that starts at the slide's corner, with pixels `mpp` um wide, each with the value at its centre."""
+    rows, columns = (
+        _nearest((np.arange(math.ceil(length * image.mpp / mpp)) + 0.5) * mpp, image.mpp, length)
+        for length in image.data.shape
+    )
+    return Image.from_corner(image.data[rows[:, None], columns], mpp)
 
 
 def _nearest(um: Floats, mpp: float, length: int) -> NDArray[Any]:

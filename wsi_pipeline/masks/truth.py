@@ -40,19 +40,24 @@ def background_value(label: str | None, annotated: bool, exhaustive: bool) -> in
 
 
 def draw_truth(regions: Regions, size: Size, pixel_px: float, background: int, threads: int) -> NDArray[np.uint8]:
-    """The truth image (h, w) uint8; a pixel is `pixel_px` level-0 pixels wide. Drawn in bands, with dask."""
-    layers = [
-        (value, PolygonRasterizer(geometry, pixel_px, size))
-        for value, geometry in ((NORMAL, regions.cut_out), (TUMOR, regions.tumor), (IGNORE, regions.ignore))
-    ]
+    """The truth image (h, w) uint8; a pixel is `pixel_px` level-0 pixels wide. Drawn in bands, with dask.
+
+    Tumour that is ignored is TUMOR | IGNORE.
+    """
+    cut_out, tumor, ignore = (
+        PolygonRasterizer(area, pixel_px, size) for area in (regions.cut_out, regions.tumor, regions.ignore)
+    )
     chunks = da.core.normalize_chunks((_BAND_PX, size.width), (size.height, size.width))
     shown = ProgressBar("truth", len(chunks[0]))
 
     def band(block_info: Any) -> NDArray[np.uint8]:
         (top, bottom), _ = block_info[None]["array-location"]
         out = np.full((bottom - top, size.width), background, np.uint8)
-        for value, rasterizer in layers:
-            rasterizer.fill(out, top, value)
+        cut_out.fill(out, top, NORMAL)
+        tumor.fill(out, top, TUMOR)
+        ignored = np.zeros_like(out)
+        ignore.fill(ignored, top, IGNORE)
+        out |= ignored
         shown.advance()
         return out
 
@@ -64,14 +69,14 @@ def draw_truth(regions: Regions, size: Size, pixel_px: float, background: int, t
 
 
 def ignore_border(truth: NDArray[np.uint8], margin_px: float) -> None:
-    """Set pixels within `margin_px` of a border of tumour to IGNORE, on both sides, in place."""
+    """Mark pixels within `margin_px` of a border of tumour as IGNORE, on both sides, in place."""
     tumor = truth == TUMOR
     # Distances are between pixel centres, and the border lies half a pixel from either.
     reach = margin_px + 0.5
     if margin_px == 0 or not tumor.any() or tumor.all():
         return
     for side in (tumor, ~tumor):
-        truth[side & (ndimage.distance_transform_edt(side) < reach)] = IGNORE
+        truth[side & (ndimage.distance_transform_edt(side) < reach)] |= IGNORE
 
 
 def check_label(slide: str, annotation: Path, label: str | None, regions: Regions) -> None:

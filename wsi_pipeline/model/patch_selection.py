@@ -69,7 +69,7 @@ def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, o
     if options.label_rule == "area_fraction":
         is_tumor = tumor_fraction >= options.min_tumor
         usable &= is_tumor | (tumor_fraction == 0)
-        usable &= grid_fractions(truth.data == IGNORE, truth.mpp, grid, slide_mpp) == 0
+        usable &= grid_fractions(truth.data >= IGNORE, truth.mpp, grid, slide_mpp) == 0
     else:
         labels = grid_truth(truth, grid, slide_mpp, options)
         is_tumor = labels == TUMOR

@@ -40,7 +40,7 @@ def tissue_overlay(tissue: Image) -> Image:
 def truth_overlay(truth: Image) -> Image:
     """Overlay codes, for `outline_png` and `draw_outlines`, of a truth image: tumour, enclosed normal, ignored."""
     tumor = truth.data == TUMOR
-    codes = np.where(tumor, _TUMOR, np.where(truth.data == IGNORE, _IGNORED, _CLEAR)).astype(np.uint8)
+    codes = np.where(tumor, _TUMOR, np.where(truth.data >= IGNORE, _IGNORED, _CLEAR)).astype(np.uint8)
     codes[_enclosed(tumor) & (truth.data == NORMAL)] = _ENCLOSED
     return Image(codes, truth.mpp, truth.first_centre_um)
 

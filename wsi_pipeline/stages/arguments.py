@@ -23,6 +23,7 @@ Geojson = Annotated[Path, typer.Option("--geojson", help="QuPath GeoJSON to writ
 PyramidArg = Annotated[Path, typer.Option("--pyramid", help="The slide's pyramid.ome.zarr.")]
 TissueArg = Annotated[Path, typer.Option("--tissue", help="The slide's tissue.ome.zarr.")]
 TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.zarr.")]
+TruthReceiptArg = Annotated[Path, typer.Option(help="Receipt of the truth.")]
 HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap (OME-Zarr).")]
 HeatmapReceiptArg = Annotated[Path, typer.Option(help="Receipt of the heatmap.")]
 SlidesFolder = Annotated[Path, typer.Option("--slides", help="Folder of the slides, with pyramids and tissue masks.")]

@@ -14,7 +14,15 @@ import typer
 
 from wsi_pipeline.config import ScoresRun
 from wsi_pipeline.config.loading import parse_options
-from wsi_pipeline.stages.arguments import HeatmapArg, HeatmapReceiptArg, Options, ReceiptArg, Slide, TruthArg
+from wsi_pipeline.stages.arguments import (
+    HeatmapArg,
+    HeatmapReceiptArg,
+    Options,
+    ReceiptArg,
+    Slide,
+    TruthArg,
+    TruthReceiptArg,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +44,7 @@ class Outputs:
 def command(
     *,
     truth: TruthArg,
-    truth_receipt: Annotated[Path, typer.Option(help="The truth's receipt.")],
+    truth_receipt: TruthReceiptArg,
     heatmap: HeatmapArg,
     heatmap_receipt: HeatmapReceiptArg,
     slide: Slide,
@@ -77,7 +85,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
             counts_sha256=histogram.digest,
             positions=positions,
             unread_positions=labelled.receipt.unread_positions,
-            truth=SlideTruth(tumor=annotated, ignored=bool((labelled.truth.data == IGNORE).any())),
+            truth=SlideTruth(tumor=annotated, ignored=bool((labelled.truth.data >= IGNORE).any())),
             features=slide_features(labelled.heat),
             options=options,
         ),

@@ -1,4 +1,4 @@
-"""Stage truth: the truth image of a slide, 0 normal, 1 tumour, 2 ignore.
+"""Stage truth: the truth image of a slide, 0 normal, 1 tumour, 2 ignored, 3 ignored tumour.
 
 Pixels of unknown class are "ignore": everything outside the annotations of a slide that is not annotated exhaustively,
 and the whole of a slide with no annotation and a label other than normal. An option ignores a band along the borders of
@@ -119,7 +119,7 @@ def run(
     title = f"{slide}: tumour red, normal inside green, ignored grey"
     save_figure(slide_figure(title, *draw_outlines(pyramid, truth_overlay(image)), synthetic), outputs.picture)
     _write_outlines(outputs.geojson, regions)
-    counts = np.bincount(truth.ravel(), minlength=3).tolist()
+    counts = np.bincount(np.minimum(truth, IGNORE).ravel(), minlength=3).tolist()
     tumor_mm2 = float(regions.tumor.area) * pyramid.mpp**2 / 1e6
     write_receipt(
         outputs.receipt,
