@@ -89,6 +89,7 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
             lesions=lesions,
             false_positives=rng.random(5).tolist(),
             isolated=0,
+            ignored=(),
             reason=None,
             options=DetectRun(),
         ),

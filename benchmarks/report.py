@@ -109,9 +109,9 @@ def write_slide_results(root: Path, slide: str, store: Path, pyramid: Pyramid, s
         here / "truth.json",
         TruthReceipt(
             slide=slide,
-            label=None,
+            label="tumor" if tumor.any() else "normal",
             exhaustive=True,
-            annotation_sha256=None,
+            annotation_sha256="0" * 64,
             polygons=0,
             tumor_mm2=float(tumor.sum()),
             pixels=PixelCounts(normal=0, tumor=0, ignore=0),
@@ -164,7 +164,8 @@ def write_slide_results(root: Path, slide: str, store: Path, pyramid: Pyramid, s
     )
     confusion.run(slide, compared, written, ConfusionRun())
     outputs = [root / "detections" / f"{slide}.{kind}" for kind in ("csv", "geojson", "json")]
-    detect.run(slide, detect.Inputs(truth, heatmap, receipt), detect.Outputs(*outputs), DetectRun())
+    searched = detect.Inputs(truth=truth, truth_receipt=here / "truth.json", heatmap=heatmap, heatmap_receipt=receipt)
+    detect.run(slide, searched, detect.Outputs(*outputs), DetectRun())
     return int(known.sum())
 
 

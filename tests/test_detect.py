@@ -12,20 +12,25 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from skimage import measure
 
+from helpers.annotations import square, write_asap
 from helpers.evaluated import detect_inputs, maps
-from wsi_pipeline.config import DetectRun
+from helpers.receipts import write_heatmap_receipt, write_truth_receipt
+from wsi_pipeline.config import DetectRun, TruthRun
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.evaluation.detections import not_scored_reason
+from wsi_pipeline.geometry import Grid
 from wsi_pipeline.metrics.lesions import (
     Detection,
-    PooledHits,
     SlideHits,
     component_maxima,
     find_lesions,
-    froc,
     match_detections,
     non_maximum_suppression,
 )
-from wsi_pipeline.stages import detect
+from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+from wsi_pipeline.receipts.base import read_receipt
+from wsi_pipeline.receipts.slides import TruthReceipt
+from wsi_pipeline.stages import detect, truth
 
 NAN = np.nan
 # Scores below, at and above the minimum of 0.5, exact in float32, with ties.
@@ -112,8 +117,8 @@ def test_holes_belong_to_the_lesion() -> None:
 def test_isolated_tumour_cells_are_below_275_um() -> None:
     # The major axis of a disk of radius r pixels is about 2r. Dilation by less than 37.5 um adds 3 pixels of 10 um
     # on each side: r = 10 gives about 26 pixels = 260 um, r = 11.5 about 29 pixels = 290 um.
-    assert lesions_of(disk((60, 60), 30, 30, 10)).isolated == {1}
-    assert lesions_of(disk((60, 60), 30, 30, 11.5)).isolated == frozenset()
+    assert lesions_of(disk((60, 60), 30, 30, 10)).isolated == (1,)
+    assert lesions_of(disk((60, 60), 30, 30, 11.5)).isolated == ()
 
 
 def test_lesions_are_hit_once_and_isolated_cells_are_not_counted() -> None:
@@ -129,71 +134,86 @@ def test_lesions_are_hit_once_and_isolated_cells_are_not_counted() -> None:
         Detection(0.5, 9999, 9999),  # off the slide
     ]
     hits = match_detections(points, lesions, 4.0)
-    assert hits == SlideHits(lesions=(0.9,), false_positives=(0.6, 0.5))
+    assert hits == SlideHits(lesions=(0.9,), false_positives=(0.6, 0.5), isolated=1)
 
 
-def test_froc_by_hand() -> None:
-    # Two tumour slides with 4 lesions (one missed) and two normal slides; 3 false positives on 4 slides.
-    slides = [
-        SlideHits((0.9, 0.7), (0.8,)),
-        SlideHits((0.6, 0.0), ()),
-        SlideHits((), (0.65, 0.3)),
-        SlideHits((), ()),
+def test_ignored_parts_of_lesions() -> None:
+    """Lesions of 40 x 40 px of 10 um: ignored by half, by more than half, and a detection in each part."""
+    tumor = np.zeros((60, 160), bool)
+    ignored = np.zeros_like(tumor)
+    tumor[10:50, 10:50] = tumor[10:50, 100:140] = True
+    ignored[:, 30:60] = ignored[:, 100:121] = True
+    lesions = find_lesions(tumor, 10, merge_um=75, itc_um=275, ignored=ignored)
+    assert (lesions.counted, lesions.isolated, lesions.ignored) == ((1,), (), ((119.5, 29.5),))
+    points = [
+        Detection(0.9, 40, 30),  # the ignored half of the first lesion
+        Detection(0.6, 20, 30),  # its other half
+        Detection(0.7, 57, 5),  # ignored, outside
+        Detection(0.8, 130, 30),  # the part of the second lesion that is not ignored
+        Detection(0.5, 80, 5),
     ]
-    # Thresholds without the lowest (0): 0.3 0.6 0.65 0.7 0.8 0.9, then the zero point.
-    # False positives at or above: 3 2 2 1 1 0, 0 -> per slide .75 .5 .5 .25 .25 0, 0
-    # Lesions at or above:         3 3 2 2 1 1, 0 -> sensitivity .75 .75 .5 .5 .25 .25, 0
-    result = froc(slides)
-    assert result is not None
-    assert result.false_positives.tolist() == [0.75, 0.5, 0.5, 0.25, 0.25, 0, 0]
-    assert result.sensitivity.tolist() == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0]
-    # Step rule at 1/4 1/2 1 2 4 8: .5 .75 .75 .75 .75 .75.
-    assert result.step_score == pytest.approx((0.5 + 5 * 0.75) / 6)
-    # numpy.interp over rising false positives 0 0 .25 .25 .5 .5 .75 takes the last of equal points.
-    assert result.interpolated_score == pytest.approx((0.5 + 5 * 0.75) / 6)
+    assert match_detections(points, lesions, 1) == SlideHits((0.6,), (0.5,))
+    assert find_lesions(tumor, 10, merge_um=75, itc_um=275).counted == (1, 2)
+    # All of the tumour, or all of the slide, may be ignored.
+    for hidden in (tumor, np.ones_like(tumor)):
+        of_hidden = find_lesions(tumor, 10, merge_um=75, itc_um=275, ignored=hidden)
+        assert (of_hidden.counted, len(of_hidden.ignored)) == ((), 2)
 
 
-def test_froc_with_ties_by_hand() -> None:
-    # A hit and a false positive at .8, two hits and a false positive at .5: equal confidences share a threshold.
-    slides = [SlideHits((0.8, 0.5), (0.8,)), SlideHits((0.5,), (0.5, 0.3))]
-    # Thresholds without the lowest (.3): 2 false positives on 2 slides and 3 of 3 lesions at .5; 1 and 1 at .8.
-    result = froc(slides)
-    assert result is not None
-    assert result.threshold[:-1].tolist() == [0.5, 0.8]
-    assert result.false_positives.tolist() == [1, 0.5, 0]
-    assert result.sensitivity.tolist() == pytest.approx([1, 1 / 3, 0])
-    # At 1/4, 1/2, 1 and more: by steps 0, 1/3, 1; between the points 1/6, 1/3, 1.
-    assert result.step_score == pytest.approx((0 + 1 / 3 + 4) / 6)
-    assert result.interpolated_score == pytest.approx((1 / 6 + 1 / 3 + 4) / 6)
+def test_a_slide_with_an_ignored_margin_is_scored(tissue_slide: Path, tmp_path: Path) -> None:
+    """The lesions are those without the margin: tumour of 400 um, and one of 60 um, which is isolated cells."""
+    pyramid = tissue_slide / "pyramid.ome.zarr"
+    annotation = write_asap(tmp_path / "a.xml", [("_0", square(300, 300, 800)), ("_0", square(1300, 900, 120))])
+    heat = np.zeros((6, 8), np.float32)
+    # Centres at (500, 500), in tumour; (300, 700), on its border; (1300, 300), outside.
+    heat[2, 2], heat[3, 1], heat[1, 6] = 0.75, 0.875, 0.625
+    write_image(tmp_path / "h.ome.zarr", Image(heat, 100, 50), name="p", slide_mpp=0.5)
+    write_heatmap_receipt(tmp_path / "h.json", "s1", Grid(columns=8, rows=6, stride_px=200, patch_px=200))
+    found = {}
+    for margin, exhaustive in ((0, True), (25, True), (25, False)):
+        folder = tmp_path / f"{margin} {exhaustive}"
+        drawn = truth.Outputs(
+            store=folder / "t.ome.zarr",
+            receipt=folder / "t.json",
+            picture=folder / "t.png",
+            geojson=folder / "t.geojson",
+        )
+        options = TruthRun(mpp=4, ignore_margin_um=margin)
+        truth.run("s1", truth.Inputs(pyramid, annotation), drawn, options, label="tumor", exhaustive=exhaustive)
+        inputs = detect.Inputs(
+            truth=drawn.store,
+            truth_receipt=drawn.receipt,
+            heatmap=tmp_path / "h.ome.zarr",
+            heatmap_receipt=tmp_path / "h.json",
+        )
+        outputs = detect.Outputs(folder / "d.csv", folder / "d.geojson", folder / "d.json")
+        detect.run("s1", inputs, outputs, DetectRun(radius_um=100))
+        facts = json.loads(outputs.receipt.read_text())
+        found[margin, exhaustive] = [facts[name] for name in ("lesions", "false_positives", "isolated", "reason")]
+    assert found[0, True] == [[0.875], [0.625], 1, None]
+    assert found[25, True] == [[0.75], [0.625], 1, None]
+    assert found[25, False] == [None, None, None, "not all tumour is annotated"]
 
 
-@given(
-    st.lists(
-        st.tuples(st.lists(st.sampled_from((0.0, 0.2, 0.5, 0.9)), max_size=3), st.lists(st.sampled_from((0.2, 0.6)))),
-        min_size=1,
-        max_size=5,
-    ),
-    st.lists(st.integers(0, 3), min_size=5, max_size=5),
+@pytest.mark.parametrize(
+    ("label", "annotated", "exhaustive", "reason"),
+    [
+        ("tumor", True, True, None),
+        (None, True, True, None),
+        ("normal", False, True, None),
+        ("tumor", False, True, "the slide has no annotation"),
+        (None, False, True, "the slide has no annotation"),
+        ("tumor", True, False, "not all tumour is annotated"),
+        ("normal", False, False, "not all tumour is annotated"),
+    ],
 )
-@settings(max_examples=100, deadline=None)
-def test_froc_of_a_resample_equals_froc_of_its_slides(slides: list, weights: list[int]) -> None:
-    hits = [SlideHits(tuple(lesions), tuple(misses)) for lesions, misses in slides]
-    repeated = [one for one, times in zip(hits, weights, strict=False) for _ in range(times)]
-    found = PooledHits(hits).froc(np.array(weights[: len(hits)]))
-    wanted = froc(repeated) if repeated else None
-    assert (found is None) == (wanted is None)
-    if found is not None and wanted is not None:
-        np.testing.assert_array_equal(found.threshold, wanted.threshold)
-        np.testing.assert_array_equal(found.sensitivity, wanted.sensitivity)
-        np.testing.assert_array_equal(found.false_positives, wanted.false_positives)
-
-
-def test_froc_leaves_out_the_lowest_confidence() -> None:
-    # One lesion, hit; nothing else. The only threshold is the lowest and is left out: 0, as in the official script.
-    result = froc([SlideHits((0.9,), ())])
-    assert result is not None
-    assert (result.step_score, result.interpolated_score) == (0, 0)
-    assert froc([SlideHits((), (0.5,))]) is None
+def test_slides_with_known_lesions(
+    tmp_path: Path, label: str | None, annotated: bool, exhaustive: bool, reason: str | None
+) -> None:
+    write_truth_receipt(tmp_path / "t.json", "s1", 1.0, exhaustive=exhaustive)
+    receipt = read_receipt(tmp_path / "t.json", TruthReceipt)
+    changed = {"label": label, "annotation_sha256": receipt.annotation_sha256 if annotated else None}
+    assert not_scored_reason(receipt.model_copy(update=changed)) == reason
 
 
 def test_detections_are_in_level_0_pixels(scored: Path) -> None:

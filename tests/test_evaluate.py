@@ -114,7 +114,7 @@ def test_each_metric_lists_the_slides_that_it_leaves_out(scored: Path, tmp_path:
         shutil.copytree(scored / name, tmp_path / name)
     shutil.copy(scored / "calibration.json", tmp_path)
     receipt = tmp_path / "detections" / "t2.json"
-    unknown = {"lesions": None, "false_positives": None, "isolated": None, "reason": "not annotated"}
+    unknown = {"lesions": None, "false_positives": None, "isolated": None, "ignored": None, "reason": "not annotated"}
     receipt.write_text(json.dumps({**json.loads(receipt.read_text()), **unknown}))
     sheet = Sheet({**SHEET, "n2": replace(SHEET["n2"], label=None, excluded_from=("labelled",))})
     sheet.excluded["x"] = SlideRow("x", "x.tif", "test", label="tumor", excluded_from=("labelled", "paper"))
@@ -129,6 +129,48 @@ def test_each_metric_lists_the_slides_that_it_leaves_out(scored: Path, tmp_path:
     assert metrics["lesion"]["not_scored"] == {"t2": "not annotated"}
     assert (metrics["lesion"]["left_out"], metrics["lesion"]["slide_set"]) == (["t2", "x"], None)
     assert (metrics["lesion"]["n_slides"], metrics["lesion"]["n_lesions"]) == (3, 1)
+
+
+def test_lesions_that_are_mostly_ignored_are_named(tissue_slide: Path, tmp_path: Path) -> None:
+    """The tumour of `t1` is 4 x 3 pixels of 200 px: 4 of them ignored, then 8."""
+    pyramid = tissue_slide / "pyramid.ome.zarr"
+    for slide in SLIDES:
+        write_slide(tmp_path, pyramid, slide, *maps(slide))
+    heat, truth = maps("t1")
+    for last, named, lesions in ((2, {}, 2), (3, {"t1": [[600, 500]]}, 1)):
+        truth[1:last, 1:5] = TUMOR | IGNORE
+        write_slide(tmp_path, pyramid, "t1", heat, truth)
+        metrics = run(tmp_path, tmp_path / "out")["lesion"]
+        assert (metrics["mostly_ignored"], metrics["n_lesions"]) == (named, lesions)
+        # Ignored parts leave no slide out.
+        assert (metrics["not_scored"], metrics["n_slides"]) == ({}, 4)
+        assert metrics["protocol"] == "slide_scale"
+
+
+def test_lesions_measured_by_two_protocols_are_refused(scored: Path, tmp_path: Path) -> None:
+    for name in ("scores", "confusion", "detections"):
+        shutil.copytree(scored / name, tmp_path / name)
+    shutil.copy(scored / "calibration.json", tmp_path)
+    receipt = tmp_path / "detections" / "t2.json"
+    facts = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps({**facts, "options": {**facts["options"], "protocol": "camelyon16"}}))
+    with pytest.raises(StoreError, match="by the protocols camelyon16 and slide_scale"):
+        run(tmp_path, tmp_path / "out")
+
+
+def test_the_table_of_the_froc_has_all_thresholds(scored: Path, tmp_path: Path) -> None:
+    metrics = run(scored, tmp_path)
+    receipts = [json.loads((scored / "detections" / f"{slide}.json").read_text()) for slide in SLIDES]
+    false = [c for one in receipts for c in one["false_positives"]]
+    lesions = [c for one in receipts for c in one["lesions"]]
+    rows = [
+        [float(cell) for cell in row.values()]
+        for row in csv.DictReader((tmp_path / "froc.csv").read_text().splitlines())
+    ]
+    assert len(rows) == len({*false, *(c for c in lesions if c is not None)}) + 1
+    # The first row has the lowest threshold, which the challenge leaves out.
+    assert rows[0][1:] == pytest.approx([len(false) / 4, sum(c is not None for c in lesions) / len(lesions)])
+    assert max(metrics["lesion"]["all_thresholds"]["sensitivity"]) == pytest.approx(rows[0][2])
 
 
 def test_a_slide_without_scored_positions_is_left_out_of_the_figures_of_patches(

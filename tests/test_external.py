@@ -157,7 +157,17 @@ def test_froc_by_hand(cases: Path) -> None:
     }
     low, high = found["froc_interval"]
     assert 0 <= low <= found["froc"] <= high <= 1
-    text = command("froc", cases / "detections", cases / "masks", "--exclude", "test_001", "--resamples", 100)
+    text = command(
+        "froc",
+        cases / "detections",
+        cases / "masks",
+        "--exclude",
+        "test_001",
+        "--resamples",
+        100,
+        "--protocol",
+        "camelyon16",
+    )
     assert "1 lesions on 3 slides" in text
     assert "left out: test_001" in text
 

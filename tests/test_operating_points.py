@@ -55,7 +55,7 @@ def test_rules_match_a_search_over_all_scores(patches: list[tuple[float, bool]])
 def test_false_positives_per_slide_by_hand() -> None:
     # False detections on 4 slides, at or above each score: .3: 4 (1 per slide); .6: 3 (.75); .7, .8 and .9: 1 (.25).
     slides = [
-        SlideHits((0.8, 0.0), (0.9,)),
+        SlideHits((0.8, None), (0.9,)),
         SlideHits((0.7,), (0.6, 0.6)),
         SlideHits((), (0.3,)),
         SlideHits((), ()),
@@ -67,4 +67,4 @@ def test_false_positives_per_slide_by_hand() -> None:
     # No false positive allowed: one step above the highest.
     assert at_false_positives(slides, 0.0) == pytest.approx(0.9 + 1 / STEPS, abs=0.6 / STEPS)
     assert (at_false_positives(slides, 0.0) or 0) > 0.9
-    assert at_false_positives([SlideHits((0.0,), ())], 1.0) is None
+    assert at_false_positives([SlideHits((None,), ())], 1.0) is None

@@ -84,7 +84,7 @@ def scores_inputs(root: Path, slide: str) -> scores.Inputs:
     found = detect_inputs(root, slide)
     return scores.Inputs(
         truth=found.truth,
-        truth_receipt=root / f"{slide}.truth.json",
+        truth_receipt=found.truth_receipt,
         heatmap=found.heatmap,
         heatmap_receipt=found.heatmap_receipt,
     )
@@ -92,7 +92,12 @@ def scores_inputs(root: Path, slide: str) -> scores.Inputs:
 
 def detect_inputs(root: Path, slide: str) -> detect.Inputs:
     heatmaps = root / "heatmaps"
-    return detect.Inputs(root / f"{slide}.truth.ome.zarr", heatmaps / f"{slide}.ome.zarr", heatmaps / f"{slide}.json")
+    return detect.Inputs(
+        truth=root / f"{slide}.truth.ome.zarr",
+        truth_receipt=root / f"{slide}.truth.json",
+        heatmap=heatmaps / f"{slide}.ome.zarr",
+        heatmap_receipt=heatmaps / f"{slide}.json",
+    )
 
 
 SLIDES = {

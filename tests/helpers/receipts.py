@@ -34,12 +34,12 @@ def write_heatmap_receipt(
     write_receipt(path, receipt)
 
 
-def write_truth_receipt(path: Path, slide: str, tumor_mm2: float) -> None:
+def write_truth_receipt(path: Path, slide: str, tumor_mm2: float, *, exhaustive: bool = True) -> None:
     receipt = TruthReceipt(
         slide=slide,
         label=None,
-        exhaustive=True,
-        annotation_sha256=None,
+        exhaustive=exhaustive,
+        annotation_sha256=DIGEST,
         polygons=0,
         tumor_mm2=tumor_mm2,
         pixels=PixelCounts(normal=0, tumor=0, ignore=0),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wsi_pipeline.config.base import LesionProtocol
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json
 from wsi_pipeline.stages.arguments import SnakemakeFolder, Threads
@@ -109,6 +110,9 @@ def froc(
     masks: Annotated[Path, typer.Argument(help="Folder with a TIFF or PNG mask per slide with tumour.")],
     mpp: Annotated[float, typer.Option(min=0.01, help="Scale of level 0, um per pixel.")] = 0.243,
     level: Annotated[int, typer.Option(min=0, max=16, help="Pyramid level of the masks, downsampled by 2^level.")] = 5,
+    protocol: Annotated[
+        LesionProtocol, typer.Option(help="camelyon16 allows no other scale and level than its own.")
+    ] = "slide_scale",
     exclude: Annotated[list[str] | None, typer.Option(help="Slides to leave out.")] = None,
     output: Json = None,
     resamples: Resamples = 2000,
@@ -124,7 +128,7 @@ def froc(
         mpp=mpp,
         level=level,
         exclude=exclude or [],
-        options=LesionLevelOptions(),
+        options=LesionLevelOptions(protocol=protocol),
         interval=IntervalOptions(resamples=resamples),
         seed=seed,
     )

@@ -21,6 +21,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 LabelRule = Literal["centre_nearest", "centre_region", "area_fraction"]
+LesionProtocol = Literal["slide_scale", "camelyon16"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 

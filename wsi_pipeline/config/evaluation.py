@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from wsi_pipeline.config.base import Count, Fraction, LabelRule, NonNegative, Positive, PositiveFraction, Section
+from wsi_pipeline.config.base import (
+    Count,
+    Fraction,
+    LabelRule,
+    LesionProtocol,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    Section,
+)
 
 
 class OperatingPointOptions(Section):
@@ -77,11 +86,22 @@ class LesionLevelOptions(Section):
     )
     radius_um: Positive = Field(192.0, description="Radius of non-maximum suppression, um.")
     min_score: Fraction = Field(0.5, description="Minimum probability of a detection.")
+    protocol: LesionProtocol = Field(
+        "slide_scale",
+        description="Scale at which lesions are measured. slide_scale: that of each slide. camelyon16: as in the "
+        "challenge, 0.243 um per pixel of level 0 for all slides, in masks of level 5.",
+    )
     merge_um: NonNegative = Field(75.0, description="Foci up to this distance apart are one lesion, um.")
     itc_um: NonNegative = Field(
         275.0,
         description="Lesions with a shorter major axis are isolated tumour cells, which are not scored, um.",
     )
+
+    @model_validator(mode="after")
+    def _lengths_of_the_protocol(self) -> Self:
+        if self.protocol == "camelyon16" and (self.merge_um, self.itc_um) != (75.0, 275.0):
+            raise ValueError("the protocol camelyon16 has merge_um 75 and itc_um 275")
+        return self
 
 
 class IntervalOptions(Section):

@@ -54,13 +54,14 @@ def point_by_detections(
             remedy=_REMEDY,
         )
     false_positives = sum(c >= threshold for one in hits for c in one.false_positives)
-    lesions = [c for one in hits for c in one.lesions]
+    lesions = sum(len(one.lesions) for one in hits)
+    found = sum(c >= threshold for one in hits for c in one.hits)
     return _point(options.rule, aim, threshold, slides, histogram).model_copy(
         update={
             "n_slides_with_lesions_known": len(hits),
-            "n_lesions": len(lesions),
+            "n_lesions": lesions,
             "false_positives_per_slide_there": false_positives / len(hits),
-            "lesion_sensitivity_there": sum(c >= threshold for c in lesions) / len(lesions) if lesions else None,
+            "lesion_sensitivity_there": found / lesions if lesions else None,
         }
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from wsi_pipeline.config import EvaluateRun, IntervalOptions
 from wsi_pipeline.evaluation.confusion import RATIOS, Ratio, ratios_of, shares_of
-from wsi_pipeline.evaluation.consistency import common_label_rule
+from wsi_pipeline.evaluation.consistency import common_label_rule, common_protocol
 from wsi_pipeline.evaluation.slide_classification import SlideScores
 from wsi_pipeline.evaluation.slide_results import CohortResults, hits_of
 from wsi_pipeline.evaluation.summary import Figures
@@ -28,7 +28,7 @@ from wsi_pipeline.metrics.curves import (
 )
 from wsi_pipeline.metrics.delong import Labels, Scores, delong_interval
 from wsi_pipeline.metrics.intervals import Weights, bootstrap_weights, percentile_interval
-from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, PooledHits, SlideHits, froc
+from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, Froc, PooledHits, SlideHits
 from wsi_pipeline.metrics.pooled import (
     Floats,
     PooledScores,
@@ -106,13 +106,13 @@ class Evaluation:
 
     def curves(self) -> Curves:
         """The curves, of at most about 5,000 points each."""
-        histogram, lesions = self.histogram, froc(self.hits())
+        histogram, lesions = self.histogram, PooledHits(self.hits()).froc()
         both = histogram.n_normal > 0 and histogram.n_tumor > 0
         return Curves(
             roc=thin_curve(roc_curve(histogram), _CURVE_POINTS) if both else None,
             roc_band=self._roc_band(),
             pr=thin_curve(pr_curve(histogram), _CURVE_POINTS) if histogram.n_tumor else None,
-            froc=None if lesions is None else Curve(lesions.threshold, lesions.false_positives, lesions.sensitivity),
+            froc=None if lesions is None else froc_curve(lesions.all_thresholds),
             reliability=self.calibration.curve(),
             reliability_at_temperature=self.at_temperature.curve() if self.at_temperature else [],
         )
@@ -224,7 +224,8 @@ class Evaluation:
     def _lesion(self) -> Figures:
         return {
             **lesion_figures(self.hits(), self._options.interval, self._options.seed),
-            "n_isolated_tumor_cells": sum(s.detections.isolated or 0 for s in self.slides),
+            "protocol": common_protocol([s.detections.options for s in self.slides]),
+            "mostly_ignored": {s.row.slide: s.detections.ignored for s in self.slides if s.detections.ignored},
             "not_scored": {s.row.slide: s.detections.reason for s in self.slides if hits_of(s.detections) is None},
         }
 
@@ -260,6 +261,11 @@ class Evaluation:
         }
 
 
+def froc_curve(found: Froc) -> Curve:
+    """A FROC curve for tables and figures."""
+    return Curve(found.threshold, found.false_positives, found.sensitivity)
+
+
 def interval_method(interval: IntervalOptions) -> Figures:
     """The method and the level of the intervals."""
     return {
@@ -288,25 +294,40 @@ def slide_figures(scores: Scores, is_tumor: Labels, interval: IntervalOptions, s
 
 
 def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions, seed: int) -> Figures:
-    """FROC of the hits of slides."""
-    pooled = PooledHits(hits)
-    result = pooled.froc()
-    intervals: list[list[float] | None] = [None, None]
-    if result is not None and len(hits) > 1:
+    """FROC of slides by Camelyon16's rule and over all thresholds; confidences are probabilities."""
+    # Camelyon16's script lists a missed lesion with the probability 0.
+    pooled = PooledHits(hits, missed=0.0)
+    found = pooled.froc()
+    drawn = None
+    if found is not None and len(hits) > 1:
         drawn = pooled.resampled(bootstrap_weights(len(hits), interval.resamples, seed, "lesion"))
-        intervals = [percentile_interval(scores, interval.level) for scores in drawn]
+
+    def figures(number: int) -> Figures:
+        curve = found and found[number]
+        return _froc_figures(curve, None if drawn is None else drawn[number], interval.level)
+
     return {
-        "froc": None if result is None else result.interpolated_score,
-        "froc_interval": intervals[0],
-        "froc_step_rule": None if result is None else result.step_score,
-        "froc_step_rule_interval": intervals[1],
+        **figures(1),
+        "all_thresholds": figures(0),
         "false_positives_per_slide": list(FALSE_POSITIVES_PER_SLIDE),
-        "sensitivity": None if result is None else list(result.step_sensitivity),
-        "sensitivity_interpolated": None if result is None else list(result.interpolated_sensitivity),
-        "reason": None if result is not None else "the slides have no lesions",
         "n_slides": len(hits),
         "n_lesions": sum(len(h.lesions) for h in hits),
+        "n_isolated_tumor_cells": sum(h.isolated for h in hits),
         **interval_method(interval),
+    }
+
+
+def _froc_figures(curve: Froc | None, drawn: Floats | None, level: float) -> Figures:
+    """The scores of a FROC curve and their sensitivities; `drawn` (2, resamples) has the scores of the resamples."""
+    intervals = [None, None] if drawn is None else [percentile_interval(scores, level) for scores in drawn]
+    return {
+        "froc": None if curve is None else curve.interpolated_score,
+        "froc_interval": intervals[0],
+        "froc_step_rule": None if curve is None else curve.step_score,
+        "froc_step_rule_interval": intervals[1],
+        "reason": None if curve is not None else "the slides have no lesions",
+        "sensitivity": None if curve is None else curve.step_sensitivity.tolist(),
+        "sensitivity_interpolated": None if curve is None else curve.interpolated_sensitivity.tolist(),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wsi_pipeline.config import PatchLevelOptions
+from wsi_pipeline.config import LesionLevelOptions, PatchLevelOptions
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.receipts.evaluation import CalibrateReceipt
 
@@ -40,3 +40,14 @@ def common_label_rule(options: Sequence[PatchLevelOptions]) -> PatchLevelOptions
             remedy="Run the stages scores and confusion again for all slides",
         )
     return next(iter(rules.values()), None)
+
+
+def common_protocol(options: Sequence[LesionLevelOptions]) -> str | None:
+    """The protocol of lesions that all `options` share; None for none. Raises `StoreError` for two."""
+    protocols = {one.protocol for one in options}
+    if len(protocols) > 1:
+        raise StoreError(
+            f"the lesions of the slides were measured by the protocols {' and '.join(sorted(protocols))}",
+            remedy="Run the stage detect again for all slides",
+        )
+    return next(iter(protocols), None)

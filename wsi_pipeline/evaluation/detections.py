@@ -10,8 +10,10 @@ import shapely
 from wsi_pipeline.config import LesionLevelOptions
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks.geojson import Feature, feature
-from wsi_pipeline.masks.label_images import IGNORE, TRUTH_LABELS, TUMOR
+from wsi_pipeline.masks.label_images import IGNORE, TRUTH_LABELS, TUMOR, resample_labels
 from wsi_pipeline.metrics.lesions import (
+    CAMELYON16_LEVEL,
+    CAMELYON16_MPP,
     Detection,
     SlideHits,
     component_maxima,
@@ -20,6 +22,7 @@ from wsi_pipeline.metrics.lesions import (
     non_maximum_suppression,
 )
 from wsi_pipeline.pyramid.ome_zarr import Image
+from wsi_pipeline.receipts.slides import TruthReceipt
 
 
 def find_detections(heat: Image, grid: Grid, options: LesionLevelOptions) -> list[Detection]:
@@ -50,17 +53,29 @@ def detection_feature(found: Detection) -> Feature:
 
 @dataclass(frozen=True, slots=True)
 class LesionMatch:
-    """Hits of a slide's detections, and its number of isolated tumour cells, which count neither way."""
+    """Hits of a slide's detections, and the centroids (x, y), in level-0 pixels, of lesions that are mostly ignored."""
 
     hits: SlideHits
-    isolated: int
+    ignored: tuple[tuple[float, float], ...]
+
+
+def not_scored_reason(truth: TruthReceipt) -> str | None:
+    """Why the lesions of a slide are not known; None where they are. Ignored parts are no reason."""
+    if not truth.exhaustive:
+        return "not all tumour is annotated"
+    return None if truth.annotation_sha256 or truth.label == "normal" else "the slide has no annotation"
 
 
 def match_lesions(
     found: Sequence[Detection], truth: Image, slide_mpp: float, options: LesionLevelOptions
-) -> LesionMatch | None:
-    """Match detections with the lesions of a truth image; None for a slide that is not annotated completely."""
-    if (truth.data == IGNORE).any():
-        return None
-    lesions = find_lesions(truth.data == TUMOR, truth.mpp, merge_um=options.merge_um, itc_um=options.itc_um)
-    return LesionMatch(match_detections(found, lesions, truth.mpp / slide_mpp), len(lesions.isolated))
+) -> LesionMatch:
+    """Match detections with the lesions of a truth image, which has ignored tumour as TUMOR | IGNORE."""
+    mpp = truth.mpp
+    if options.protocol == "camelyon16":
+        mpp = CAMELYON16_MPP * 2**CAMELYON16_LEVEL
+        truth = resample_labels(truth, slide_mpp * 2**CAMELYON16_LEVEL)
+    tumor, ignored = (truth.data & value > 0 for value in (TUMOR, IGNORE))
+    lesions = find_lesions(tumor, mpp, merge_um=options.merge_um, itc_um=options.itc_um, ignored=ignored)
+    pixel_px = truth.mpp / slide_mpp
+    centroids = tuple((round((x + 0.5) * pixel_px, 1), round((y + 0.5) * pixel_px, 1)) for x, y in lesions.ignored)
+    return LesionMatch(match_detections(found, lesions, pixel_px), centroids)

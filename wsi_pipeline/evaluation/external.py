@@ -19,7 +19,15 @@ from wsi_pipeline.evaluation.cohort_metrics import lesion_figures, slide_figures
 from wsi_pipeline.evaluation.summary import Figures, format_figure
 from wsi_pipeline.io.digests import digest_file, digest_names
 from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare
-from wsi_pipeline.metrics.lesions import Detection, Lesions, SlideHits, find_lesions, match_detections
+from wsi_pipeline.metrics.lesions import (
+    CAMELYON16_LEVEL,
+    CAMELYON16_MPP,
+    NO_LESIONS,
+    Detection,
+    SlideHits,
+    find_lesions,
+    match_detections,
+)
 
 SCHEMA_VERSION = 1
 _MASK_SUFFIXES = ("", "_mask", "_evaluation_mask")
@@ -44,6 +52,7 @@ def judge_detections(
     `masks` has a TIFF or PNG a tumour slide, not 0 where tumour is, at `level` of slides of `mpp` um per
     pixel at level 0; slides without one are free of tumour. Raises `PredictionError`.
     """
+    _check_scale(options, mpp, level)
     files = {path.stem: path for path in sorted(_folder(detections).iterdir()) if path.suffix.lower() == ".csv"}
     if not files:
         raise PredictionError(f"{detections}: no CSV files", remedy="Give the folder with a CSV for each slide")
@@ -53,24 +62,22 @@ def judge_detections(
     slides = [slide for slide in files if slide not in exclude]
     hits: list[SlideHits] = []
     table: list[Figures] = []
-    isolated = 0
     for slide in slides:
         found = read_detections(files[slide])
-        lesions = Lesions(np.zeros((0, 0), np.int32), frozenset())
+        lesions = NO_LESIONS
         if slide in of_slide:
             mask = read_mask(of_slide[slide], level)
             _check_inside(files[slide], found, mask.shape, 2**level)
             lesions = find_lesions(mask, mpp * 2**level, merge_um=options.merge_um, itc_um=options.itc_um)
         hits.append(match_detections(found, lesions, 2**level))
-        isolated += len(lesions.isolated)
         table.append(
             {
                 "slide": slide,
                 "detections": len(found),
                 "lesions": len(hits[-1].lesions),
-                "lesions_hit": sum(c > 0 for c in hits[-1].lesions),
+                "lesions_hit": len(hits[-1].hits),
                 "false_positives": len(hits[-1].false_positives),
-                "isolated_tumor_cells": len(lesions.isolated),
+                "isolated_tumor_cells": hits[-1].isolated,
             }
         )
     used = {slide: digest_file(files[slide]) for slide in slides}
@@ -79,7 +86,7 @@ def judge_detections(
         "schema_version": SCHEMA_VERSION,
         **lesion_figures(hits, interval, seed),
         "seed": seed,
-        "n_isolated_tumor_cells": isolated,
+        "protocol": options.protocol,
         "excluded": sorted(exclude),
         "mpp": mpp,
         "level": level,
@@ -131,6 +138,15 @@ def read_mask(path: Path, level: int) -> NDArray[np.bool_]:
         ) from error
     mask: NDArray[np.bool_] = pixels != 0
     return mask
+
+
+def _check_scale(options: LesionLevelOptions, mpp: float, level: int) -> None:
+    if options.protocol == "camelyon16" and (mpp, level) != (CAMELYON16_MPP, CAMELYON16_LEVEL):
+        raise PredictionError(
+            f"the protocol camelyon16 has {CAMELYON16_MPP} um per pixel and masks of level {CAMELYON16_LEVEL}, "
+            f"not {mpp:g} and {level}",
+            remedy="Leave out --mpp and --level, or --protocol",
+        )
 
 
 def _masks_of(folder: Path, slides: Mapping[str, Path]) -> dict[str, Path]:
@@ -243,6 +259,8 @@ def froc_text(figures: Figures) -> str:
     lines = [
         f"FROC score {format_figure(figures, 'froc')} (interpolated), "
         f"{format_figure(figures, 'froc_step_rule')} (step rule)",
+        f"over all thresholds {format_figure(figures['all_thresholds'], 'froc')} (interpolated), "
+        f"{format_figure(figures['all_thresholds'], 'froc_step_rule')} (step rule)",
         f"{lesions} lesions on {slides} slides, {isolated} with isolated tumour cells left out",
     ]
     if figures["froc"] is not None:

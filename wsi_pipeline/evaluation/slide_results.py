@@ -70,7 +70,7 @@ def hits_of(detections: DetectReceipt) -> SlideHits | None:
     """Hits of the detections of a slide; None for a slide whose lesions cannot be scored."""
     if detections.lesions is None or detections.false_positives is None:
         return None
-    return SlideHits(detections.lesions, detections.false_positives)
+    return SlideHits(detections.lesions, detections.false_positives, detections.isolated or 0)
 
 
 @dataclass(slots=True)

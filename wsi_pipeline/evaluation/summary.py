@@ -55,7 +55,8 @@ def headline(metrics: Figures) -> list[tuple[str, str, str]]:
         (
             "FROC score",
             format_figure(lesion, "froc"),
-            f"{lesion['n_lesions']} lesions on {lesion['n_slides']} slides{_of_set(lesion)}",
+            f"{lesion['n_lesions']} lesions on {lesion['n_slides']} slides{_of_set(lesion)}; "
+            f"over all thresholds {format_figure(lesion['all_thresholds'], 'froc')}",
         ),
         *ratios,
         (

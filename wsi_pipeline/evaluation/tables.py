@@ -109,7 +109,7 @@ def _row(slide: SlideResult, score: float | None, area: float | None) -> list[An
         counts.tn,
         _cell(area),
         slide.detections.detections,
-        *((None, None) if hits is None else (len(hits.lesions), sum(c > 0 for c in hits.lesions))),
+        *((None, None) if hits is None else (len(hits.lesions), len(hits.hits))),
     ]
 
 

@@ -6,8 +6,10 @@ its public evaluation script, as restated in `docs/metrics.md`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,35 +19,58 @@ from skimage.measure import regionprops
 from wsi_pipeline.metrics.intervals import Weights
 
 FALSE_POSITIVES_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# The challenge measures all slides at this scale of level 0, um per pixel, in masks of this level.
+CAMELYON16_MPP = 0.243
+CAMELYON16_LEVEL = 5
 NO_LESION = 0
+_IGNORED = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Lesions:
-    """Label image (h, w) int32, 0 outside lesions, and the labels of isolated tumour cells."""
+    """The lesions of a slide, labelled from 1 on.
+
+    `labels` (h, w) int32 is 0 outside lesions and -1 where detections are ignored. `counted` has the labels of the
+    lesions that are hit or missed, `isolated` those of isolated tumour cells, and `ignored` the centroids (x, y), in
+    pixels of the label image, of lesions that are mostly ignored.
+    """
 
     labels: NDArray[np.int32]
-    isolated: frozenset[int]
-
-    @property
-    def counted(self) -> list[int]:
-        """Labels of the lesions that FROC counts, ascending: all but isolated tumour cells."""
-        return [k for k in range(1, int(self.labels.max(initial=0)) + 1) if k not in self.isolated]
+    counted: tuple[int, ...] = ()
+    isolated: tuple[int, ...] = ()
+    ignored: tuple[tuple[float, float], ...] = ()
 
 
-def find_lesions(tumor: NDArray[np.bool_], mpp: float, *, merge_um: float, itc_um: float) -> Lesions:
+NO_LESIONS = Lesions(np.zeros((0, 0), np.int32))
+
+
+def find_lesions(
+    tumor: NDArray[np.bool_], mpp: float, *, merge_um: float, itc_um: float, ignored: NDArray[np.bool_] | None = None
+) -> Lesions:
     """Lesions of a tumour mask (h, w): foci closer than `merge_um` are merged, and holes are filled.
 
-    A lesion with a major axis shorter than `itc_um` counts as isolated tumour cells.
+    A lesion with a major axis shorter than `itc_um` is isolated tumour cells. `ignored` (h, w) is where detections are
+    ignored; tumour there belongs to its lesion, and a lesion with more than half of its tumour there is ignored.
     """
-    if not tumor.any():
-        return Lesions(np.zeros(tumor.shape, np.int32), frozenset())
-    near = ndimage.distance_transform_edt(~tumor) < merge_um / (2 * mpp)
-    filled = ndimage.binary_fill_holes(near | tumor)
-    labels, _ = ndimage.label(filled, structure=np.ones((3, 3), bool))
+    if tumor.any():
+        near = ndimage.distance_transform_edt(~tumor) < merge_um / (2 * mpp)
+        filled = ndimage.binary_fill_holes(near | tumor)
+        labels: NDArray[np.int32] = ndimage.label(filled, structure=np.ones((3, 3), bool))[0].astype(np.int32)
+    else:
+        labels = np.zeros(tumor.shape, np.int32)
     regions = regionprops(labels)
-    isolated = frozenset(int(r.label) for r in regions if r.axis_major_length < itc_um / mpp)
-    return Lesions(labels.astype(np.int32), isolated)
+    isolated = {r.label for r in regions if r.axis_major_length < itc_um / mpp}
+    hidden = np.zeros(len(regions) + 1, bool)
+    if ignored is not None:
+        pixels, of_ignored = (np.bincount(labels[mask], minlength=len(hidden)) for mask in (tumor, tumor & ignored))
+        hidden = 2 * of_ignored > pixels
+        labels = np.where(ignored, _IGNORED, labels)
+    return Lesions(
+        labels,
+        counted=tuple(r.label for r in regions if r.label not in isolated and not hidden[r.label]),
+        isolated=tuple(sorted(isolated)),
+        ignored=tuple(r.centroid[::-1] for r in regions if r.label not in isolated and hidden[r.label]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +126,24 @@ def component_maxima(heat: NDArray[np.float32], min_score: float) -> list[tuple[
 class SlideHits:
     """Detections of one slide matched with its lesions.
 
-    `lesions` holds the highest confidence on each lesion, 0 for a missed lesion. `false_positives` holds the
-    confidences of detections outside all lesions. Hits on isolated tumour cells count as neither.
+    `lesions` holds the highest confidence on each lesion, None for a missed lesion. `false_positives` holds the
+    confidences of detections outside all lesions. Confidences are any real numbers. Hits on isolated tumour cells, of
+    which `isolated` is the number, count as neither.
     """
 
-    lesions: tuple[float, ...]
+    lesions: tuple[float | None, ...]
     false_positives: tuple[float, ...]
+    isolated: int = 0
+
+    @property
+    def hits(self) -> list[float]:
+        """The confidences of the lesions that are hit."""
+        return [confidence for confidence in self.lesions if confidence is not None]
 
 
 def match_detections(detections: Sequence[Detection], lesions: Lesions, mask_px: float) -> SlideHits:
     """Match detections with lesions; a pixel of the label image is `mask_px` level-0 pixels wide."""
-    best = dict.fromkeys(lesions.counted, 0.0)
+    best: dict[int, float | None] = dict.fromkeys(lesions.counted)
     false_positives = []
     height, width = lesions.labels.shape
     for d in detections:
@@ -121,84 +153,100 @@ def match_detections(detections: Sequence[Detection], lesions: Lesions, mask_px:
         if label == NO_LESION:
             false_positives.append(d.confidence)
         elif label in best:
-            best[label] = max(best[label], d.confidence)
-    return SlideHits(tuple(best.values()), tuple(false_positives))
+            known = best[label]
+            best[label] = d.confidence if known is None else max(known, d.confidence)
+    return SlideHits(tuple(best.values()), tuple(false_positives), len(lesions.isolated))
 
 
 @dataclass(frozen=True, slots=True)
 class Froc:
-    """FROC curve by ascending threshold, ending at no detections, and sensitivity at `FALSE_POSITIVES_PER_SLIDE`.
-
-    `step_sensitivity` is the highest sensitivity at or below each number of false positives per slide (step rule),
-    `interpolated_sensitivity` the linear interpolation between the points.
-    """
+    """FROC curve by ascending threshold, ending at no detections."""
 
     threshold: NDArray[np.float64]
     false_positives: NDArray[np.float64]
     sensitivity: NDArray[np.float64]
-    step_sensitivity: tuple[float, ...]
-    interpolated_sensitivity: tuple[float, ...]
+
+    @property
+    def step_sensitivity(self) -> NDArray[np.float64]:
+        """The highest sensitivity at or below each of `FALSE_POSITIVES_PER_SLIDE` (step rule)."""
+        within = np.searchsorted(self.false_positives[::-1], FALSE_POSITIVES_PER_SLIDE, side="right")
+        return self.sensitivity[len(self.sensitivity) - within]
+
+    @property
+    def interpolated_sensitivity(self) -> NDArray[np.float64]:
+        """Sensitivity at each of `FALSE_POSITIVES_PER_SLIDE`, interpolated linearly between the points."""
+        found: NDArray[np.float64] = np.interp(
+            FALSE_POSITIVES_PER_SLIDE, self.false_positives[::-1], self.sensitivity[::-1]
+        )
+        return found
 
     @property
     def step_score(self) -> float:
-        return float(np.mean(self.step_sensitivity))
+        return float(self.step_sensitivity.mean())
 
     @property
     def interpolated_score(self) -> float:
-        return float(np.mean(self.interpolated_sensitivity))
+        return float(self.interpolated_sensitivity.mean())
+
+
+class FrocCurves(NamedTuple):
+    """The FROC curve over all thresholds, and its part by the rule of Camelyon16."""
+
+    all_thresholds: Froc
+    camelyon16: Froc
 
 
 class PooledHits:
-    """The hits of many slides, sorted once for all resamples."""
+    """The hits of many slides, sorted once for all resamples.
 
-    def __init__(self, slides: Sequence[SlideHits]) -> None:
-        confidences = list[float]()
-        is_hit = list[bool]()
-        slide = list[int]()
-        for number, hits in enumerate(slides):
-            count = len(hits.lesions) + len(hits.false_positives)
-            confidences += (*hits.lesions, *hits.false_positives)
-            is_hit += [True] * len(hits.lesions) + [False] * len(hits.false_positives)
-            slide += [number] * count
-        order = np.argsort(confidences, kind="stable")
-        ascending = np.array(confidences, np.float64)[order]
-        self._starts = np.flatnonzero(np.diff(ascending, prepend=-np.inf))
-        self._values = ascending[self._starts]
-        self._is_hit = np.array(is_hit, bool)[order]
-        self._slide = np.array(slide, np.int64)[order]
-        self._slides = len(slides)
+    `missed` is the confidence that Camelyon16's script lists for a missed lesion and for a label of isolated tumour
+    cells: 0 where confidences are probabilities. None may be lower.
+    """
+
+    def __init__(self, slides: Sequence[SlideHits], missed: float = -math.inf) -> None:
+        hits = [(c, number) for number, one in enumerate(slides) for c in one.hits]
+        false = [(c, number) for number, one in enumerate(slides) for c in one.false_positives]
+        confidences, slide = np.array([*hits, *false], np.float64).reshape(-1, 2).T
+        self._values, rank = np.unique(confidences, return_inverse=True)
+        of_hits = np.arange(len(rank)) < len(hits)
+        self._ranks = rank[of_hits], rank[~of_hits]
+        self._slide = slide[of_hits].astype(np.int64), slide[~of_hits].astype(np.int64)
+        self._lesions = np.array([len(one.lesions) for one in slides], np.int64)
+        # Labels without a detection.
+        self._unhit = np.array([one.lesions.count(None) + one.isolated for one in slides], np.int64)
+        self._missed = missed
 
     def __len__(self) -> int:
-        return self._slides
+        return len(self._lesions)
 
-    def froc(self, weights: Weights | None = None) -> Froc | None:
+    def froc(self, weights: Weights | None = None) -> FrocCurves | None:
         """FROC with each slide counted `weights` (slides,) times, once where None; None without lesions."""
-        counted: Weights = np.ones(self._slides, np.int64) if weights is None else weights
-        draws = counted[self._slide]
-        lesions = int(draws[self._is_hit].sum())
+        counted: Weights = np.ones(len(self), np.int64) if weights is None else weights
+        lesions = int(counted @ self._lesions)
         if not lesions:
             return None
-        hits = np.add.reduceat(np.where(self._is_hit, draws, 0), self._starts)
-        misses = np.add.reduceat(np.where(self._is_hit, 0, draws), self._starts)
-        # Drop the lowest confidence, as the official script does; a missed lesion has confidence 0.
-        used = np.flatnonzero(hits + misses)[1:]
-        per_slide = np.cumsum(misses[::-1])[::-1][used] / counted.sum()
-        sensitivity = np.cumsum(hits[::-1])[::-1][used] / lesions
-        per_slide = np.append(per_slide, 0.0)
-        sensitivity = np.append(sensitivity, 0.0)
-        limits = np.array(FALSE_POSITIVES_PER_SLIDE)
-        reached = tuple(float(sensitivity[per_slide <= limit].max()) for limit in limits)
-        interpolated = tuple(np.interp(limits, per_slide[::-1], sensitivity[::-1]).tolist())
-        return Froc(np.append(self._values[used], np.inf), per_slide, sensitivity, reached, interpolated)
+        hits, false = (
+            np.bincount(rank, counted[slide], len(self._values))
+            for rank, slide in zip(self._ranks, self._slide, strict=True)
+        )
+        used = np.flatnonzero(hits + false)
+        curve = (
+            np.append(self._values[used], np.inf),
+            np.append(np.cumsum(false[used][::-1])[::-1], 0) / counted.sum(),
+            np.append(np.cumsum(hits[used][::-1])[::-1], 0) / lesions,
+        )
+        # The script drops the lowest of its list of confidences.
+        lowest = self._missed if counted @ self._unhit else curve[0][0]
+        kept = slice(int(np.searchsorted(curve[0], lowest, side="right")), None)
+        return FrocCurves(Froc(*curve), Froc(*(values[kept] for values in curve)))
 
-    def resampled(self, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """FROC score, interpolated and by the step rule, of each resample: 2 x (resamples,); NaN without lesions."""
-        drawn = [self.froc(row) for row in weights]
-        scores = [(np.nan, np.nan) if f is None else (f.interpolated_score, f.step_score) for f in drawn]
-        interpolated, step = np.array(scores, np.float64).reshape(-1, 2).T
-        return interpolated, step
+    def resampled(self, weights: Weights) -> NDArray[np.float64]:
+        """FROC scores of each resample, (curves, rules, resamples); NaN without lesions.
 
-
-def froc(slides: Sequence[SlideHits]) -> Froc | None:
-    """FROC over slides; None without lesions."""
-    return PooledHits(slides).froc()
+        Curves in the order of `FrocCurves`; the rules are interpolation and the step rule.
+        """
+        scores = np.full((len(weights), 2, 2), np.nan)
+        for row, found in zip(scores, map(self.froc, weights), strict=True):
+            if found is not None:
+                row[:] = [(curve.interpolated_score, curve.step_score) for curve in found]
+        return scores.transpose(1, 2, 0)

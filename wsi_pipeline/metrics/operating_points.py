@@ -43,7 +43,7 @@ def at_false_positives(slides: Sequence[SlideHits], per_slide: float) -> float |
     One step above the highest confidence where no confidence qualifies; None without detections.
     """
     false_confidences = np.sort(np.array([c for s in slides for c in s.false_positives], np.float64))
-    true_confidences = [c for s in slides for c in s.lesions if c > 0]
+    true_confidences = [c for s in slides for c in s.hits]
     confidences = np.unique(np.concatenate([false_confidences, true_confidences]))
     if not len(confidences):
         return None

@@ -39,7 +39,8 @@ def evaluation_figures(
         ),
         "froc": froc_figure(
             curves.froc,
-            f"FROC {format_figure(lesion, 'froc')}\n{lesion['n_lesions']} lesions, {lesion['n_slides']} slides",
+            f"FROC {format_figure(lesion, 'froc')}; {lesion['n_lesions']} lesions, {lesion['n_slides']} slides\n"
+            f"over all thresholds {format_figure(lesion['all_thresholds'], 'froc')}",
             synthetic,
         ),
         "reliability": reliability_figure(

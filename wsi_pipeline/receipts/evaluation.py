@@ -37,17 +37,19 @@ class ScoresReceipt(Receipt):
 class DetectReceipt(Receipt):
     """The detections of a slide and the lesions they hit.
 
-    `lesions` holds the highest confidence on each lesion, 0 for a miss, and `false_positives` the confidences outside
-    all lesions. Both are null, with a `reason`, for a slide whose lesions cannot be scored.
+    `lesions` holds the highest confidence on each lesion, null for a miss, and `false_positives` the confidences
+    outside all lesions. `isolated` is the number of isolated tumour cells, `ignored` has the centroids of lesions that
+    are mostly ignored, (x, y) in level-0 pixels. All are null, with a `reason`, for a slide that cannot be scored.
     """
 
     slide: str
     model_sha256: str
     detections: int
     detections_sha256: str
-    lesions: tuple[float, ...] | None
+    lesions: tuple[float | None, ...] | None
     false_positives: tuple[float, ...] | None
     isolated: int | None
+    ignored: tuple[tuple[float, float], ...] | None
     reason: str | None
     options: DetectRun
 

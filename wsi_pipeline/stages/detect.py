@@ -11,14 +11,24 @@ import typer
 
 from wsi_pipeline.config import DetectRun
 from wsi_pipeline.config.loading import parse_options
-from wsi_pipeline.stages.arguments import Geojson, HeatmapArg, HeatmapReceiptArg, Options, ReceiptArg, Slide, TruthArg
+from wsi_pipeline.stages.arguments import (
+    Geojson,
+    HeatmapArg,
+    HeatmapReceiptArg,
+    Options,
+    ReceiptArg,
+    Slide,
+    TruthArg,
+    TruthReceiptArg,
+)
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     truth: Path
+    truth_receipt: Path
     heatmap: Path
     heatmap_receipt: Path
 
@@ -33,6 +43,7 @@ class Outputs:
 def command(
     *,
     truth: TruthArg,
+    truth_receipt: TruthReceiptArg,
     heatmap: HeatmapArg,
     heatmap_receipt: HeatmapReceiptArg,
     slide: Slide,
@@ -42,8 +53,8 @@ def command(
     options: Options = "{}",
 ) -> None:
     """Find detections on a heatmap and the lesions that they hit."""
-    outputs = Outputs(detections, geojson, receipt)
-    run(slide, Inputs(truth, heatmap, heatmap_receipt), outputs, parse_options(DetectRun, options))
+    inputs = Inputs(truth=truth, truth_receipt=truth_receipt, heatmap=heatmap, heatmap_receipt=heatmap_receipt)
+    run(slide, inputs, Outputs(detections, geojson, receipt), parse_options(DetectRun, options))
 
 
 def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> None:
@@ -51,20 +62,29 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> Non
 
     Raises `StoreError` for the heatmap of another slide.
     """
-    from wsi_pipeline.evaluation.detections import detection_feature, detections_csv, find_detections, match_lesions
+    from wsi_pipeline.evaluation.detections import (
+        detection_feature,
+        detections_csv,
+        find_detections,
+        match_lesions,
+        not_scored_reason,
+    )
     from wsi_pipeline.io.atomic import write_text
     from wsi_pipeline.io.digests import digest_file
     from wsi_pipeline.masks.geojson import write_features
     from wsi_pipeline.pyramid.ome_zarr import read_image
-    from wsi_pipeline.receipts.base import write_receipt
+    from wsi_pipeline.receipts.base import read_receipt, write_receipt
     from wsi_pipeline.receipts.evaluation import DetectReceipt
     from wsi_pipeline.receipts.models import read_heatmap_receipt
+    from wsi_pipeline.receipts.slides import TruthReceipt
 
     facts = read_heatmap_receipt(inputs.heatmap_receipt, slide)
     found = find_detections(read_image(inputs.heatmap, facts.slide_mpp), facts.grid, options)
     write_text(outputs.detections, detections_csv(found))
     write_features(outputs.geojson, map(detection_feature, found))
-    matched = match_lesions(found, read_image(inputs.truth, facts.slide_mpp), facts.slide_mpp, options)
+    matched, reason = None, not_scored_reason(read_receipt(inputs.truth_receipt, TruthReceipt))
+    if reason is None:
+        matched = match_lesions(found, read_image(inputs.truth, facts.slide_mpp), facts.slide_mpp, options)
     write_receipt(
         outputs.receipt,
         DetectReceipt(
@@ -74,14 +94,15 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> Non
             detections_sha256=digest_file(outputs.detections),
             lesions=matched and matched.hits.lesions,
             false_positives=matched and matched.hits.false_positives,
-            isolated=matched and matched.isolated,
-            reason=None if matched else "parts of the slide are not annotated",
+            isolated=matched and matched.hits.isolated,
+            ignored=matched and matched.ignored,
+            reason=reason,
             options=options,
         ),
     )
     if matched:
-        hit, lesions = sum(c > 0 for c in matched.hits.lesions), len(matched.hits.lesions)
-        said = f"{hit} of {lesions} lesions hit, {len(matched.hits.false_positives)} false positives"
+        hits = matched.hits
+        said = f"{len(hits.hits)} of {len(hits.lesions)} lesions hit, {len(hits.false_positives)} false positives"
     else:
-        said = "lesions not scored: parts of the slide are not annotated"
+        said = f"lesions not scored: {reason}"
     log.info("%s: %d detections, %s", slide, len(found), said)
