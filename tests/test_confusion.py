@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import shapely
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -48,8 +49,12 @@ def test_ignored_positions_are_not_scored(tissue_slide: Path, tmp_path: Path) ->
     assert (codes[4:] == 255).all()
     assert set(np.unique(codes[:4])) <= {0, 1, 2, 3}
     found = json.loads((tmp_path / "detections" / "t.json").read_text())
-    assert found["lesions"] is None
-    assert found["reason"] == "parts of the slide are not annotated"
+    rows = [row.split(",") for row in (tmp_path / "detections" / "t.csv").read_text().splitlines()]
+    points = [(float(c), *(int(float(at) / 200) for at in (x, y))) for c, x, y in rows]
+    outside = sorted(c for c, x, y in points if truth[y, x] == NORMAL)
+    assert len(outside) < sum(truth[y, x] != TUMOR for _, x, y in points)
+    assert sorted(found["false_positives"]) == pytest.approx(outside, abs=1e-6)
+    assert found["lesions"] == pytest.approx([max(c for c, x, y in points if truth[y, x] == TUMOR)], abs=1e-6)
 
 
 def test_the_confusion_image_is_cyan_yellow_and_red(scored: Path) -> None:
