@@ -138,6 +138,7 @@ def write_slide_results(root: Path, slide: str, store: Path, pyramid: Pyramid, s
             slide_mpp=pyramid.mpp,
             slide_size=(pyramid.size.width, pyramid.size.height),
             patch_mpp=0.5,
+            factor=1,
             grid=grid,
             stains=None,
             precision=PrecisionFacts(device="cpu", dtype="float32"),

@@ -58,6 +58,7 @@ def write_patches(folder: Path, slide: str, tumor: int) -> None:
         size_px=299,
         border_px=0,
         mpp=0.25,
+        factor=1,
         grid=(100, 100),
         candidates=ClassCounts(normal=2000, tumor=tumor),
         drawn=ClassCounts(normal=1000, tumor=min(tumor, 1000)),

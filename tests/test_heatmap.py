@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from helpers.predicting import heat_of, probability, run, write_model, write_slide, write_slide_without_tissue
 from wsi_pipeline.cli.app import app
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import ModelError, StoreError
-from wsi_pipeline.geometry import Grid
+from wsi_pipeline.geometry import Box, Grid
 from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.model.model_dir import ModelMetadata, write_model_json
 from wsi_pipeline.pyramid.ome_zarr import read_image
@@ -113,6 +114,21 @@ def test_a_model_finer_than_the_slide_needs_allow_upsampling(slide: Path, model:
     row, column = np.argwhere(np.isfinite(heat))[5]
     patch = pyramid.read_patch(int(column * 240), int(row * 240), spec)
     assert heat[row, column] == pytest.approx(probability(model, patch), abs=1e-5)
+
+
+def test_a_slide_a_little_coarser_than_the_model_is_upsampled(slide: Path, model: Path, tmp_path: Path) -> None:
+    digest = json.loads((model / "model.json").read_text())["weights_sha256"]
+    write_model_json(tmp_path / "model.json", ModelMetadata(75, 0.45, ("normal", "tumor"), digest))
+    (tmp_path / "weights.safetensors").symlink_to(model / "weights.safetensors")
+    heat = run(slide, tmp_path, tmp_path / "out", stride_um=120)
+    facts = json.loads((tmp_path / "out" / "s1.json").read_text())
+    assert (facts["patch_mpp"], facts["factor"]) == pytest.approx((0.45, 0.5 / 0.45))
+    pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")
+    for row, column in np.argwhere(np.isfinite(heat))[[0, 5, -1]].tolist():
+        # 75 px of a patch are 67.5 px of the slide.
+        read = Image.fromarray(pyramid.read(Box(column * 240, row * 240, 68, 68), 0))
+        patch = np.asarray(read.resize((75, 75), Image.Resampling.BICUBIC, box=(0, 0, 67.5, 67.5)))
+        assert heat[row, column] == pytest.approx(probability(model, patch), abs=1e-5)
 
 
 def test_orientations_are_averaged(slide: Path, model: Path, tmp_path: Path) -> None:

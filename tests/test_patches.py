@@ -105,8 +105,10 @@ def test_labels_by_the_centre(prepared: Path, tissue_slide: Path, tmp_path: Path
     assert {r["label"] for r in between["centre_nearest"]} == {0, 1}
 
 
-@pytest.mark.parametrize("mpp", [0.5, 0.8])
-def test_borders_are_stored_around_patches(prepared: Path, tissue_slide: Path, tmp_path: Path, mpp: float) -> None:
+@pytest.mark.parametrize(("mpp", "size"), [(0.5, 120), (0.8, 192), (0.45, 108)])
+def test_borders_are_stored_around_patches(
+    prepared: Path, tissue_slide: Path, tmp_path: Path, mpp: float, size: int
+) -> None:
     facts, rows = run(prepared, tissue_slide, tmp_path, mpp=mpp, border_px=12, codec="zstd", max_normal=20)
     assert facts["size_px"] == 96
     assert facts["border_px"] == 12
@@ -114,8 +116,9 @@ def test_borders_are_stored_around_patches(prepared: Path, tissue_slide: Path, t
     assert (store.border_px, store.edge, len(store)) == (12, 120, len(rows))
     with openslide.OpenSlide(tissue_slide.parent / "s1.tif") as slide:
         picture = np.asarray(slide.read_region((0, 0), 0, slide.dimensions))[..., :3].astype(np.float64)
-    # 120 px of a patch are 192 px of the slide at 0.8 um per pixel, and 12 px of its border are 19.2, rounded.
-    size, weights = (120, np.eye(120)) if mpp == 0.5 else (192, bicubic(192, 120))
+    assert facts["factor"] == pytest.approx(0.5 / mpp)
+    # 120 px of a patch are `size` px of the slide; its border of 12 px is rounded to whole pixels of the slide.
+    weights = bicubic(size, 120)
     for number in range(0, len(rows), 7):
         left, top = (round(rows[number][axis] - 12 * mpp / 0.5) for axis in ("x", "y"))
         source = picture[top : top + size, left : left + size]
@@ -127,7 +130,7 @@ def test_borders_are_stored_around_patches(prepared: Path, tissue_slide: Path, t
 def bicubic(size: int, wanted: int) -> np.ndarray:
     """Weights (wanted, size) of Keys' cubic convolution with a = -0.5, widened for a smaller image (anti-aliasing)."""
     scale = size / wanted
-    distance = np.abs((np.arange(wanted)[:, None] + 0.5) * scale - np.arange(size) - 0.5) / scale
+    distance = np.abs((np.arange(wanted)[:, None] + 0.5) * scale - np.arange(size) - 0.5) / max(scale, 1)
     near, far = 1.5 * distance**3 - 2.5 * distance**2 + 1, -0.5 * (distance**3 - 5 * distance**2 + 8 * distance - 4)
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
     return weights / weights.sum(axis=1, keepdims=True)

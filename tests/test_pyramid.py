@@ -14,13 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.slides import converted, tissue_picture, write_tiff
+from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.pyramid.level import LruCache
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image, write_image
+from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid, level_for
 from wsi_pipeline.pyramid.shards import ChunkGrid, Shard, write_shards
 from wsi_pipeline.slides.jpeg import JpegCodec
+from wsi_pipeline.stages import convert
 
 
 @given(st.integers(-300, 1700), st.integers(-300, 1300), st.integers(1, 400), st.integers(1, 400))
@@ -45,7 +48,14 @@ def test_threads_and_pickled_copies_read_the_same(tissue_pyramid: Pyramid) -> No
 
 @pytest.mark.parametrize(
     ("mpp", "level", "read_px", "real"),
-    [(0.5, 0, 96, 0.5), (0.49, 0, 96, 0.5), (1.0, 1, 96, 1.0), (0.75, 0, 144, 0.75), (1.9, 1, 182, 1.9)],
+    [
+        (0.5, 0, 96, 0.5),
+        (0.49, 0, 96, 0.5),
+        (1.0, 1, 96, 1.0),
+        (0.75, 0, 144, 0.75),
+        (1.9, 1, 183, 1.9),
+        (0.42, 0, 81, 0.42),
+    ],
 )
 def test_patches_are_read_from_the_coarsest_sufficient_level(
     tissue_pyramid: Pyramid, mpp: float, level: int, read_px: int, real: float
@@ -53,12 +63,52 @@ def test_patches_are_read_from_the_coarsest_sufficient_level(
     spec = tissue_pyramid.patch_spec(96, mpp)
     assert (spec.level, spec.read_px, spec.mpp) == (level, read_px, pytest.approx(real))
     assert spec.level0_px == pytest.approx(96 * real / 0.5)
+    assert spec.factor == pytest.approx(tissue_pyramid.mpps[level] / real)
     assert tissue_pyramid.read_patch(100, 50, spec).shape == (96, 96, 3)
 
 
-def test_patches_finer_than_the_slide_are_refused(tissue_pyramid: Pyramid) -> None:
-    with pytest.raises(StoreError, match=r"coarser than the requested 0\.25"):
-        tissue_pyramid.patch_spec(96, 0.25)
+def test_patches_much_finer_than_the_slide_are_refused(tissue_pyramid: Pyramid) -> None:
+    with pytest.raises(StoreError, match=r"0\.5 um per pixel, more than 20 % coarser than the requested 0\.41"):
+        tissue_pyramid.patch_spec(96, 0.41)
+
+
+def scene(x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+    """An image (y, x, 3) of waves of 3 to 7 um, at points in um."""
+    x, y = np.meshgrid(2 * np.pi * x_um, 2 * np.pi * y_um)
+    waves = (np.sin(x / 3 + y / 7), np.sin(y / 4), np.cos(x / 5 - y / 6))
+    return np.stack([128 + 90 * wave for wave in waves], axis=-1)
+
+
+def scanned(folder: Path, mpp: float) -> Pyramid:
+    """The pyramid of a slide of the scene, whose pixels are the scene at their centres."""
+    centres = [(np.arange(edge) + 0.5) * mpp for edge in (1400, 1200)]
+    source = write_tiff(folder / "s.tif", np.rint(scene(*centres)).astype(np.uint8), mpp, compression="deflate")
+    outputs = convert.Outputs(folder / "p.ome.zarr", folder / "p.json")
+    convert.run("s1", convert.Inputs(source), outputs, ConvertRun(codec="zstd", chunk_px=256, shard_px=1024))
+    return Pyramid(folder / "p.ome.zarr")
+
+
+@pytest.mark.parametrize("slide_mpp", [0.25, 0.263158, 0.298, 0.2268, 0.21])
+@pytest.mark.parametrize("size_px", [75, 299])
+def test_patches_of_any_scanner_show_the_same_scene_at_the_scale_asked_for(
+    tmp_path: Path, slide_mpp: float, size_px: int
+) -> None:
+    pyramid = scanned(tmp_path, slide_mpp)
+    spec = pyramid.patch_spec(size_px, 0.25)
+    assert (spec.mpp, spec.um) == pytest.approx((0.25, size_px * 0.25))
+    assert spec.factor == pytest.approx(slide_mpp / 0.25)
+    x, y = np.array([0, 313, 640]), np.array([7, 250, 111])
+    reader = PatchReader(pyramid, spec, x, y)
+    read = np.empty((3, size_px, size_px, 3), np.uint8)
+    assert reader.read(0, read).all()
+    for patch, k in zip(read, reader.order, strict=True):
+        pixel_um = (np.arange(size_px) + 0.5) * 0.25
+        wanted = scene(x[k] * slide_mpp + pixel_um, y[k] * slide_mpp + pixel_um)
+        # The outermost pixels have neighbours on one side only.
+        away = np.abs(patch - wanted)[2:-2, 2:-2]
+        # Rounding to grey values twice, and the interpolation of waves of 10 px.
+        assert away.max() < 4
+        np.testing.assert_array_equal(patch, pyramid.read_patch(int(x[k]), int(y[k]), spec))
 
 
 def test_a_patch_shows_its_position(tmp_path: Path) -> None:

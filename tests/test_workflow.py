@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-from openpyxl import Workbook
 
 from helpers.paths import DATA, ROOT, needs_data
 from helpers.slides import tissue_picture, write_tiff
@@ -251,6 +250,8 @@ def test_mistakes_are_found_before_any_job(
 
 
 def test_an_excel_sheet_and_a_folder_with_braces_change_no_result(run: Path) -> None:
+    from openpyxl import Workbook
+
     rows = [line.split("\t") for line in (run / "cohort" / "slides.tsv").read_text().splitlines()[1:]]
     column = rows[0].index("path")
     folder = run / "cohort" / "{A 1}"

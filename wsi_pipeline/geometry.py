@@ -51,9 +51,10 @@ class Box:
 class PatchSpec:
     """How to read a patch of `size_px` x `size_px` pixels at `mpp` from one slide.
 
-    The same square spans `read_px` pixels of `level`, `level0_px` pixels of level 0, and `um` micrometres.
-    `mpp` is the actual scale of the patch: that of the level where it is within tolerance of the requested scale,
-    so that nothing is resampled; otherwise the requested scale.
+    The same square spans `size_px` / `factor` pixels of `level`, `level0_px` pixels of level 0, and `um` micrometres;
+    `read_px` is the number of pixels that are read, rounded up. `mpp` is the actual scale of the patch: that of the
+    level where it is within tolerance of the requested scale, so that nothing is resampled (`factor` 1); otherwise the
+    requested scale. `factor` is above 1 where pixels are upsampled.
     """
 
     size_px: int
@@ -62,6 +63,7 @@ class PatchSpec:
     read_px: int
     level0_px: float
     um: float
+    factor: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ def write_heatmap_receipt(
         slide_mpp=slide_mpp,
         slide_size=(1, 1),
         patch_mpp=slide_mpp,
+        factor=1,
         grid=grid,
         stains=None,
         precision=PrecisionFacts(device="cpu", dtype="float32"),

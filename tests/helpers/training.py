@@ -56,6 +56,7 @@ def write_patches(folder: Path, labels: list[int], *, size_px: int = EDGE, seed:
         size_px=size_px,
         border_px=0,
         mpp=0.5,
+        factor=1,
         grid=(len(labels), 1),
         candidates=counts,
         drawn=counts,

@@ -77,7 +77,7 @@ class TruthRun(TruthOptions, StageRun):
 
 class PatchesRun(PatchesOptions, StageRun):
     stage = "patches"
-    step_version = 3
+    step_version = 4
     section = "patches"
     elsewhere: ClassVar = {"seed": "seed"}
 
@@ -117,7 +117,7 @@ class TrainRun(TrainingOptions, StageRun):
 
 class NegativesRun(PatchesRun):
     stage = "negatives"
-    step_version = 1
+    step_version = 2
     elsewhere: ClassVar = {
         "seed": "seed",
         "per_slide": "training.hard_negatives.per_slide",
@@ -130,13 +130,13 @@ class NegativesRun(PatchesRun):
 
 class PredictRun(PredictionOptions, StageRun):
     stage = "predict"
-    step_version = 3
+    step_version = 4
     section = "heatmap"
 
 
 class HeatmapRun(PredictionOptions, StageRun):
     stage = "heatmap"
-    step_version = 5
+    step_version = 6
     section = "heatmap"
 
 

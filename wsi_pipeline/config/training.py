@@ -188,7 +188,7 @@ class PredictionOptions(Section):
         0.0, description="Only patches with more than this share of tissue are predicted."
     )
     allow_upsampling: bool = Field(
-        False, description="Predict slides that are coarser than the model's scale too, by upsampling."
+        False, description="Predict slides that are more than 20 % coarser than the model's scale too, by upsampling."
     )
     orientations: bool = Field(
         False, description="Test-time augmentation: mean over all 8 orientations of a patch, at 8 times the cost."

@@ -53,9 +53,10 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class StoredPatches:
-    """What the receipt of a store of patches states: their true scale, their stains, and the digests of the files."""
+    """What the receipt of a store of patches states: scale, factor of resampling, stains, and digests of the files."""
 
     mpp: float
+    factor: float
     stains: StainFacts | None
     store_sha256: str
     index_sha256: str
@@ -137,7 +138,7 @@ def store_patches(
     spec = pyramid.patch_spec(options.size_px, options.mpp)
     with atomic_output(index) as partial:
         pq.write_table(_index_table(slide, spec, ordered, normal_drawn_as), partial)
-    return StoredPatches(spec.mpp, stains, digest, digest_file(index))
+    return StoredPatches(spec.mpp, spec.factor, stains, digest, digest_file(index))
 
 
 def _write_pixels(

@@ -95,7 +95,7 @@ class PatchReader:
         spec = self._spec
         box = Box(int(self._left[number]), int(self._top[number]), spec.read_px, spec.read_px)
         try:
-            if spec.read_px == spec.size_px:
+            if spec.factor == 1:
                 self._level.assemble(box, self._cache.get, out)
             else:
                 out[...] = resample_patch(self._level.assemble(box, self._cache.get), spec)

@@ -21,6 +21,9 @@ from wsi_pipeline.pyramid.ome_zarr import transformations
 CACHE_BYTES = 64 << 20
 # Relative deviation from the requested mpp up to which a level is read without resampling.
 MPP_TOLERANCE = 0.05
+# Up to this relative deviation a coarser slide is upsampled to the requested mpp: scanners of one magnification differ
+# that much (0.22 to 0.27 um per pixel at 40x).
+MAX_UPSAMPLING = 0.2
 # Without it, rounding errors of the scale could add a row or column of pixels that covers almost none of the slide.
 _SIZE_TOLERANCE_PX = 1e-3
 
@@ -152,13 +155,14 @@ def patch_spec(
 ) -> PatchSpec:
     """How to read patches of `size_px` pixels at `mpp` from levels with the scales `mpps`.
 
-    Raises `StoreError`, naming `where`, where the finest level is coarser than `mpp`.
+    Raises `StoreError`, naming `where`, where the finest level is more than 20 % coarser than `mpp`.
     """
     level = level_for(mpps, mpp)
     level_mpp = mpps[level]
-    if level_mpp > mpp * (1 + MPP_TOLERANCE) and not allow_upsampling:
+    if level_mpp > mpp * (1 + MAX_UPSAMPLING) and not allow_upsampling:
         raise StoreError(
-            f"{where}: the slide has {level_mpp:.4g} um per pixel, coarser than the requested {mpp:.4g}",
+            f"{where}: the slide has {level_mpp:.4g} um per pixel, more than {100 * MAX_UPSAMPLING:g} % coarser than "
+            f"the requested {mpp:.4g}",
             remedy="Use a model and patches of a coarser mpp, take the slide out of the sheet or, if only its heatmap "
             "is wanted, set heatmap.allow_upsampling (--allow-upsampling)",
         )
@@ -168,9 +172,10 @@ def patch_spec(
         size_px=size_px,
         mpp=patch_mpp,
         level=level,
-        read_px=size_px if native else max(1, round(size_px * mpp / level_mpp)),
+        read_px=size_px if native else math.ceil(size_px * mpp / level_mpp - _SIZE_TOLERANCE_PX),
         level0_px=size_px * patch_mpp / mpps[0],
         um=size_px * patch_mpp,
+        factor=level_mpp / patch_mpp,
     )
 
 
@@ -195,7 +200,9 @@ def _edges(start: int, stop: int, ratio: float) -> NDArray[np.int64]:
 
 def resample_patch(pixels: NDArray[np.uint8], spec: PatchSpec) -> NDArray[np.uint8]:
     """Resample (read_px, read_px, 3) uint8 to the size of the patch: bicubic with anti-aliasing."""
-    if spec.read_px == spec.size_px:
+    if spec.factor == 1:
         return pixels
-    size = (spec.size_px, spec.size_px)
-    return np.asarray(Pillow.fromarray(pixels).resize(size, Pillow.Resampling.BICUBIC))
+    size, edge = (spec.size_px, spec.size_px), min(spec.size_px / spec.factor, spec.read_px)
+    # Not all that was read: rounding to whole pixels would change the scale, and differently with a border.
+    picture = Pillow.fromarray(pixels).resize(size, Pillow.Resampling.BICUBIC, box=(0, 0, edge, edge))
+    return np.asarray(picture)

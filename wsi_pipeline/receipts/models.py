@@ -70,6 +70,8 @@ class PrecisionFacts(Facts):
 class HeatmapReceipt(Receipt):
     """A heatmap; scales in µm per pixel, `slide_size` is (width, height) at level 0, `grid` in level-0 pixels.
 
+    `factor` is the number of pixels of a patch for each pixel that was read: above 1 where the slide was upsampled.
+
     `positions` have a probability, `unread_positions` lie on damaged chunks; `maximum` is null without any position.
     """
 
@@ -78,6 +80,7 @@ class HeatmapReceipt(Receipt):
     slide_mpp: float
     slide_size: tuple[int, int]
     patch_mpp: float
+    factor: float
     grid: Grid
     stains: StainFacts | None
     precision: PrecisionFacts

@@ -98,12 +98,17 @@ class StainFacts(Facts):
 
 
 class PatchStoreReceipt(Receipt):
-    """A store of patches of a slide: those that qualified, and those that were drawn from them."""
+    """A store of patches of a slide: those that qualified, and those that were drawn from them.
+
+    `factor` is the number of pixels of a patch for each pixel that was read: 1 where nothing is resampled, and above 1
+    where the slide is upsampled to the patch's `mpp`.
+    """
 
     slide: str
     size_px: int
     border_px: int
     mpp: float
+    factor: float
     candidates: ClassCounts
     drawn: ClassCounts
     stains: StainFacts | None

@@ -103,6 +103,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: HeatmapRun, *, th
             slide_mpp=pyramid.mpp,
             slide_size=(pyramid.size.width, pyramid.size.height),
             patch_mpp=spec.mpp,
+            factor=spec.factor,
             grid=grid,
             stains=found.patches.stains,
             precision=found.cache.precision,

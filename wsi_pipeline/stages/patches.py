@@ -89,6 +89,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: PatchesRun, *, th
             size_px=options.size_px,
             border_px=options.border_px,
             mpp=stored.mpp,
+            factor=stored.factor,
             grid=(grid.columns, grid.rows),
             candidates=found,
             drawn=kept,
