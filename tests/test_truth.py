@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from helpers.annotations import square, write_asap
 from wsi_pipeline.config import TruthOptions, TruthRun
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
+from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.masks import truth as masks_truth
 from wsi_pipeline.masks.annotations import Regions, read_annotation
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
-from wsi_pipeline.masks.truth import draw_truth, ignore_border
+from wsi_pipeline.masks.truth import draw_truth, ignore_border, store_truth
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import truth
@@ -90,7 +92,7 @@ def test_regions_and_cut_outs_have_their_area_at_8_um(mm2: float, within: float)
 
 def test_cut_outs_are_normal_and_the_rest_stays_tumour(tmp_path: Path) -> None:
     regions = regions_of(tmp_path, [("_0", square(100, 100, 400)), ("_2", square(200, 200, 100))])
-    image = draw_truth(regions, Size(100, 75), 16, IGNORE, threads=1)
+    image = draw_truth(regions, Size(100, 75), 16, IGNORE).compute()
     assert regions.tumor.area == 400**2 - 100**2
     assert (image == NORMAL).sum() * 256 == pytest.approx(100**2, rel=0.3)
     assert (image == TUMOR).sum() * 256 == pytest.approx(400**2 - 100**2, rel=0.02)
@@ -101,9 +103,10 @@ def test_cut_outs_are_normal_and_the_rest_stays_tumour(tmp_path: Path) -> None:
 def test_truth_does_not_depend_on_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     rings = [("_0", square(30 + 250 * k, 40 + 150 * k, 200)) for k in range(5)]
     regions = regions_of(tmp_path, rings)
-    whole = draw_truth(regions, Size(400, 300), 4, NORMAL, 1)
+    whole = draw_truth(regions, Size(400, 300), 4, NORMAL).compute()
     monkeypatch.setattr(masks_truth, "_BAND_PX", 7)
-    np.testing.assert_array_equal(draw_truth(regions, Size(400, 300), 4, NORMAL, threads), whole)
+    image = draw_truth(regions, Size(400, 300), 4, NORMAL)
+    np.testing.assert_array_equal(image.compute(scheduler="threads", num_workers=threads), whole)
 
 
 def test_degenerate_and_overlapping_rings(tmp_path: Path) -> None:
@@ -280,19 +283,43 @@ def test_annotations_in_micrometres_are_detected(tissue_slide: Path, tmp_path: P
     st.lists(st.tuples(st.floats(0, 90), st.floats(0, 60), st.floats(1, 40)), min_size=1, max_size=6),
     st.integers(1, 70),
     st.integers(1, 4),
+    st.sampled_from([0.0, 1.0, 2.3, 7.5, 30.0]),
 )
-@settings(max_examples=40, deadline=None)
-def test_truth_is_the_same_for_any_bands_and_workers(
-    boxes: list[tuple[float, float, float]], band: int, threads: int
+@settings(max_examples=60, deadline=None)
+def test_truth_is_that_of_the_whole_image_for_any_blocks_and_workers(
+    boxes: list[tuple[float, float, float]], edge: int, threads: int, margin_px: float
 ) -> None:
     size = Size(100, 70)
     areas = [shapely.box(x, y, x + edge, y + edge) for x, y, edge in boxes]
     tumor, hole = shapely.union_all(areas[::2]), shapely.union_all(areas[1::2])
     regions = Regions(tumor - hole, tumor & hole, shapely.box(3, 4, 9, 9), len(areas))
-    with pytest.MonkeyPatch.context() as patch:
-        whole = draw_truth(regions, size, 1.0, IGNORE, 1)
-        patch.setattr(masks_truth, "_BAND_PX", band)
-        np.testing.assert_array_equal(draw_truth(regions, size, 1.0, IGNORE, threads), whole)
+    wanted = np.full((70, 100), IGNORE, np.uint8)
+    wanted[painted(regions.cut_out, 1, size, 70)] = NORMAL
+    wanted[painted(regions.tumor, 1, size, 70)] = TUMOR
+    wanted[painted(regions.ignore, 1, size, 70)] |= IGNORE
+    is_tumor = wanted == TUMOR
+    if margin_px and is_tumor.any():
+        # The nearest pixel centre of the other side, by definition.
+        y, x = np.indices(wanted.shape)
+        inside, outside = (np.stack((y[side], x[side]), axis=1) for side in (is_tumor, ~is_tumor))
+        squares = ((inside[:, None] - outside[None]) ** 2).sum(axis=2)
+        for points, nearest in ((inside, squares.min(axis=1)), (outside, squares.min(axis=0))):
+            wanted[tuple(points[np.sqrt(nearest) < margin_px + 0.5].T)] |= IGNORE
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(masks_truth, "_BAND_PX", edge)
+        patch.setattr(masks_truth, "IMAGE_SHARD_PX", 2 * edge)
+        patch.setattr(masks_truth, "_OVERVIEW_PIXELS", 1000)
+        path = Path(folder) / "t.ome.zarr"
+        stored = store_truth(path, draw_truth(regions, size, 1.0, IGNORE, margin_px), 2.0, 0.5, threads)
+        np.testing.assert_array_equal(read_image(path, 0.5).data, wanted)
+    assert stored.sha256 == digest_bytes(wanted.tobytes())
+    assert stored.pixels == np.bincount(wanted.ravel(), minlength=4).tolist()
+    # Three pixels wide, so that it has at most 1,000.
+    assert (stored.overview.mpp, stored.overview.first_centre_um) == (6, 3)
+    for row, column in np.ndindex(stored.overview.data.shape):
+        part = wanted[3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+        code = TUMOR if (part == TUMOR).any() else IGNORE if (part >= IGNORE).any() else NORMAL
+        assert stored.overview.data[row, column] == code
 
 
 def test_the_geojson_gives_the_same_truth(tissue_slide: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,17 @@ from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import Regions
-from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
 from wsi_pipeline.masks.tissue_detection import apply_threshold, find_threshold, tissue_features
-from wsi_pipeline.progress_bar import ProgressBar
+from wsi_pipeline.progress_bar import track
+from wsi_pipeline.pyramid.ome_zarr import IMAGE_SHARD_PX, Image, new_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
 _BAND_PX = 512
 _THUMBNAIL_PX = 1024
+# A larger truth image is reduced for its picture.
+_OVERVIEW_PIXELS = 1 << 25
 # At scales within these factors of 1 um per pixel, coordinates in pixels and in micrometres are too alike to judge.
 _UNIT_FACTORS = (0.8, 1.25)
 _ON_GLASS, _ON_TISSUE = 0.3, 0.8
@@ -39,44 +45,88 @@ def background_value(label: str | None, annotated: bool, exhaustive: bool) -> in
     return NORMAL if annotated or label == "normal" else IGNORE
 
 
-def draw_truth(regions: Regions, size: Size, pixel_px: float, background: int, threads: int) -> NDArray[np.uint8]:
-    """The truth image (h, w) uint8; a pixel is `pixel_px` level-0 pixels wide. Drawn in bands, with dask.
+def draw_truth(regions: Regions, size: Size, pixel_px: float, background: int, margin_px: float = 0) -> da.Array:
+    """The truth image (h, w) uint8, drawn in bands when it is computed; a pixel is `pixel_px` level-0 pixels wide.
 
-    Tumour that is ignored is TUMOR | IGNORE.
+    Tumour that is ignored is TUMOR | IGNORE. Pixels within `margin_px` pixels of a border of tumour are ignored, on
+    both sides of it.
     """
     cut_out, tumor, ignore = (
         PolygonRasterizer(area, pixel_px, size) for area in (regions.cut_out, regions.tumor, regions.ignore)
     )
-    chunks = da.core.normalize_chunks((_BAND_PX, size.width), (size.height, size.width))
-    shown = ProgressBar("truth", len(chunks[0]))
+    halo = math.ceil(margin_px)
 
     def band(block_info: Any) -> NDArray[np.uint8]:
         (top, bottom), _ = block_info[None]["array-location"]
-        out = np.full((bottom - top, size.width), background, np.uint8)
-        cut_out.fill(out, top, NORMAL)
-        tumor.fill(out, top, TUMOR)
+        first = max(0, top - halo)
+        out = np.full((min(size.height, bottom + halo) - first, size.width), background, np.uint8)
+        cut_out.fill(out, first, NORMAL)
+        tumor.fill(out, first, TUMOR)
         ignored = np.zeros_like(out)
-        ignore.fill(ignored, top, IGNORE)
+        ignore.fill(ignored, first, IGNORE)
         out |= ignored
-        shown.advance()
-        return out
+        ignore_border(out, margin_px)
+        return out[top - first : bottom - first]
 
+    chunks = da.core.normalize_chunks((_BAND_PX, size.width), (size.height, size.width))
     # With a name of its own: for another one dask would hash the crossings of all outlines.
-    bands = da.map_blocks(band, name="truth", chunks=chunks, meta=np.empty((0, 0), np.uint8))
-    with shown, dask.config.set(scheduler="threads", num_workers=threads):
-        truth: NDArray[np.uint8] = bands.compute()
-    return truth
+    image: da.Array = da.map_blocks(band, name="truth", chunks=chunks, meta=np.empty((0, 0), np.uint8))
+    return image
 
 
 def ignore_border(truth: NDArray[np.uint8], margin_px: float) -> None:
     """Mark pixels within `margin_px` of a border of tumour as IGNORE, on both sides, in place."""
-    tumor = truth == TUMOR
-    # Distances are between pixel centres, and the border lies half a pixel from either.
-    reach = margin_px + 0.5
-    if margin_px == 0 or not tumor.any() or tumor.all():
+    if margin_px == 0:
         return
-    for side in (tumor, ~tumor):
-        truth[side & (ndimage.distance_transform_edt(side) < reach)] |= IGNORE
+    # Distances are between pixel centres, and the border lies half a pixel from either.
+    reach, halo = margin_px + 0.5, math.ceil(margin_px)
+    tumor = truth == TUMOR
+    # Block by block: a distance transform takes some 50 bytes a pixel. Pixels out of reach need no true distance.
+    for left in range(0, truth.shape[1], _BAND_PX):
+        start = max(0, left - halo)
+        part = tumor[:, start : left + _BAND_PX + halo]
+        if not part.any() or part.all():
+            continue
+        near = np.logical_or.reduce([side & (ndimage.distance_transform_edt(side) < reach) for side in (part, ~part)])
+        truth[:, left : left + _BAND_PX][near[:, left - start :][:, :_BAND_PX]] |= IGNORE
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTruth:
+    """A truth image in a store: its pixels by value, (4,), the SHA-256 of its rows, and a reduced copy.
+
+    A pixel of `overview` is tumour where any of its pixels are, else ignored where any are.
+    """
+
+    pixels: list[int]
+    sha256: str
+    overview: Image
+
+
+def store_truth(path: Path, truth: da.Array, mpp: float, slide_mpp: float, threads: int) -> StoredTruth:
+    """Draw the truth image and write it, a row of shards at a time; `slide_mpp` is the scale of level 0."""
+    height, width = truth.shape
+    factor = math.ceil(math.sqrt(height * width / _OVERVIEW_PIXELS))
+    # In the overview the highest rank wins.
+    by_rank = np.array([NORMAL, IGNORE, TUMOR], np.uint8)
+    rank = np.array([0, 2, 1, 1], np.uint8)
+    overview = np.zeros((-(-height // factor), -(-width // factor)), np.uint8)
+    counts, digest = np.zeros(4, np.int64), hashlib.sha256()
+    tops = range(0, height, IMAGE_SHARD_PX)
+    # Without memory: only the shape counts.
+    image = Image.from_corner(np.broadcast_to(np.uint8(0), truth.shape), mpp)
+    with new_image(path, image, name="truth", slide_mpp=slide_mpp, labels=TRUTH_LABELS) as stored:
+        for top in track(tops, "truth", len(tops)):
+            with dask.config.set(scheduler="threads", num_workers=threads):
+                rows: NDArray[np.uint8] = truth[top : top + IMAGE_SHARD_PX].compute()
+            stored[top : top + IMAGE_SHARD_PX] = rows
+            digest.update(rows.data)
+            for first in range(0, len(rows), _BAND_PX):
+                counts += np.bincount(rows[first : first + _BAND_PX].ravel(), minlength=4)
+            columns = np.maximum.reduceat(rank[rows], np.arange(0, width, factor), axis=1)
+            place, starts = np.unique(np.arange(top, top + len(rows)) // factor, return_index=True)
+            overview[place] = np.maximum(overview[place], np.maximum.reduceat(columns, starts, axis=0))
+    return StoredTruth(counts.tolist(), digest.hexdigest(), Image.from_corner(by_rank[overview], factor * mpp))
 
 
 def check_label(slide: str, annotation: Path, label: str | None, regions: Regions) -> None:

@@ -7,7 +7,8 @@ therefore translated by (r - 1) / 2 level-0 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,8 @@ from wsi_pipeline.pyramid.shards import ChunkGrid
 Attributes = dict[str, Any]
 # Fill value: absent chunks read as white background.
 BACKGROUND = 255
+# Edge length of the shards of a single-level image.
+IMAGE_SHARD_PX = 4096
 _RGB = (("Red", "FF0000"), ("Green", "00FF00"), ("Blue", "0000FF"))
 
 
@@ -125,6 +128,18 @@ def write_image(
     path: Path, image: Image, *, name: str, slide_mpp: float, labels: Sequence[LabelValue] = (), fill: float = 0
 ) -> None:
     """Write an image atomically as OME-Zarr, as a label image with `labels`; `slide_mpp` is that of level 0."""
+    with new_image(path, image, name=name, slide_mpp=slide_mpp, labels=labels, fill=fill) as array:
+        array[...] = image.data
+
+
+@contextmanager
+def new_image(
+    path: Path, image: Image, *, name: str, slide_mpp: float, labels: Sequence[LabelValue] = (), fill: float = 0
+) -> Iterator[zarr.Array[Any]]:
+    """As `write_image`, but the caller writes the pixels; of `image.data` only shape and dtype are used.
+
+    Rows are written `IMAGE_SHARD_PX` at a time: a shard that is written in parts is read and compressed again.
+    """
     extra: Attributes = {}
     if labels:
         extra["image-label"] = {
@@ -136,11 +151,11 @@ def write_image(
     attributes = _ome(name, ["y", "x"], [_dataset("0", [image.mpp] * 2, [offset] * 2)], extra)
     with atomic_output(path) as partial:
         group = zarr.create_group(partial, attributes=attributes)
-        array = group.create_array(
+        yield group.create_array(
             "0",
             shape=image.data.shape,
             chunks=(512, 512),
-            shards=(4096, 4096),
+            shards=(IMAGE_SHARD_PX, IMAGE_SHARD_PX),
             dtype=image.data.dtype,
             compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=image.data.itemsize),
             fill_value=fill,
@@ -148,7 +163,6 @@ def write_image(
             # Write every shard, so that `read_image` can tell a lost file from the fill value.
             config={"write_empty_chunks": True},
         )
-        array[...] = image.data
 
 
 def read_image(path: Path, slide_mpp: float) -> Image:

@@ -92,15 +92,11 @@ def run(
     synthetic: bool = False,
 ) -> None:
     """Write the truth of one slide. Raises `AnnotationError` where annotation and label contradict."""
-    import numpy as np
-
-    from wsi_pipeline.io.digests import digest_bytes, digest_file
+    from wsi_pipeline.io.digests import digest_file
     from wsi_pipeline.masks.annotations import NO_REGIONS, read_annotation
-    from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
-    from wsi_pipeline.masks.truth import background_value, check_label, check_unit, draw_truth, ignore_border
+    from wsi_pipeline.masks.truth import background_value, check_label, check_unit, draw_truth, store_truth
     from wsi_pipeline.plots.figures import save_figure, slide_figure
     from wsi_pipeline.plots.overlays import draw_outlines, truth_overlay
-    from wsi_pipeline.pyramid.ome_zarr import Image, write_image
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.slides import PixelCounts, TruthReceipt
@@ -112,14 +108,15 @@ def run(
         check_label(slide, annotation, label, regions)
         check_unit(slide, annotation, regions, pyramid)
     background = background_value(label, annotation is not None, exhaustive)
-    truth = draw_truth(regions, pyramid.size_at(options.mpp), options.mpp / pyramid.mpp, background, threads)
-    ignore_border(truth, options.ignore_margin_um / options.mpp)
-    image = Image.from_corner(truth, options.mpp)
-    write_image(outputs.store, image, name="truth", slide_mpp=pyramid.mpp, labels=TRUTH_LABELS)
+    size, margin_px = pyramid.size_at(options.mpp), options.ignore_margin_um / options.mpp
+    truth = draw_truth(regions, size, options.mpp / pyramid.mpp, background, margin_px)
+    stored = store_truth(outputs.store, truth, options.mpp, pyramid.mpp, threads)
     title = f"{slide}: tumour red, normal inside green, ignored grey"
-    save_figure(slide_figure(title, *draw_outlines(pyramid, truth_overlay(image)), synthetic), outputs.picture)
+    save_figure(
+        slide_figure(title, *draw_outlines(pyramid, truth_overlay(stored.overview)), synthetic), outputs.picture
+    )
     _write_outlines(outputs.geojson, regions)
-    counts = np.bincount(np.minimum(truth, IGNORE).ravel(), minlength=3).tolist()
+    normal, tumor, *ignored = stored.pixels
     tumor_mm2 = float(regions.tumor.area) * pyramid.mpp**2 / 1e6
     write_receipt(
         outputs.receipt,
@@ -130,14 +127,14 @@ def run(
             annotation_sha256=None if annotation is None else digest_file(annotation),
             polygons=regions.polygons,
             tumor_mm2=round(tumor_mm2, 6),
-            pixels=PixelCounts(normal=counts[NORMAL], tumor=counts[TUMOR], ignore=counts[IGNORE]),
+            pixels=PixelCounts(normal=normal, tumor=tumor, ignore=sum(ignored)),
             shape=truth.shape,
-            truth_sha256=digest_bytes(truth.tobytes()),
+            truth_sha256=stored.sha256,
             options=options,
         ),
     )
-    ignored = f", {100 * counts[IGNORE] / truth.size:.0f} % ignored" if counts[IGNORE] else ""
-    log.info("%s: %d polygons, %.3f mm² tumour%s", slide, regions.polygons, tumor_mm2, ignored)
+    share = f", {100 * sum(ignored) / truth.size:.0f} % ignored" if any(ignored) else ""
+    log.info("%s: %d polygons, %.3f mm² tumour%s", slide, regions.polygons, tumor_mm2, share)
 
 
 def _write_outlines(path: Path, regions: Regions) -> None:
