@@ -16,7 +16,6 @@ from wsi_pipeline.metrics.curves import (
     roc_curve,
     thin_curve,
 )
-from wsi_pipeline.metrics.intervals import bootstrap_weights, percentile_interval
 
 scored = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_size=80).filter(
     lambda rows: len({truth for _, truth in rows}) == 2
@@ -50,18 +49,6 @@ def test_counts_include_the_threshold_itself() -> None:
     histogram = Histogram.of(np.array([0.2, 0.8, 0.8, 0.9]), np.array([True, False, True, True]))
     assert confusion_counts(histogram, 0.8) == ConfusionCounts(tp=2, fp=1, fn=1, tn=0)
     assert confusion_counts(histogram, 0.81) == ConfusionCounts(tp=1, fp=0, fn=2, tn=1)
-
-
-def test_the_bootstrap_interval_of_a_mean_has_its_theoretical_width() -> None:
-    values = np.random.default_rng(0).normal(5, 2, 100)
-    weights = bootstrap_weights(100, 2000, 1, "mean")
-    assert (weights.sum(axis=1) == 100).all()
-    interval = percentile_interval(weights @ values / 100, 0.95)
-    assert interval is not None
-    low, high = interval
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 10, rel=0.1)
-    assert percentile_interval(np.full(2000, np.nan), 0.95) is None
-    assert (bootstrap_weights(100, 50, 1, "mean") == weights[:50]).all()
 
 
 def test_a_thinned_curve_keeps_its_shape() -> None:

@@ -16,6 +16,7 @@ from wsi_pipeline.config import (
     SlideLevelOptions,
 )
 from wsi_pipeline.errors import ConfigError, IncompleteError, StoreError
+from wsi_pipeline.evaluation.summary import format_figure
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR
 
 
@@ -125,10 +126,10 @@ def test_each_metric_lists_the_slides_that_it_leaves_out(scored: Path, tmp_path:
         assert "not_scored" not in metrics[level]
     assert metrics["slide"]["not_scored"] == {"n2": "no label"}
     assert (metrics["slide"]["left_out"], metrics["slide"]["slide_set"]) == (["n2", "x"], "labelled")
-    assert (metrics["slide"]["n_normal"], metrics["slide"]["n_tumor"]) == (1, 2)
+    assert (metrics["slide"]["n_normal"], metrics["slide"]["n_tumor"]) == (2, 3)
     assert metrics["lesion"]["not_scored"] == {"t2": "not annotated"}
     assert (metrics["lesion"]["left_out"], metrics["lesion"]["slide_set"]) == (["t2", "x"], None)
-    assert (metrics["lesion"]["n_slides"], metrics["lesion"]["n_lesions"]) == (3, 1)
+    assert (metrics["lesion"]["n_slides"], metrics["lesion"]["n_lesions"]) == (5, 2)
 
 
 def test_lesions_that_are_mostly_ignored_are_named(tissue_slide: Path, tmp_path: Path) -> None:
@@ -254,10 +255,25 @@ def test_the_roc_curve_lies_within_its_band(scored: Path, tmp_path: Path) -> Non
     assert (high - low).max() > 0.01
 
 
-def test_the_slide_auc_has_a_delong_interval(scored: Path, tmp_path: Path) -> None:
-    slide = run(scored, tmp_path)["slide"]
-    low, high = slide["auc_delong_interval"]
-    assert 0 <= low <= slide["auc"] <= high <= 1
+def test_figures_of_too_few_slides_of_a_class_have_no_interval(scored: Path, tmp_path: Path) -> None:
+    enough = run(scored, tmp_path / "a")
+    figures = (("patch", "auc"), ("patch", "average_precision"), ("slide", "auc"), ("lesion", "froc"))
+    for level, name in (*figures, ("confusion", "sensitivity")):
+        low, high = enough[level][f"{name}_interval"]
+        assert 0 <= low <= enough[level][name] <= high <= 1
+        assert low < high
+        assert enough[level][f"{name}_interval_reason"] is None
+    few = run(scored, tmp_path / "b", Sheet({slide: SHEET[slide] for slide in ("n1", "n2", "n3", "t1", "t2")}))
+    for level, name in (*figures, ("confusion", "sensitivity")):
+        assert few[level][name] is not None
+        assert few[level][f"{name}_interval"] is None
+        reason = "too few slides for an interval: 2, at least 3 are needed"
+        assert few[level][f"{name}_interval_reason"] == reason
+        assert format_figure(few[level], name).endswith(f" ({reason})")
+    # All five slides have normal patches.
+    assert few["confusion"]["specificity_interval"] is not None
+    assert len((tmp_path / "a" / "roc_band.csv").read_text().splitlines()) == 202
+    assert len((tmp_path / "b" / "roc_band.csv").read_text().splitlines()) == 1
 
 
 def test_the_matlab_parity_auc_is_a_trapezoid_over_13_thresholds(scored: Path, tmp_path: Path) -> None:
@@ -280,7 +296,7 @@ def test_the_same_inputs_give_the_same_bytes(scored: Path, tmp_path: Path) -> No
 
 def test_missing_slides_are_named_and_mark_the_metrics_incomplete(scored: Path, tmp_path: Path) -> None:
     more = Sheet({**SHEET, "gone": SlideRow("gone", "gone.tif", "test", label="tumor")})
-    with pytest.raises(IncompleteError, match=r"1 of 5 test slides have no results: gone\. .*cohort\.exclude"):
+    with pytest.raises(IncompleteError, match=r"1 of 7 test slides have no results: gone\. .*cohort\.exclude"):
         run(scored, tmp_path, more)
     assert json.loads((tmp_path / "metrics.json").read_text())["cohort"]["complete"] is False
     metrics = run(scored, tmp_path, more, allow_missing=True)

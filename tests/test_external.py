@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.evaluation.external import read_detections, read_mask
-from wsi_pipeline.metrics.delong import auc_covariance, compare, delong_interval, structural_components
+from wsi_pipeline.metrics.delong import auc_covariance, compare, structural_components
 
 
 def command(*arguments: object) -> str:
@@ -28,7 +28,7 @@ def command(*arguments: object) -> str:
 
 
 def figures_of(folder: Path, *arguments: object) -> dict[str, Any]:
-    command(*arguments, "--json", folder / "out.json", "--resamples", 200)
+    command(*arguments, "--json", folder / "out.json")
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())
     return found
 
@@ -64,14 +64,6 @@ def test_delong_matches_the_computation_over_all_pairs(cases: list[tuple[int, in
     assert found is not None
     np.testing.assert_allclose(found, wanted, atol=1e-12)
     assert areas[0] == pytest.approx(sk.roc_auc_score(is_tumor, first), abs=1e-12)
-
-
-def test_a_delong_interval_by_hand() -> None:
-    # Tumour 3, 2, normal 2, 1: pairs 1, 1, 0.5, 1, AUC 3.5 / 4. Shares of the tumour cases are 1 and 0.75, of the
-    # normal ones 0.75 and 1: each variance is 0.03125, over 2 cases 0.015625; the sum is 0.03125.
-    interval = delong_interval(np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False]), 0.95)
-    assert interval == pytest.approx([0.875 - 1.959964 * 0.03125**0.5, 1.0], abs=1e-6)
-    assert delong_interval(np.array([1.0, 2.0]), np.array([True, False]), 0.95) is None
 
 
 def test_p_values_of_different_and_of_equal_models() -> None:
@@ -155,19 +147,10 @@ def test_froc_by_hand(cases: Path) -> None:
         "false_positives": 1,
         "isolated_tumor_cells": 0,
     }
-    low, high = found["froc_interval"]
-    assert 0 <= low <= found["froc"] <= high <= 1
-    text = command(
-        "froc",
-        cases / "detections",
-        cases / "masks",
-        "--exclude",
-        "test_001",
-        "--resamples",
-        100,
-        "--protocol",
-        "camelyon16",
-    )
+    reason = "too few slides for an interval: 2, at least 3 are needed"
+    for figures in (found, found["all_thresholds"]):
+        assert (figures["froc_interval"], figures["froc_interval_reason"]) == (None, reason)
+    text = command("froc", cases / "detections", cases / "masks", "--exclude", "test_001", "--protocol", "camelyon16")
     assert "1 lesions on 3 slides" in text
     assert "left out: test_001" in text
 
@@ -246,9 +229,17 @@ def test_roc_of_a_table(tmp_path: Path) -> None:
     # Pairs of tumour over normal: a 2, c 1, e a tie with d and below b: 3.5 of 6.
     assert found["auc"] == pytest.approx(3.5 / 6)
     assert (found["n_tumor"], found["n_normal"]) == (3, 2)
-    low, high = found["auc_delong_interval"]
-    assert low < 3.5 / 6 < high
-    assert found["auc_interval"][0] <= found["auc"]
+    assert found["auc_interval_reason"] == "too few slides for an interval: 2, at least 3 are needed"
+    found = figures_of(tmp_path, "roc", write_scores(tmp_path / "b.csv", [*ROWS, ("f", 0.3, "normal")]))
+    low, high = found["auc_interval"]
+    assert low < 5.5 / 9 == found["auc"] < high
+    perfect = write_scores(tmp_path / "c.csv", [(f"s{k}", k, "tumor" if k > 6 else "normal") for k in range(12)])
+    found = figures_of(tmp_path, "roc", perfect)
+    low, high = found["auc_interval"]
+    assert 0.4 < low < 0.8
+    assert high == 1
+    text = command("roc", perfect)
+    assert f"AUC 1.0000 (at least {low - 0.0005:.3f}); 5 tumour and 7 normal slides" in text
 
 
 def test_two_models_on_the_same_slides(tmp_path: Path) -> None:
@@ -258,7 +249,7 @@ def test_two_models_on_the_same_slides(tmp_path: Path) -> None:
     assert found["against"]["auc"] == pytest.approx(2.5 / 6)
     assert found["against"]["difference"] == pytest.approx(1 / 6)
     assert 0 < found["against"]["p_permutation"] <= 1
-    assert "difference +0.1667" in command("roc", one, "--against", other, "--permutations", 100, "--resamples", 100)
+    assert "difference +0.1667" in command("roc", one, "--against", other, "--permutations", 100)
 
 
 def test_a_single_class_gives_null_with_the_reason(tmp_path: Path) -> None:

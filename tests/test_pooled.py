@@ -8,7 +8,6 @@ from sklearn import metrics
 
 from wsi_pipeline.metrics.calibration import RELIABILITY_BINS
 from wsi_pipeline.metrics.curves import auc, average_precision
-from wsi_pipeline.metrics.intervals import bootstrap_weights, percentile_interval
 from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary, histogram_aucs, histogram_average_precisions
 from wsi_pipeline.metrics.steps import STEPS, dequantize
 
@@ -45,7 +44,7 @@ def test_resampled_metrics_are_close_to_those_of_the_exact_scores(sharpness: flo
     assert precision is not None
     assert area == pytest.approx(metrics.roc_auc_score(truth, scores), abs=1e-12)
     assert precision == pytest.approx(metrics.average_precision_score(truth, scores), abs=1e-12)
-    weights = bootstrap_weights(12, 40, 1, "x")
+    weights = rng.multinomial(12, np.full(12, 1 / 12), size=40)
     # Binning affects average precision more than AUC, especially in resamples with few tumour patches.
     for statistic, exact, reference, largest, mean in (
         (histogram_aucs, area, metrics.roc_auc_score, 5e-4, 1e-4),
@@ -70,8 +69,9 @@ def test_resamples_without_a_class_are_nan() -> None:
     assert area is not None
     found = pooled.resampled(histogram_aucs, area, np.array([[2, 0], [1, 1], [0, 2]]))
     assert np.isfinite(found).tolist() == [False, True, True]
-    assert percentile_interval(found, 0.95) is not None
-    assert percentile_interval(np.array([np.nan, np.nan, 1.0]), 0.95) is None
+    rocs = pooled.resampled_rocs(np.linspace(0, 1, 5), np.array([[2, 0], [1, 1], [0, 2]]))
+    assert np.isfinite(rocs).all(axis=1).tolist() == [False, True, True]
+    assert pooled.slides_by_class == (2, 1)
     assert np.isnan(pooled.aucs).tolist() == [True, False]
     assert pooled.aucs[1] == 1
 

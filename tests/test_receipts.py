@@ -82,7 +82,7 @@ def test_evaluation_receipts_survive_a_round_trip_byte_for_byte(scored: Path) ->
     }
     paths = {path: model for folder, model in models.items() for path in (scored / folder).glob("*.json")}
     paths[scored / "calibration.json"] = CalibrateReceipt
-    assert len(paths) == 17
+    assert len(paths) == 25
     for path, model in paths.items():
         assert canonical_json(read_receipt(path, model).as_json()) == path.read_text()
 

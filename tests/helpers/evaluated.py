@@ -103,8 +103,10 @@ def detect_inputs(root: Path, slide: str) -> detect.Inputs:
 SLIDES = {
     "n1": ("normal", None),
     "n2": ("normal", None),
+    "n3": ("normal", None),
     "t1": ("tumor", (slice(1, 4), slice(1, 5))),
     "t2": ("tumor", (slice(0, 3), slice(3, 7))),
+    "t3": ("tumor", (slice(2, 5), slice(0, 3))),
 }
 
 

@@ -141,7 +141,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         changed(evaluation={"slide_level": {"score": "forest"}}),
         {"heatmap": 3, "scores": 3, **EVALUATION},
     ),
-    "resamples": (changed(evaluation={"interval": {"resamples": 200}}), AGGREGATION),
+    "interval": (changed(evaluation={"interval": {"level": 0.9}}), AGGREGATION),
     "lesion level": (changed(evaluation={"lesion_level": {"method": "components"}}), {"scores": 2, **EVALUATION}),
     "label rule": (
         changed(evaluation={"patch_level": {"label_rule": "area_fraction"}}),

@@ -29,7 +29,6 @@ CONFIG: dict[str, Any] = {
     "cohort": {"name": "tiny (synthetic)", "slides": "cohort/slides.tsv", "synthetic": True},
     "patches": {"mpp": 1.0, "size_px": 75, "stride_um": 40, "min_tissue": 0.5, "max_normal": 60},
     "training": {"start": "random", "batch_size": 8, "max_steps": 4, "validate_every": 2, "learning_rate": 1e-3},
-    "evaluation": {"interval": {"resamples": 100}},
 }
 BATCHED = CONFIG | {"heatmap": {"slides_per_job": 2}}
 

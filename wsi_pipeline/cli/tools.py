@@ -21,7 +21,6 @@ app = typer.Typer()
 CPU_PATCHES_PER_SECOND = 16.0
 
 Json = Annotated[Path | None, typer.Option("--json", help="JSON file to write.")]
-Resamples = Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random draws.")]
 
 
@@ -115,8 +114,6 @@ def froc(
     ] = "slide_scale",
     exclude: Annotated[list[str] | None, typer.Option(help="Slides to leave out.")] = None,
     output: Json = None,
-    resamples: Resamples = 2000,
-    seed: Seed = 1,
 ) -> None:
     """Evaluate detections of any system by the FROC of Camelyon16."""
     from wsi_pipeline.config import IntervalOptions, LesionLevelOptions
@@ -129,8 +126,7 @@ def froc(
         level=level,
         exclude=exclude or [],
         options=LesionLevelOptions(protocol=protocol),
-        interval=IntervalOptions(resamples=resamples),
-        seed=seed,
+        interval=IntervalOptions(),
     )
     _print_and_write(froc_text(figures), figures, output)
 
@@ -140,7 +136,6 @@ def roc(
     scores: Annotated[Path, typer.Argument(help="CSV file with the columns slide, score, label.")],
     against: Annotated[Path | None, typer.Option(help="CSV file of a second model on the same slides.")] = None,
     output: Json = None,
-    resamples: Resamples = 2000,
     permutations: Annotated[int, typer.Option(min=100, help="Number of permutations of the comparison.")] = 10_000,
     seed: Seed = 1,
 ) -> None:
@@ -148,8 +143,7 @@ def roc(
     from wsi_pipeline.config import IntervalOptions
     from wsi_pipeline.evaluation.external import judge_scores, roc_text
 
-    interval = IntervalOptions(resamples=resamples)
-    figures = judge_scores(scores, against, interval=interval, seed=seed, permutations=permutations)
+    figures = judge_scores(scores, against, interval=IntervalOptions(), seed=seed, permutations=permutations)
     _print_and_write(roc_text(figures), figures, output)
 
 

@@ -105,9 +105,8 @@ class LesionLevelOptions(Section):
 
 
 class IntervalOptions(Section):
-    """Confidence intervals: bootstrap over slides."""
+    """Confidence intervals, with slides as the sampling units."""
 
-    resamples: Annotated[int, Field(ge=100)] = Field(2000, description="Number of bootstrap resamples.")
     level: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Confidence level.")
 
 

@@ -174,7 +174,7 @@ class ConfusionRun(PatchLevelOptions, StageRun):
 
 class EvaluateRun(StageRun):
     stage = "evaluate"
-    step_version = 9
+    step_version = 10
     section = "evaluation"
     elsewhere: ClassVar = {
         "seed": "seed",

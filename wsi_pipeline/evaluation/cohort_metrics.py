@@ -26,19 +26,16 @@ from wsi_pipeline.metrics.curves import (
     roc_curve,
     thin_curve,
 )
-from wsi_pipeline.metrics.delong import Labels, Scores, delong_interval
-from wsi_pipeline.metrics.intervals import Weights, bootstrap_weights, percentile_interval
+from wsi_pipeline.metrics.delong import Labels, Scores, auc_interval
+from wsi_pipeline.metrics.intervals import Weights, jackknife_interval, leave_out_weights, too_few_slides
 from wsi_pipeline.metrics.lesions import FALSE_POSITIVES_PER_SLIDE, Froc, PooledHits, SlideHits
 from wsi_pipeline.metrics.pooled import (
     Floats,
     PooledScores,
     histogram_aucs,
     histogram_average_precisions,
-    resampled_aucs,
 )
 
-# The name of the part of the slides that is all of them.
-_ALL = "slides"
 _BAND_POINTS = 201
 _CURVE_POINTS = 5000
 MATLAB_THRESHOLDS = (1.0, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0)
@@ -74,35 +71,28 @@ class Evaluation:
             [one for s in self.slides for one in (s.scores.options, s.confusion.options)]
         )
         self.counts = sum((s.counts for s in self.slides), ConfusionCounts(0, 0, 0, 0))
-        self._drawn: tuple[str, Weights] = ("", np.zeros((0, 0), np.int64))
 
     def metrics(self) -> Figures:
         """The content of `metrics.json` but for the cohort and the provenance."""
-        # Figures over all slides come first: they share their resamples.
-        figures = {"patch": self._patch(), "calibration": self._calibration(), "confusion": self._confusion()}
-        figures["patch"]["by_centre"] = {
-            name: self._auc_of(f"centre {name}", pooled) for name, pooled in sorted(self._centres.items())
-        }
         return {
-            **figures,
+            "patch": self._patch(),
+            "calibration": self._calibration(),
+            "confusion": self._confusion(),
             "slide": self._slide(),
             "lesion": self._lesion(),
             "operating_point": self._chosen.operating_point.as_json() if self._chosen else None,
             "matlab_parity": self._matlab_parity(),
         }
 
-    def _weights(self, part: str, slides: int) -> Weights:
-        """Weights of the resamples of a part of the slides, shared by all its figures."""
-        if part != self._drawn[0]:
-            # Keep the last weights only: those of many slides are large.
-            self._drawn = part, bootstrap_weights(slides, self._options.interval.resamples, self._options.seed, part)
-        return self._drawn[1]
+    def _figure(
+        self, name: str, value: float | None, values: Callable[[Weights], Floats], *, total: int, counted: int
+    ) -> Figures:
+        """A figure of `total` slides, of which `counted` have what it counts, with its interval.
 
-    def _interval(self, part: str, slides: int, values: Callable[[Weights], Floats]) -> list[float] | None:
-        """Interval of a figure; `values` maps the weights of all resamples to the figure of each."""
-        if slides < 2:
-            return None
-        return percentile_interval(values(self._weights(part, slides)), self._options.interval.level)
+        `values` maps the weights of resamples, (resamples, total), to the figure of each.
+        """
+        left_out = None if value is None or too_few_slides(counted) else values(leave_out_weights(total))
+        return figure_with_interval(name, value, left_out, counted, self._options.interval.level)
 
     def curves(self) -> Curves:
         """The curves, of at most about 5,000 points each."""
@@ -118,42 +108,49 @@ class Evaluation:
         )
 
     def _roc_band(self) -> Band | None:
-        if auc(self.histogram) is None or len(self.slides) < 2:
+        counted, level = min(self.pooled.slides_by_class), self._options.interval.level
+        if too_few_slides(counted):
             return None
-        rates, level = np.linspace(0, 1, _BAND_POINTS), self._options.interval.level
-        drawn = self.pooled.resampled_rocs(rates, self._weights(_ALL, len(self.slides)))
-        if len(drawn) < self._options.interval.resamples / 2:
-            return None
-        low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=0)
-        return Band(rates, low, high, level)
+        rates, slides = np.linspace(0, 1, _BAND_POINTS), len(self.pooled)
+        (rates_found,) = self.pooled.resampled_rocs(rates, np.ones((1, slides), np.int32))
+        left_out = self.pooled.resampled_rocs(rates, leave_out_weights(slides))
+        low, high = jackknife_interval(rates_found, left_out, counted, level)
+        # By definition; elsewhere a curve cannot fall, so a limit holds for all rates on one side of its own.
+        low[-1] = 1.0
+        return Band(rates, np.maximum.accumulate(low), np.minimum.accumulate(high[::-1])[::-1], level)
 
     def _patch(self) -> Figures:
         pooled, precision = self.pooled, average_precision(self.histogram)
         return {
-            **self._auc_of(_ALL, pooled),
-            "average_precision": precision,
-            "average_precision_interval": None
-            if precision is None
-            else self._interval(
-                _ALL, len(pooled), lambda w: pooled.resampled(histogram_average_precisions, precision, w)
+            **self._auc_of(pooled),
+            **self._figure(
+                "average_precision",
+                precision,
+                lambda w: pooled.resampled(histogram_average_precisions, precision or 0.0, w),
+                total=len(pooled),
+                counted=pooled.slides_by_class[1],
             ),
+            "by_centre": {name: self._auc_of(own) for name, own in sorted(self._centres.items())},
             "pooling": "all scored patches of all slides (micro)",
             "label_rule": self._label_rule and self._label_rule.model_dump(mode="json"),
             "macro": self._macro(),
             **interval_method(self._options.interval),
         }
 
-    def _auc_of(self, part: str, pooled: PooledScores) -> Figures:
+    def _auc_of(self, pooled: PooledScores) -> Figures:
         """ROC AUC of the patches of a part of the slides."""
-        histogram, slides = pooled.histogram, len(pooled)
+        histogram = pooled.histogram
         area = auc(histogram)
         return {
-            "auc": area,
-            "auc_interval": None
-            if area is None
-            else self._interval(part, slides, lambda w: pooled.resampled(histogram_aucs, area, w)),
+            **self._figure(
+                "auc",
+                area,
+                lambda w: pooled.resampled(histogram_aucs, area or 0.0, w),
+                total=len(pooled),
+                counted=min(pooled.slides_by_class),
+            ),
             "reason": _reason(histogram.n_normal, histogram.n_tumor, "patches"),
-            "n_slides": slides,
+            "n_slides": len(pooled),
             "n_normal": histogram.n_normal,
             "n_tumor": histogram.n_tumor,
         }
@@ -168,11 +165,12 @@ class Evaluation:
                 found: Floats = (weights * np.where(known, own, 0)).sum(axis=1) / (weights @ known)
             return found
 
+        slides = int(known.sum())
+        mean = float(own[known].mean()) if slides else None
         return {
-            "auc": float(own[known].mean()) if known.any() else None,
-            "auc_interval": self._interval(_ALL, len(own), means) if known.any() else None,
-            "reason": None if known.any() else "no slide has patches of both classes",
-            "n_slides": int(known.sum()),
+            **self._figure("auc", mean, means, total=len(own), counted=slides),
+            "reason": None if slides else "no slide has patches of both classes",
+            "n_slides": slides,
         }
 
     def _calibration(self) -> Figures:
@@ -199,8 +197,8 @@ class Evaluation:
             ("expected_calibration_error", sums.expected_errors),
             ("brier_score", sums.brier_scores),
         ):
-            figures[name] = float(values(np.ones((1, slides), np.int64))[0]) if n else None
-            figures[f"{name}_interval"] = self._interval(_ALL, slides, values) if n else None
+            value = float(values(np.ones((1, slides), np.int64))[0]) if n else None
+            figures |= self._figure(name, value, values, total=slides, counted=slides)
         return figures
 
     def _slide(self) -> Figures:
@@ -210,7 +208,7 @@ class Evaluation:
         is_tumor = np.array([s.row.label == "tumor" for s in known], bool)
         names = {s.row.slide for s in known}
         return {
-            **slide_figures(scores, is_tumor, self._options.interval, self._options.seed),
+            **slide_figures(scores, is_tumor, self._options.interval),
             **self.slide_scores.description,
             "not_scored": {
                 s.row.slide: "no score" if s.row.label else "no label" for s in self.slides if s.row.slide not in names
@@ -223,7 +221,7 @@ class Evaluation:
 
     def _lesion(self) -> Figures:
         return {
-            **lesion_figures(self.hits(), self._options.interval, self._options.seed),
+            **lesion_figures(self.hits(), self._options.interval),
             "protocol": common_protocol([s.detections.options for s in self.slides]),
             "mostly_ignored": {s.row.slide: s.detections.ignored for s in self.slides if s.detections.ignored},
             "not_scored": {s.row.slide: s.detections.reason for s in self.slides if hits_of(s.detections) is None},
@@ -234,16 +232,17 @@ class Evaluation:
         out: Figures = {
             "counts": asdict(self.counts),
             "share_of_total": shares_of(self.counts),
-            **ratios_of(self.counts),
             "n_slides": len(self.slides),
             **interval_method(self._options.interval),
         }
+        known = ratios_of(self.counts)
         for name, ratio in RATIOS.items():
 
             def values(w: Weights, ratio: Ratio = ratio) -> Floats:
                 return ratio((w @ per_slide).astype(np.float64).T)
 
-            out[f"{name}_interval"] = self._interval(_ALL, len(self.slides), values)
+            counted = int(np.isfinite(ratio(per_slide.astype(np.float64).T)).sum()) if self.slides else 0
+            out |= self._figure(name, known[name], values, total=len(self.slides), counted=counted)
         return out
 
     def _matlab_parity(self) -> Figures:
@@ -269,42 +268,54 @@ def froc_curve(found: Froc) -> Curve:
 def interval_method(interval: IntervalOptions) -> Figures:
     """The method and the level of the intervals."""
     return {
-        "interval_method": f"percentile bootstrap over slides, {interval.resamples} resamples",
+        "interval_method": "jackknife over slides, Wilson's interval with the effective sample size",
         "interval_level": interval.level,
     }
 
 
-def slide_figures(scores: Scores, is_tumor: Labels, interval: IntervalOptions, seed: int) -> Figures:
+def figure_with_interval(
+    name: str, value: float | None, left_out: Floats | None, counted: int, level: float
+) -> Figures:
+    """A figure that rests on `counted` slides with its interval, or the reason why it has none.
+
+    `left_out` has the figure of each leave-out, (parts,); None where there are too few slides or no figure.
+    """
+    limits, reason = None, None if value is None else too_few_slides(counted)
+    if left_out is not None and np.isnan(left_out).any():
+        reason = reason or "too few slides for an interval: a part that is left out has all of a class"
+    elif value is not None and left_out is not None and reason is None:
+        limits = [float(limit) for limit in jackknife_interval(np.asarray(value), left_out, counted, level)]
+    return {name: value, f"{name}_interval": limits, f"{name}_interval_reason": reason}
+
+
+def slide_figures(scores: Scores, is_tumor: Labels, interval: IntervalOptions) -> Figures:
     """ROC AUC of slides with one score each, (slides,)."""
     n, tumors = len(scores), int(is_tumor.sum())
     value = auc(Histogram.of(scores, is_tumor)) if n else None
-    drawn = None
-    if value is not None:
-        weights = bootstrap_weights(n, interval.resamples, seed, "slide")
-        drawn = percentile_interval(resampled_aucs(scores, is_tumor, weights), interval.level)
+    reason = None if value is None else too_few_slides(min(tumors, n - tumors))
     return {
         "auc": value,
-        "auc_interval": drawn,
-        "auc_delong_interval": None if value is None else delong_interval(scores, is_tumor, interval.level),
+        "auc_interval": None if value is None or reason else auc_interval(scores, is_tumor, interval.level),
+        "auc_interval_reason": reason,
         "reason": _reason(n - tumors, tumors, "slides"),
         "n_normal": n - tumors,
         "n_tumor": tumors,
-        **interval_method(interval),
+        "interval_method": "score interval, variance between binormal and DeLong's",
+        "interval_level": interval.level,
     }
 
 
-def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions, seed: int) -> Figures:
+def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions) -> Figures:
     """FROC of slides by Camelyon16's rule and over all thresholds; confidences are probabilities."""
     # Camelyon16's script lists a missed lesion with the probability 0.
     pooled = PooledHits(hits, missed=0.0)
     found = pooled.froc()
-    drawn = None
-    if found is not None and len(hits) > 1:
-        drawn = pooled.resampled(bootstrap_weights(len(hits), interval.resamples, seed, "lesion"))
+    left_out = None if found is None else pooled.resampled(leave_out_weights(len(hits)))
+    counted = sum(bool(h.lesions) for h in hits)
 
     def figures(number: int) -> Figures:
         curve = found and found[number]
-        return _froc_figures(curve, None if drawn is None else drawn[number], interval.level)
+        return _froc_figures(curve, None if left_out is None else left_out[number], counted, interval.level)
 
     return {
         **figures(1),
@@ -317,14 +328,13 @@ def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions, seed: i
     }
 
 
-def _froc_figures(curve: Froc | None, drawn: Floats | None, level: float) -> Figures:
-    """The scores of a FROC curve and their sensitivities; `drawn` (2, resamples) has the scores of the resamples."""
-    intervals = [None, None] if drawn is None else [percentile_interval(scores, level) for scores in drawn]
+def _froc_figures(curve: Froc | None, left_out: Floats | None, counted: int, level: float) -> Figures:
+    """The scores of a FROC curve and their sensitivities; `left_out` (2, parts) has the scores of each leave-out."""
+    scores = (None, None) if curve is None else (curve.interpolated_score, curve.step_score)
+    parts = (None, None) if left_out is None else left_out
     return {
-        "froc": None if curve is None else curve.interpolated_score,
-        "froc_interval": intervals[0],
-        "froc_step_rule": None if curve is None else curve.step_score,
-        "froc_step_rule_interval": intervals[1],
+        **figure_with_interval("froc", scores[0], parts[0], counted, level),
+        **figure_with_interval("froc_step_rule", scores[1], parts[1], counted, level),
         "reason": None if curve is not None else "the slides have no lesions",
         "sensitivity": None if curve is None else curve.step_sensitivity.tolist(),
         "sensitivity_interpolated": None if curve is None else curve.interpolated_sensitivity.tolist(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -45,7 +46,6 @@ def judge_detections(
     exclude: Collection[str],
     options: LesionLevelOptions,
     interval: IntervalOptions,
-    seed: int,
 ) -> Figures:
     """FROC of a folder of detections (a CSV `confidence,x,y` a slide, level-0 pixels) by Camelyon16's rules.
 
@@ -84,8 +84,7 @@ def judge_detections(
     used |= {f"{slide} mask": digest_file(of_slide[slide]) for slide in slides if slide in of_slide}
     return {
         "schema_version": SCHEMA_VERSION,
-        **lesion_figures(hits, interval, seed),
-        "seed": seed,
+        **lesion_figures(hits, interval),
         "protocol": options.protocol,
         "excluded": sorted(exclude),
         "mpp": mpp,
@@ -181,70 +180,78 @@ def _check_inside(path: Path, found: Sequence[Detection], shape: tuple[int, ...]
 def judge_scores(path: Path, other: Path | None, *, interval: IntervalOptions, seed: int, permutations: int) -> Figures:
     """ROC AUC of a table `slide,score,label`, and its comparison with another on the same slides."""
     scores, is_tumor, slides = _scores(path)
-    figures = {"schema_version": SCHEMA_VERSION, **slide_figures(scores, is_tumor, interval, seed), "seed": seed}
+    figures = {"schema_version": SCHEMA_VERSION, **slide_figures(scores, is_tumor, interval)}
     figures["inputs_sha256"] = digest_file(path)
     if other is None:
         return figures
     second, labels, others = _scores(other)
-    if set(slides) != set(others):
-        only = min(set(slides) ^ set(others))
+    if slides.keys() != others.keys():
+        only = min(slides.keys() ^ others.keys())
         where = path if only in slides else other
         raise PredictionError(f"{only} is only in {where}", remedy="Give both tables the same slides")
-    order = [others.index(slide) for slide in slides]
+    order = np.fromiter((others[slide] for slide in slides), np.intp, len(slides))
     second, labels = second[order], labels[order]
     if not np.array_equal(is_tumor, labels):
-        slide = slides[int(np.flatnonzero(is_tumor != labels)[0])]
+        slide = next(slide for slide, row in slides.items() if is_tumor[row] != labels[row])
         raise PredictionError(f"{slide} has another label in {other} than in {path}")
     found = compare(scores, second, is_tumor, permutations=permutations, seed=seed)
     compared = dict.fromkeys(field.name for field in fields(Comparison)) if found is None else asdict(found)
     figures["against"] = {
-        **slide_figures(second, labels, interval, seed),
+        **slide_figures(second, labels, interval),
         "inputs_sha256": digest_file(other),
         **compared,
         "permutations": permutations,
+        "seed": seed,
     }
     return figures
 
 
-def _scores(path: Path) -> tuple[Scores, Labels, list[str]]:
-    rows = list(_csv_rows(path))
-    header = rows[0][1] if rows else []
+def _scores(path: Path) -> tuple[Scores, Labels, dict[str, int]]:
+    """Scores and labels (slides,) of a table, and the place of each slide in them."""
+    rows = _csv_rows(path)
+    _, header = next(rows, (0, []))
     if sorted(header) != sorted(_SCORE_COLUMNS):
         raise PredictionError(
             f"{path}: columns {', '.join(header) or 'none'}, not {', '.join(_SCORE_COLUMNS)}",
             remedy="Give a row a slide, the label normal or tumor (or 0 and 1)",
         )
     place = [header.index(name) for name in _SCORE_COLUMNS]
-    scores: dict[str, tuple[float, bool]] = {}
-    for number, cells in rows[1:]:
+    kinds = {"0": 0, "1": 1, **{name: k for k, name in enumerate(CLASSES)}}
+    slides: dict[str, int] = {}
+    # Arrays, as lists of a million rows take ten times their memory.
+    values, labels = array("d"), array("b")
+    for number, cells in rows:
         slide, score, label = (cells[k] for k in place)
-        kind = {"0": 0, "1": 1, **{name: k for k, name in enumerate(CLASSES)}}.get(label)
+        kind = kinds.get(label)
         try:
             value = float(score)
         except ValueError:
             value = math.nan
         if kind is None or not math.isfinite(value):
             raise PredictionError(f"{path}, row {number}: {score!r} and {label!r} are no score and label")
-        if slide in scores:
+        if slide in slides:
             raise PredictionError(f"{path}, row {number}: {slide} occurs twice")
-        scores[slide] = value, bool(kind)
-    if not scores:
+        slides[slide] = len(slides)
+        values.append(value)
+        labels.append(kind)
+    if not slides:
         raise PredictionError(f"{path}: no slides")
-    values, labels = zip(*scores.values(), strict=True)
-    return np.array(values, np.float64), np.array(labels, bool), list(scores)
+    return np.array(values, np.float64), np.array(labels, bool), slides
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of each row that is not empty; all rows have as many cells as the first."""
+    columns = None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [(n, [cell.strip() for cell in cells]) for n, cells in enumerate(csv.reader(file), start=1) if cells]
+            for number, cells in enumerate(csv.reader(file), start=1):
+                columns = columns or len(cells)
+                if cells and len(cells) != columns:
+                    raise PredictionError(f"{path}, row {number}: {len(cells)} cells, the first row has {columns}")
+                if cells:
+                    yield number, [cell.strip() for cell in cells]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PredictionError(f"{path}: cannot be read ({error})") from error
-    for number, cells in rows:
-        if len(cells) != len(rows[0][1]):
-            raise PredictionError(f"{path}, row {number}: {len(cells)} cells, the first row has {len(rows[0][1])}")
-        yield number, cells
 
 
 def _folder(path: Path) -> Path:
@@ -275,9 +282,7 @@ def roc_text(figures: Figures) -> str:
     """A few lines for a terminal."""
 
     def line(one: Figures) -> str:
-        low_high = one["auc_delong_interval"]
-        delong = "" if low_high is None else f", DeLong {low_high[0]:.4f} to {low_high[1]:.4f}"
-        return f"AUC {format_figure(one, 'auc')}{delong}; {one['n_tumor']} tumour and {one['n_normal']} normal slides"
+        return f"AUC {format_figure(one, 'auc')}; {one['n_tumor']} tumour and {one['n_normal']} normal slides"
 
     lines = [line(figures)]
     if "against" in figures:

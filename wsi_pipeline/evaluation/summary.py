@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,20 @@ def format_figure(figures: Figures, key: str) -> str:
     """A figure with its confidence interval, or the reason why it was not computed."""
     if figures[key] is None:
         return f"not computed ({figures.get('reason') or 'nothing to divide by'})"
-    interval = figures.get(f"{key}_interval")
-    tail = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-    return f"{figures[key]:.4f}{tail}"
+    return f"{figures[key]:.4f}{_interval_text(figures, key)}"
+
+
+def _interval_text(figures: Figures, key: str) -> str:
+    interval, reason = figures.get(f"{key}_interval"), figures.get(f"{key}_interval_reason")
+    if not interval:
+        return f" ({reason})" if reason else ""
+    low, high = interval
+    # A figure of 0 or 1 has a one-sided bound. Rounding must not turn it into 1.
+    if figures[key] == high:
+        return f" (at least {math.floor(low * 1000) / 1000:.3f})"
+    if figures[key] == low:
+        return f" (at most {math.ceil(high * 1000) / 1000:.3f})"
+    return f" ({low:.3f} to {high:.3f})"
 
 
 def headline(metrics: Figures) -> list[tuple[str, str, str]]:

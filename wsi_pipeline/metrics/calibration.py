@@ -56,7 +56,7 @@ class CalibrationSums:
 
 
 class PooledCalibration:
-    """The calibration sums of many slides, for figures of all slides and of bootstrap resamples."""
+    """The calibration sums of many slides, for figures of all slides and of resamples of slides."""
 
     def __init__(self, slides: Sequence[CalibrationSums]) -> None:
         self._bins = np.array([one.bins for one in slides]).reshape(len(slides), 3, RELIABILITY_BINS)

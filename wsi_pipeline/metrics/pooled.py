@@ -1,4 +1,4 @@
-"""Pooled scores of many slides: exact figures over all slides, and figures of bootstrap resamples of slides.
+"""Pooled scores of many slides: exact figures over all slides, and figures of resamples of slides.
 
 Slides are added one at a time. Only two things are kept: the exact histogram of all slides, and per slide a histogram
 of about 1,300 bins, which are narrow near 0 and 1 where most scores lie. Figures of resamples come from the binned
@@ -84,6 +84,11 @@ class PooledScores:
         return Histogram(dequantize(known), self._normal[known], self._tumor[known])
 
     @property
+    def slides_by_class(self) -> tuple[int, int]:
+        """Number of slides with normal and with tumour positions."""
+        return sum(bool(s.normal.any()) for s in self._summaries), sum(bool(s.tumor.any()) for s in self._summaries)
+
+    @property
     def aucs(self) -> Floats:
         """AUC of each slide, (slides,); NaN where a class is missing."""
         return np.array([summary.auc for summary in self._summaries], np.float64)
@@ -98,7 +103,7 @@ class PooledScores:
         return shifted
 
     def resampled_rocs(self, rates: Floats, weights: Weights) -> Floats:
-        """True positive rates at false positive `rates`, (resamples, rates); only resamples with both classes."""
+        """True positive rates at false positive `rates`, (resamples, rates); NaN without both classes."""
         normal = np.array([summary.normal for summary in self._summaries], np.float64)
         tumor = np.array([summary.tumor for summary in self._summaries], np.float64)
         return np.concatenate([_rocs(w @ normal, w @ tumor, rates) for w in _batches(weights)])
@@ -117,26 +122,13 @@ def histogram_aucs(normal: Floats, tumor: Floats) -> Floats:
     return areas
 
 
-def resampled_aucs(scores: Floats, is_tumor: NDArray[np.bool_], weights: Weights) -> Floats:
-    """AUC of slide scores (slides,) in each resample, (resamples,)."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    tumor = is_tumor[order]
-    found = []
-    for part in _batches(weights):
-        drawn = part[:, order]
-        normal_counts = np.add.reduceat(np.where(tumor, 0, drawn), starts, axis=1)
-        found.append(histogram_aucs(normal_counts, np.add.reduceat(np.where(tumor, drawn, 0), starts, axis=1)))
-    return np.concatenate(found)
-
-
 def _rocs(normal: Floats, tumor: Floats, rates: Floats) -> Floats:
-    found = []
-    for negatives, positives in zip(normal, tumor, strict=True):
+    found = np.full((len(normal), len(rates)), np.nan)
+    for number, (negatives, positives) in enumerate(zip(normal, tumor, strict=True)):
         if negatives.any() and positives.any():
             x, y = (np.concatenate(([0.0], np.cumsum(part[::-1]) / part.sum())) for part in (negatives, positives))
-            found.append(np.interp(rates, x, y))
-    return np.array(found, np.float64).reshape(len(found), len(rates))
+            found[number] = np.interp(rates, x, y)
+    return found
 
 
 def histogram_average_precisions(normal: Floats, tumor: Floats) -> Floats:

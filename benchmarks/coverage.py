@@ -1,0 +1,207 @@
+"""Coverage of the 95 % intervals: how often they contain the true value, in simulated cohorts of known true values.
+
+    python benchmarks/coverage.py [--repeats 2000] [--slides 129 50 30 15 10 8 5] [--processes 1]
+
+Slide AUC: normal distributions of the scores, with equal variances or with twice the standard deviation in tumour.
+Patches: scores with a random shift for each slide, a log-normal number of tumour patches, and higher scores in larger
+lesions. FROC: random shifts for each slide, and most lesions and false positives on few slides. True values are a
+formula (slide AUC) or those of a very large cohort. Prints Markdown tables: coverage, and the mean width in brackets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, ndtr, ndtri
+
+from wsi_pipeline.evaluation.confusion import RATIOS
+from wsi_pipeline.metrics.delong import auc_interval
+from wsi_pipeline.metrics.intervals import Weights, jackknife_interval, leave_out_weights
+from wsi_pipeline.metrics.lesions import PooledHits, SlideHits
+from wsi_pipeline.metrics.pooled import histogram_aucs, histogram_average_precisions
+from wsi_pipeline.seeds import generator
+
+LEVEL = 0.95
+# Standard deviations: logarithm of the number of tumour patches, shift of normal and of tumour scores of a slide.
+SCENARIOS = {"usual": (1.5, 0.5, 0.8), "heavy tails": (2.2, 1.0, 2.0)}
+TRUE_AUCS = (0.80, 0.97, 0.994)
+SPREADS = (1.0, 2.0)
+# The slide set of Camelyon16: the ratio of the classes in all cohorts.
+ALL_SLIDES, TUMOR_SLIDES = 129, 49
+REPEATS_A_JOB = 50
+SLIDE_AUC = "slide AUC"
+# Bins of the patch scores, which are log odds, and the operating point.
+EDGES = np.concatenate(([-np.inf], np.linspace(-5, 9, 199), [np.inf]))
+OPERATING_BIN = 107
+
+Floats = NDArray[np.float64]
+# For each figure (part and name) whether each repeat covers the true value, and the width.
+Results = dict[tuple[str, str], list[tuple[bool, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Some repeats of one number of slides; `truth` has the true values of the figures by part."""
+
+    seed: int
+    number: int
+    slides: int
+    repeats: int
+    truth: dict[str, dict[str, float]]
+
+
+def classes(slides: int) -> tuple[int, int]:
+    """Numbers of normal and tumour slides."""
+    tumor = round(slides * TUMOR_SLIDES / ALL_SLIDES)
+    return slides - tumor, tumor
+
+
+def slide_scores(rng: np.random.Generator, slides: int, area: float, spread: float) -> tuple[Floats, NDArray[np.bool_]]:
+    normal, tumor = classes(slides)
+    shift = ndtri(area) * np.hypot(1, spread)
+    scores = np.concatenate((rng.normal(0, 1, normal), rng.normal(shift, spread, tumor)))
+    return scores, np.arange(slides) >= normal
+
+
+def expected_patches(
+    rng: np.random.Generator, scenario: str, normal: int, tumor: int
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Number of normal and of tumour patches of each slide, (slides,), and the shares in bins, (slides, bins)."""
+    slides = normal + tumor
+    of_size, of_normal, of_tumor = SCENARIOS[scenario]
+    patches = np.rint(rng.lognormal(np.log(1500), 0.4, slides))
+    size = rng.normal(0, 1, slides)
+    lesion = np.clip(np.rint(20 * np.exp(of_size * size)), 1, 0.8 * patches) * (np.arange(slides) >= normal)
+    shift = rng.normal(0, of_normal, slides), 3 + 0.3 * size + rng.normal(0, of_tumor, slides)
+    shares = [np.diff(ndtr(EDGES - s[:, None]), axis=1) for s in shift]
+    return patches - lesion, lesion, shares[0], shares[1]
+
+
+def patch_figures(normal: Floats, tumor: Floats) -> dict[str, Floats]:
+    """Figures (n,) of histograms (n, bins)."""
+    tp, fp = (part[:, OPERATING_BIN:].sum(axis=1) for part in (tumor, normal))
+    cells = np.stack((tp, fp, tumor.sum(axis=1) - tp, normal.sum(axis=1) - fp))
+    return {
+        "patch AUC": histogram_aucs(normal, tumor),
+        "average precision": histogram_average_precisions(normal, tumor),
+        **{name: ratio(cells) for name, ratio in RATIOS.items()},
+    }
+
+
+def slide_hits(rng: np.random.Generator, normal: int, tumor: int) -> list[SlideHits]:
+    found = []
+    for number in range(normal + tumor):
+        lesions: Floats = np.zeros(0)
+        if number >= normal:
+            count = min(1 + rng.poisson(rng.lognormal(0.4, 0.8)), 40)
+            margin = 1 + rng.normal(0, 0.8) + rng.normal(0, 1.4, count)
+            lesions = np.where(margin > -1, expit(margin), np.nan)
+        false = rng.normal(rng.normal(-1, 0.5), 1.2, rng.poisson(rng.lognormal(0.4, 0.8)))
+        hits = tuple(None if math.isnan(c) else c for c in lesions.tolist())
+        found.append(SlideHits(hits, tuple(expit(false).tolist())))
+    return found
+
+
+def froc_figures(hits: Sequence[SlideHits], weights: Weights) -> dict[str, Floats]:
+    """FROC with interpolation, (resamples,), over all thresholds and by Camelyon16's rule."""
+    all_thresholds, camelyon16 = PooledHits(hits, missed=0.0).resampled(weights)[:, 0]
+    return {"FROC": camelyon16, "FROC, all thresholds": all_thresholds}
+
+
+def true_values(seed: int) -> dict[str, dict[str, float]]:
+    """True values of the figures of patches by scenario, and of FROC."""
+    rng = generator(seed, "coverage", "truth")
+    found = {}
+    for scenario in SCENARIOS:
+        sums = np.zeros((2, len(EDGES) - 1))
+        for _ in range(200):
+            n_normal, n_tumor, normal, tumor = expected_patches(rng, scenario, *classes(ALL_SLIDES * 20))
+            sums += n_normal @ normal, n_tumor @ tumor
+        found[scenario] = {name: float(value[0]) for name, value in patch_figures(sums[:1], sums[1:]).items()}
+    slides = ALL_SLIDES * 300
+    scores = froc_figures(slide_hits(rng, *classes(slides)), np.ones((1, slides), np.int32))
+    return found | {"lesions": {name: float(value[0]) for name, value in scores.items()}}
+
+
+def drawn_histograms(rng: np.random.Generator, scenario: str, slides: int) -> list[Floats]:
+    """Normal and tumour patches of a cohort, (slides, bins) each."""
+    n_normal, n_tumor, normal, tumor = expected_patches(rng, scenario, *classes(slides))
+    return [
+        rng.multinomial(n.astype(np.int64), share / share.sum(axis=1, keepdims=True)).astype(np.float64)
+        for n, share in ((n_normal, normal), (n_tumor, tumor))
+    ]
+
+
+def simulate(job: Job) -> Results:
+    """Results of one job."""
+    rng = generator(job.seed, "coverage", job.slides, job.number)
+    weights, all_slides = leave_out_weights(job.slides), np.ones((1, job.slides), np.int32)
+    results: Results = {}
+
+    def add(part: str, name: str, true: float, low: float, high: float) -> None:
+        results.setdefault((part, name), []).append((low <= true <= high, high - low))
+
+    for _ in range(job.repeats):
+        for spread in SPREADS:
+            for area in TRUE_AUCS:
+                limits = auc_interval(*slide_scores(rng, job.slides, area, spread), LEVEL)
+                add(SLIDE_AUC, f"{area:g}, {spread:g}", area, *limits)
+        figures: dict[str, tuple[dict[str, Floats], ...]] = {}
+        for scenario in SCENARIOS:
+            counts = drawn_histograms(rng, scenario, job.slides)
+            figures[scenario] = tuple(patch_figures(*(w @ part for part in counts)) for w in (all_slides, weights))
+        hits = slide_hits(rng, *classes(job.slides))
+        figures["lesions"] = tuple(froc_figures(hits, w) for w in (all_slides, weights))
+        for part, (of_all, left_out) in figures.items():
+            for name, true in job.truth[part].items():
+                counted = job.slides if name == "specificity" else classes(job.slides)[1]
+                found = jackknife_interval(of_all[name], left_out[name][:, None], counted, LEVEL)
+                add(part, name, true, *(float(limit[0]) for limit in found))
+    return results
+
+
+def table(names: Sequence[tuple[str, str]], of_slides: dict[int, Results]) -> str:
+    lines = [f"| slides (normal, tumour) | {' | '.join(name for _, name in names)} |", "|---" * (len(names) + 1) + "|"]
+    for slides, results in of_slides.items():
+        cells = []
+        for name in names:
+            covered, widths = zip(*results[name], strict=True)
+            cells.append(f"{np.mean(covered):.3f} ({np.mean(widths):.2f})")
+        normal, tumor = classes(slides)
+        lines.append(f"| {slides} ({normal}, {tumor}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--slides", type=int, nargs="+", default=[129, 50, 30, 15, 8, 5])
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    truth = true_values(arguments.seed)
+    found: dict[int, Results] = {slides: {} for slides in arguments.slides}
+    jobs = [
+        Job(arguments.seed, start, slides, min(REPEATS_A_JOB, arguments.repeats - start), truth)
+        for slides in arguments.slides
+        for start in range(0, arguments.repeats, REPEATS_A_JOB)
+    ]
+    with get_context("spawn").Pool(arguments.processes) as pool:
+        for job, results in zip(jobs, pool.imap(simulate, jobs), strict=True):
+            for name, values in results.items():
+                found[job.slides].setdefault(name, []).extend(values)
+    print(f"{arguments.repeats} repeats.\n\n{SLIDE_AUC}: true value, ratio of the standard deviations\n")
+    print(table([(SLIDE_AUC, f"{area:g}, {spread:g}") for spread in SPREADS for area in TRUE_AUCS], found))
+    for part, true in truth.items():
+        print(f"\n{part}: true values {', '.join(f'{name} {value:.4f}' for name, value in true.items())}\n")
+        print(table([(part, name) for name in true], found))
+
+
+if __name__ == "__main__":
+    main()
