@@ -172,7 +172,7 @@ def table(names: Sequence[tuple[str, str]], of_slides: dict[int, Results]) -> st
         cells = []
         for name in names:
             covered, widths = zip(*results[name], strict=True)
-            cells.append(f"{np.mean(covered):.3f} ({np.mean(widths):.2f})")
+            cells.append(f"{np.mean(covered):.3f} ({np.nanmean(widths):.2f})")
         normal, tumor = classes(slides)
         lines.append(f"| {slides} ({normal}, {tumor}) | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -123,7 +123,6 @@ def test_groups_of_many_slides_give_the_same_interval() -> None:
 
 @pytest.mark.parametrize("spread", [1.0, 1.5])
 def test_pooled_shares_cover_where_few_slides_have_most_patches(spread: float) -> None:
-    """A percentile bootstrap covers 0.80 to 0.85 of these, and a normal interval about the same."""
     rng = np.random.default_rng(3)
     weights = leave_out_weights(20)
     covered = 0
