@@ -30,7 +30,7 @@ from wsi_pipeline.metrics.lesions import (
     match_detections,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _MASK_SUFFIXES = ("", "_mask", "_evaluation_mask")
 _MASK_FILES = (".tif", ".tiff", ".png")
 _SCORE_COLUMNS = ("slide", "score", "label")

@@ -22,7 +22,7 @@ from wsi_pipeline.stages.arguments import Calibration, DetectionsFolder, Exclude
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
