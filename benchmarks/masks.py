@@ -83,12 +83,13 @@ def put_together(parts: list[tuple[int, int, Any]]) -> Any:
 def mask_openslide(source: Path, folder: Path) -> None:
     """Our own functions on regions that OpenSlide reads in one thread."""
     from wsi_pipeline.config import TissueRun
-    from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
+    from wsi_pipeline.masks.tissue_detection import Features, segment_tissue, tissue_features
 
     options = TissueRun()
     regions = openslide_regions(source, folder)
-    feature, ink = put_together([(y, x, np.stack(tissue_features(pixels, options))) for y, x, pixels in regions])
-    segment_tissue(feature, ink.astype(bool), options)
+    found = [(y, x, tissue_features(pixels, options)) for y, x, pixels in regions]
+    gray, saturation, ink = put_together([(y, x, np.stack((one.gray, one.saturation, one.ink))) for y, x, one in found])
+    segment_tissue(Features(gray, saturation, ink.astype(bool)), options)
 
 
 def mask_skimage(source: Path, folder: Path) -> None:

@@ -12,10 +12,13 @@ from wsi_pipeline.report.cohort_checks import findings, outliers, patch_counts
 DIGEST = "0" * 64
 
 
-def write_slide(folder: Path, slide: str, mm2: float, pen: int = 0, damaged: int = 0) -> None:
+def write_slide(
+    folder: Path, slide: str, mm2: float, pen: int = 0, damaged: int = 0, otsu: float | None = None
+) -> None:
     tissue = TissueReceipt(
         slide=slide,
         threshold=40,
+        replaced_otsu=otsu,
         tissue_pixels=100,
         tissue_mm2=mm2,
         tissue_share=0.01,
@@ -74,13 +77,19 @@ def test_findings_name_outliers_pen_marks_and_damaged_tiles(tmp_path: Path) -> N
     for number, mm2 in enumerate((90, 100, 110, 95, 105, 120, 85, 130)):
         write_slide(tmp_path, f"s{number}", mm2, pen=50 if number else 400, damaged=2 * (number == 3))
     write_slide(tmp_path, "lost", 0.5)
+    write_slide(tmp_path, "crop", 100, otsu=54)
     write_slide(tmp_path, "glass", 2000)
-    slides = ["glass", *(f"s{k}" for k in range(8)), "lost", "not-there"]
+    slides = ["glass", *(f"s{k}" for k in range(8)), "lost", "crop", "not-there"]
     assert findings(tmp_path, slides) == [
-        ("glass", "2e+03 mm² of tissue, 19.5 times the cohort's median"),
+        ("glass", "2e+03 mm² of tissue, 20 times the cohort's median"),
         ("s0", "4 % of the slide were taken for pen marks"),
         ("s3", "2 damaged tiles are white"),
-        ("lost", "0.5 mm² of tissue, 1/205 of the cohort's median"),
+        ("lost", "0.5 mm² of tissue, 1/200 of the cohort's median"),
+        (
+            "crop",
+            "threshold 40 instead of Otsu's 54, which splits tissue or glass; the sheet's column tissue_threshold "
+            "overrides it",
+        ),
     ]
     assert findings(tmp_path, ["s1", "s2"]) == []
 

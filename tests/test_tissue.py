@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, tissue_picture, write_tiff
@@ -17,7 +20,7 @@ from wsi_pipeline.masks import slide_tissue
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.masks.slide_tissue import read_features
-from wsi_pipeline.masks.tissue_detection import clean_mask
+from wsi_pipeline.masks.tissue_detection import Threshold, clean_mask, segment_tissue, tissue_features
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue, truth
@@ -51,10 +54,10 @@ def test_each_method_finds_the_rectangle(tissue_slide: Path, tmp_path: Path, met
 @pytest.mark.parametrize("threads", [1, 4])
 def test_features_do_not_depend_on_blocks_and_workers(tissue_pyramid: Pyramid, block_px: int, threads: int) -> None:
     options = TissueRun(mpp=3)
-    feature, ink = read_features(tissue_pyramid, options, threads, block_px)
-    whole, whole_ink = read_features(tissue_pyramid, options, 1, 4096)
-    np.testing.assert_array_equal(feature, whole)
-    np.testing.assert_array_equal(ink, whole_ink)
+    found = read_features(tissue_pyramid, options, threads, block_px)
+    whole = read_features(tissue_pyramid, options, 1, 4096)
+    for name in ("gray", "saturation", "ink"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
 
 
 @pytest.mark.parametrize("ink", [(30, 70, 180), (20, 140, 60), (25, 25, 30)], ids=["blue", "green", "black"])
@@ -166,13 +169,116 @@ def test_the_mask_is_the_same_for_any_chunks_blocks_and_workers(
     np.testing.assert_array_equal(*masks)
 
 
+GLASS, PALE, DARK = (240, 241, 243), (232, 205, 222), (150, 70, 150)
+
+
+def scene(*rectangles: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
+    """A picture (300, 400, 3) of glass with rectangles of a colour, all with noise."""
+    rng = np.random.default_rng(0)
+    rgb = np.empty((300, 400, 3))
+    rgb[:] = GLASS
+    for rows, columns, color in rectangles:
+        rgb[rows, columns] = color
+    return np.clip(rgb + rng.normal(0, 2, rgb.shape), 0, 255).astype(np.uint8)
+
+
+def segmented(rgb: np.ndarray, **options: object) -> tuple[np.ndarray, Threshold]:
+    chosen = TissueRun(mpp=8, **NO_CLEANING, **options)
+    return segment_tissue(tissue_features(rgb, chosen), chosen)
+
+
+@pytest.mark.parametrize("method", ["otsu_saturation", "glass_saturation", "otsu_gray"])
+def test_pale_tissue_beside_dark_is_kept(method: str) -> None:
+    pale, dark = (slice(40, 240), slice(40, 240)), (slice(40, 240), slice(260, 330))
+    mask, threshold = segmented(scene((*pale, PALE), (*dark, DARK)), method=method)
+    wanted = np.zeros_like(mask)
+    wanted[pale] = wanted[dark] = True
+    assert (mask == wanted).mean() > 0.995
+    assert threshold.glass_gray == pytest.approx(241, abs=1)
+    assert (threshold.replaced_otsu is not None) == method.startswith("otsu")
+
+
+@pytest.mark.parametrize("method", ["otsu_saturation", "glass_saturation", "otsu_gray"])
+def test_an_image_without_glass_is_tissue(method: str) -> None:
+    """As a region that was cut out of a slide: half pale, half dark, with lumina of 3 %."""
+    everything = slice(None)
+    lumina = (slice(0, 300, 10), slice(0, 400, 4), GLASS)
+    rgb = scene((everything, slice(0, 200), PALE), (everything, slice(200, 400), DARK), lumina)
+    mask, threshold = segmented(rgb, method=method)
+    assert mask.mean() > 0.96
+    assert threshold.glass_gray is None
+    assert (threshold.replaced_otsu is not None) == method.startswith("otsu")
+
+
+def test_glass_of_two_colours_is_not_split() -> None:
+    rgb = scene((slice(150, 300), slice(None), (229, 232, 238)), (slice(10, 14), slice(10, 40), DARK))
+    mask, threshold = segmented(rgb, method="otsu_saturation")
+    assert threshold.replaced_otsu is not None
+    assert mask[10:14, 10:40].all()
+    # But for noise, which the removal of specks would end.
+    assert mask.mean() < 0.01
+
+
+def test_ordinary_contrast_keeps_otsus_threshold() -> None:
+    rgb = scene((slice(40, 240), slice(40, 240), DARK))
+    _, threshold = segmented(rgb, method="otsu_saturation")
+    hue = rgb.max(axis=2).astype(int), rgb.min(axis=2).astype(int)
+    saturation = np.rint(255 * (hue[0] - hue[1]) / hue[0]).astype(np.uint8)
+    assert threshold.replaced_otsu is None
+    assert threshold.value == pytest.approx(float(threshold_otsu(saturation)), abs=1)
+
+
+def test_a_replaced_threshold_is_reported_with_the_override(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rgb = scene((slice(40, 240), slice(40, 240), PALE), (slice(40, 240), slice(260, 330), DARK))
+    folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", np.kron(rgb, np.ones((4, 4, 1), np.uint8)), mpp=2))
+    run(folder, tmp_path, mpp=8)
+    facts = json.loads((tmp_path / "tissue.json").read_text())
+    assert facts["replaced_otsu"] > facts["threshold"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(r"s1: Otsu's threshold \d+ lies within .*grey value 24\d.*tissue_threshold overrides it", warning)
+    caplog.clear()
+    run(folder, tmp_path, mpp=8, threshold=facts["threshold"])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 @needs_data
+def test_a_region_of_a_real_slide_has_the_tissue_of_the_whole(tmp_path: Path) -> None:
+    """1,600 x 1,600 px without glass, of which the mask of the whole slide covers all."""
+    with openslide.OpenSlide(DATA / "slides" / "minerva-crc-he-17408x14340.tif") as slide:
+        crop = np.asarray(slide.read_region((5440, 8320), 0, (1600, 1600)).convert("RGB"))
+    folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", crop, mpp=1.3))
+    assert run(folder, tmp_path, mpp=8).mean() > 0.99
+
+
+@needs_data
+def test_the_glass_finds_pale_mucin_that_otsu_omits() -> None:
+    with openslide.OpenSlide(DATA / "slides" / "minerva-crc-he-17408x14340.tif") as slide:
+        level = slide.get_best_level_for_downsample(8 / 1.3)
+        rgb = np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB"))
+        mpp = 1.3 * slide.level_downsamples[level]
+    # A nodule with pools of mucin, and glass, as the picture shows them: x and y from the first to the last um.
+    nodule, glass = (
+        tuple(slice(round(first / mpp), round(last / mpp)) for first, last in (y, x))
+        for x, y in (((10_900, 12_800), (4_200, 7_600)), ((0, 4_000), (10_000, 14_000)))
+    )
+    found = {}
+    for method in ("otsu_saturation", "glass_saturation"):
+        options = TissueRun(mpp=mpp, method=method)
+        mask, _ = segment_tissue(tissue_features(rgb, options), options)
+        found[method] = mask[nodule].mean()
+        assert not mask[glass].any()
+    assert found["otsu_saturation"] < 0.9
+    assert found["glass_saturation"] > 0.97
+
+
+@needs_data
+@pytest.mark.parametrize("method", ["otsu_saturation", "glass_saturation"])
 @pytest.mark.parametrize("name", ["tumor_072", "tumor_102"])
-def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, name: str) -> None:
+def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, name: str, method: str) -> None:
     source, xml = (DATA / "camelyon16-level7" / f"{name}_level7.{kind}" for kind in ("tif", "xml"))
     folder = converted(tmp_path, source)
     pyramid = Pyramid(folder / "pyramid.ome.zarr")
-    mask = run(folder, tmp_path, mpp=8)
+    mask = run(folder, tmp_path, mpp=8, method=method)
     drawn = truth.Outputs(
         store=tmp_path / "truth.ome.zarr",
         receipt=tmp_path / "truth.json",
@@ -181,6 +287,6 @@ def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, na
     )
     truth.run(name, truth.Inputs(pyramid.path, xml), drawn, TruthRun(), label="tumor")
     tumor = read_image(tmp_path / "truth.ome.zarr", pyramid.mpp).data == TUMOR
-    assert mask[tumor].mean() >= 0.98
+    assert mask[tumor].mean() >= {"otsu_saturation": 0.98, "glass_saturation": 0.995}[method]
     exact = read_annotation(name, xml, TruthOptions(), pyramid.size).tumor.area * pyramid.mpp**2
     assert tumor.sum() * 64 == pytest.approx(exact, rel=0.01)

@@ -241,8 +241,8 @@ def _estimate_tissue(
     if size.width * size.height > _MAX_MASK_PIXELS:
         return None, None
     options = row.tissue_options(TissueRun.of(config)).model_copy(update={"mpp": mpps[-1]})
-    feature, ink = tissue_features(source.read(Box(0, 0, size.width, size.height), len(metadata.levels) - 1), options)
-    mask, _ = segment_tissue(feature, ink, options)
+    picture = source.read(Box(0, 0, size.width, size.height), len(metadata.levels) - 1)
+    mask, _ = segment_tissue(tissue_features(picture, options), options)
     if not mask.any():
         text = source.error(
             f"no tissue found by {options.method} at {mpps[-1]:.3g} um per pixel",

@@ -86,10 +86,11 @@ class TissueOptions(Section):
     """Tissue detection (stage tissue)."""
 
     mpp: Mpp = Field(8.0, description="Scale of the mask, um per pixel.")
-    method: Literal["otsu_saturation", "otsu_gray", "gray_threshold"] = Field(
+    method: Literal["otsu_saturation", "glass_saturation", "otsu_gray", "gray_threshold"] = Field(
         "otsu_saturation",
-        description="Tissue is: saturation above Otsu's threshold of the whole slide (otsu_saturation), grey value "
-        "below Otsu's threshold (otsu_gray), or grey value below a fixed threshold (gray_threshold).",
+        description="Tissue is: saturation above Otsu's threshold of the whole slide (otsu_saturation), saturation "
+        "above that of the glass (glass_saturation: keeps pale tissue), grey value below Otsu's threshold (otsu_gray), "
+        "or grey value below a fixed threshold (gray_threshold). Otsu's threshold is replaced where it splits tissue.",
     )
     threshold: Annotated[float, Field(ge=0, le=255)] | None = Field(
         None,

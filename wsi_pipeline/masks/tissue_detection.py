@@ -1,11 +1,13 @@
 """Tissue detection: one feature value per pixel, a threshold, exclusion of pen ink, and morphological cleaning.
 
-The threshold is fixed, or Otsu's (IEEE Trans. SMC 9, 1979) for the histogram of the whole slide.
+The threshold is fixed, that of the slide's glass, or Otsu's (IEEE Trans. SMC 9, 1979) for the histogram of the whole
+slide, which is checked against the glass.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,58 +24,145 @@ GRAY_THRESHOLD = 150.0
 _MIN_INK_MARGIN = 8
 _MIN_INK_SPREAD = 24
 _MAX_INK_VALUE = 60
+SATURATION_METHODS = ("otsu_saturation", "glass_saturation")
+# Glass: a mode of the grey values at or above the first value, with the share of the pixels within the width of it that
+# the third gives, nearly without colour. Lumina of tissue that fills an image are as bright, but fewer.
+_MIN_GLASS_GRAY, _GLASS_WIDTH, _MIN_GLASS_SHARE, _MAX_GLASS_SATURATION = 200, 5, 0.06, 18
+# Distance of tissue from glass: at least the margin, and the standard deviations of the glass (noise, uneven light).
+_MIN_MARGIN, _MARGIN_SD = 12, 4
+_SATURATION_WITHOUT_GLASS, _GRAY_WITHOUT_GLASS = 20.0, 220.0
+# Otsu's threshold may take this share of the glass, and always omit this share of the slide (dust and smears).
+_MAX_GLASS_TAKEN, _MIN_OMITTED = 0.05, 0.005
+_BAND_PX = 512
+_VALUES = np.arange(256, dtype=np.uint8)
 
 
-def tissue_features(rgb: NDArray[np.uint8], options: TissueOptions) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Feature (h, w) uint8 and pen ink (h, w) bool of an image (h, w, 3) uint8.
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Of each pixel of an image, (h, w): Rec. 601 grey and HSV saturation (uint8), and whether it is pen ink (bool)."""
 
-    The feature is HSV saturation (0 to 255) or Rec. 601 grey, depending on `options.method`.
-    """
+    gray: NDArray[np.uint8]
+    saturation: NDArray[np.uint8]
+    ink: NDArray[np.bool_]
+
+    def is_tissue(self, threshold: float, options: TissueOptions) -> NDArray[np.bool_]:
+        """Tissue before cleaning, (h, w) bool: more saturated, or darker, than the threshold."""
+        if options.method in SATURATION_METHODS:
+            return self.saturation > threshold
+        return self.gray < threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A threshold, Otsu's where it was replaced by another, and the grey value of the glass where there is any."""
+
+    value: float
+    replaced_otsu: float | None = None
+    glass_gray: int | None = None
+
+
+def tissue_features(rgb: NDArray[np.uint8], options: TissueOptions) -> Features:
+    """The features of an image (h, w, 3) uint8."""
     red, green, blue = (np.ascontiguousarray(rgb[..., k]) for k in range(3))
     brightest = np.maximum(np.maximum(red, green), blue)
     darkest = np.minimum(np.minimum(red, green), blue)
     spread = brightest - darkest
-    feature: NDArray[Any]
-    if options.method == "otsu_saturation":
-        # No overflow: at most 255 * 255 + 127.
-        feature = (np.uint16(255) * spread + brightest // 2) // np.maximum(brightest, 1)
-    else:
-        feature = (np.uint32(299) * red + np.uint32(587) * green + np.uint32(114) * blue + 500) // 1000
-    ink = np.zeros(feature.shape, bool)
+    gray = ((np.uint32(299) * red + np.uint32(587) * green + np.uint32(114) * blue + 500) // 1000).astype(np.uint8)
+    # No overflow: at most 255 * 255 + 127.
+    saturation = ((np.uint16(255) * spread + brightest // 2) // np.maximum(brightest, 1)).astype(np.uint8)
+    ink = np.zeros(gray.shape, bool)
     if options.remove_pen:
         is_colored = (green > red) & (green - red > _MIN_INK_MARGIN) & (spread > _MIN_INK_SPREAD)
         ink = is_colored | (brightest < _MAX_INK_VALUE)
-    return feature.astype(np.uint8), ink
+    return Features(gray, saturation, ink)
 
 
-def segment_tissue(
-    feature: NDArray[np.uint8], ink: NDArray[np.bool_], options: TissueOptions
-) -> tuple[NDArray[np.bool_], float]:
+def segment_tissue(features: Features, options: TissueOptions) -> tuple[NDArray[np.bool_], Threshold]:
     """Cleaned tissue mask (h, w) bool, and the threshold.
 
     Only ink components larger than `min_hole_um2` are excluded at the end: smaller ones may be dark nuclei.
     """
-    threshold = find_threshold(feature, ink, options)
-    mask = clean_mask(apply_threshold(feature, threshold, options) & ~ink, options)
+    threshold, ink = find_threshold(features, options), features.ink
+    mask = clean_mask(features.is_tissue(threshold.value, options) & ~ink, options)
     return mask & ~_remove_small(ink, options.min_hole_um2 / options.mpp**2), threshold
 
 
-def find_threshold(feature: NDArray[np.uint8], ink: NDArray[np.bool_], options: TissueOptions) -> float:
-    """The fixed threshold of the options, or Otsu's threshold of all pixels without ink."""
+def find_threshold(features: Features, options: TissueOptions) -> Threshold:
+    """The threshold of the options, that of the glass, or Otsu's where the glass agrees; from pixels without ink.
+
+    Otsu's threshold splits whatever it is given: without glass, or with pale tissue beside dark, it lies within tissue.
+    The threshold of the glass replaces it where it omits more than a third of what differs from glass, or takes glass
+    for tissue.
+    """
     if options.threshold is not None:
-        return options.threshold
+        return Threshold(options.threshold)
     if options.method == "gray_threshold":
-        return GRAY_THRESHOLD
-    histogram = np.bincount(feature.ravel(), minlength=256) - np.bincount(feature[ink], minlength=256)
-    if np.count_nonzero(histogram) < 2:
+        return Threshold(GRAY_THRESHOLD)
+    histogram = _joint_histogram(features)
+    glass_gray, glass = _find_glass(histogram)
+    is_saturation = options.method in SATURATION_METHODS
+    axis = 0 if is_saturation else 1
+    limit = _glass_threshold(glass.sum(axis), is_saturation)
+    if options.method == "glass_saturation":
+        return Threshold(limit, None, glass_gray)
+    counts = histogram.sum(axis)
+    if np.count_nonzero(counts) < 2:
         # A single value has no Otsu threshold; these values select no pixel.
-        return 255.0 if options.method == "otsu_saturation" else 0.0
-    return float(threshold_otsu(hist=(histogram, np.arange(256))))
+        return Threshold(255.0 if is_saturation else 0.0)
+    otsu = float(threshold_otsu(hist=(counts, _VALUES)))
+    above, different = ((t < _VALUES) if is_saturation else (t > _VALUES) for t in (otsu, limit))
+    omitted = counts[different].sum() - counts[above].sum()
+    omits_tissue = omitted > max(counts[above].sum() / 2, _MIN_OMITTED * counts.sum())
+    takes_glass = glass.sum(axis)[above].sum() > _MAX_GLASS_TAKEN * glass.sum()
+    if omits_tissue or takes_glass:
+        return Threshold(limit, otsu, glass_gray)
+    return Threshold(otsu, None, glass_gray)
 
 
-def apply_threshold(feature: NDArray[np.uint8], threshold: float, options: TissueOptions) -> NDArray[np.bool_]:
-    """Tissue before cleaning, (h, w) bool: more saturated, or darker, than the threshold."""
-    return feature > threshold if options.method == "otsu_saturation" else feature < threshold
+def _joint_histogram(features: Features) -> NDArray[np.int64]:
+    """Pixels without ink by grey value and saturation, (256, 256)."""
+    counts = np.zeros(1 << 16, np.int64)
+    for top in range(0, len(features.gray), _BAND_PX):
+        band = slice(top, top + _BAND_PX)
+        pairs = (features.gray[band].astype(np.uint16) << 8) | features.saturation[band]
+        counts += np.bincount(pairs[~features.ink[band]], minlength=1 << 16)
+    return counts.reshape(256, 256)
+
+
+def _find_glass(histogram: NDArray[np.int64]) -> tuple[int | None, NDArray[np.int64]]:
+    """Grey value of the glass, None where there is none, and the part of the histogram (256, 256) that is glass.
+
+    Glass is the brightest mode of the grey values that holds enough pixels, if it has nearly no colour.
+    """
+    by_gray = histogram.sum(axis=1)
+    share = np.convolve(by_gray, np.ones(2 * _GLASS_WIDTH + 1), "same") / max(by_gray.sum(), 1)
+    bright = np.flatnonzero((share >= _MIN_GLASS_SHARE) & (_VALUES >= _MIN_GLASS_GRAY))
+    glass = np.zeros_like(histogram)
+    if not len(bright):
+        return None, glass
+    start = max(0, int(bright[-1]) - _GLASS_WIDTH)
+    gray = start + int(np.argmax(by_gray[start : bright[-1] + _GLASS_WIDTH + 1]))
+    near = slice(gray - _GLASS_WIDTH, gray + _GLASS_WIDTH + 1)
+    if _median(histogram[near].sum(axis=0)) > _MAX_GLASS_SATURATION:
+        return None, glass
+    glass[near] = histogram[near]
+    return gray, glass
+
+
+def _glass_threshold(glass: NDArray[np.int64], is_saturation: bool) -> float:
+    """The saturation or grey value from which a pixel differs from glass; `glass` (256,) are those of the glass."""
+    if not glass.any():
+        return _SATURATION_WITHOUT_GLASS if is_saturation else _GRAY_WITHOUT_GLASS
+    middle = _median(glass)
+    deviations = np.bincount(np.abs(_VALUES.astype(np.int64) - middle), weights=glass, minlength=256)
+    # 1.4826 median absolute deviations of a normal distribution are its standard deviation.
+    margin = round(max(_MIN_MARGIN, _MARGIN_SD * 1.4826 * _median(deviations)))
+    return float(middle + margin if is_saturation else middle - margin)
+
+
+def _median(counts: NDArray[Any]) -> int:
+    cumulative = np.cumsum(counts)
+    return int(np.searchsorted(cumulative, cumulative[-1] / 2))
 
 
 def clean_mask(mask: NDArray[np.bool_], options: TissueOptions) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import Regions
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
-from wsi_pipeline.masks.tissue_detection import apply_threshold, find_threshold, tissue_features
+from wsi_pipeline.masks.tissue_detection import find_threshold, tissue_features
 from wsi_pipeline.progress_bar import track
 from wsi_pipeline.pyramid.ome_zarr import IMAGE_SHARD_PX, Image, new_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -148,8 +148,8 @@ def check_unit(slide: str, annotation: Path, regions: Regions, pyramid: Pyramid)
         return
     picture, mpp = pyramid.thumbnail(_THUMBNAIL_PX)
     options = TissueOptions()
-    feature, ink = tissue_features(picture, options)
-    known = apply_threshold(feature, find_threshold(feature, ink, options), options)
+    features = tissue_features(picture, options)
+    known = features.is_tissue(find_threshold(features, options).value, options)
     tissue = ndimage.binary_dilation(known, iterations=2)
     points = shapely.get_coordinates(tumor)
 

@@ -47,10 +47,16 @@ class ConvertReceipt(Receipt):
 
 
 class TissueReceipt(Receipt):
-    """The tissue mask of a slide; areas in mm², `shape` is (height, width) in pixels of the mask."""
+    """The tissue mask of a slide; areas in mm², `shape` is (height, width) in pixels of the mask.
+
+    `replaced_otsu` is Otsu's threshold where that of the glass replaced it, `glass_gray` the grey value of the glass
+    where it was looked for and found.
+    """
 
     slide: str
     threshold: float
+    replaced_otsu: float | None = None
+    glass_gray: int | None = None
     tissue_pixels: int
     tissue_mm2: float
     tissue_share: float

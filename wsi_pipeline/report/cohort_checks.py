@@ -38,6 +38,11 @@ def findings(slides_folder: Path, slides: Sequence[str]) -> list[tuple[str, str]
         share = facts.pen_pixels / (facts.shape[0] * facts.shape[1])
         if share > _MENTIONED_PEN:
             found.append((slide, f"{100 * share:.0f} % of the slide were taken for pen marks"))
+        if facts.replaced_otsu is not None:
+            how = (
+                f"threshold {facts.threshold:g} instead of Otsu's {facts.replaced_otsu:g}, which splits tissue or glass"
+            )
+            found.append((slide, f"{how}; the sheet's column tissue_threshold overrides it"))
     for slide, receipt in receipts_of(slides_folder, slides, "pyramid.json", ConvertReceipt).items():
         damaged = sum(len(level.damaged_tiles) for level in receipt.levels)
         if damaged:

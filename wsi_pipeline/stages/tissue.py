@@ -64,11 +64,21 @@ def run(
     mask, ink, threshold = find_tissue(pyramid, options, threads)
     if not mask.any():
         inked = f", {100 * ink.mean():.0f} % of the slide are taken for pen marks" if ink.any() else ""
-        how = f"by {options.method} with the threshold {threshold:g}"
+        how = f"by {options.method} with the threshold {threshold.value:g}"
         raise StoreError(
             f"slide {slide}: {inputs.pyramid}: no tissue found {how}{inked}",
             remedy="Look at the slide; set the sheet's columns tissue_threshold (0 to 255) or tissue_method for it, "
             "or leave it out with cohort.exclude",
+        )
+    if threshold.replaced_otsu is not None:
+        glass = threshold.glass_gray
+        log.warning(
+            "%s: Otsu's threshold %g lies within tissue or glass (%s), so %g is used. Look at the picture; the sheet's "
+            "column tissue_threshold overrides it",
+            slide,
+            threshold.replaced_otsu,
+            "no glass was found" if glass is None else f"glass has the grey value {glass}",
+            threshold.value,
         )
     image = Image.from_corner(mask.astype(np.uint8), options.mpp)
     write_image(outputs.store, image, name="tissue", slide_mpp=pyramid.mpp, labels=TISSUE_LABELS)
@@ -79,7 +89,9 @@ def run(
         outputs.receipt,
         TissueReceipt(
             slide=slide,
-            threshold=threshold,
+            threshold=threshold.value,
+            replaced_otsu=threshold.replaced_otsu,
+            glass_gray=threshold.glass_gray,
             tissue_pixels=int(mask.sum()),
             tissue_mm2=round(area_mm2, 6),
             tissue_share=round(float(mask.mean()), 6),
