@@ -23,7 +23,7 @@ from wsi_pipeline.config import CalibrateRun, CalibrationOptions, ConfusionRun, 
 from wsi_pipeline.evaluation.confusion import ratios_of, shares_of
 from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
 from wsi_pipeline.metrics.curves import confusion_counts
-from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.metrics.steps import STEPS, log_odds_of, quantize
 from wsi_pipeline.receipts.base import write_receipt
 from wsi_pipeline.receipts.evaluation import (
     ConfusionCells,
@@ -46,14 +46,14 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
     share = 0.02 if number % 2 else 0.0
     truth = rng.random(positions) < share
     logits = rng.normal(np.where(truth, 2, -4), 2)
-    steps = np.rint(STEPS / (1 + np.exp(-logits))).astype(np.int64)
+    steps = quantize(logits)
     tumor = np.bincount(steps[truth], minlength=STEPS + 1)
     normal = np.bincount(steps[~truth], minlength=STEPS + 1)
     known = np.flatnonzero(tumor + normal)
     nothing = np.zeros(len(known), np.int64)
     histogram = ScoreHistogram(known, normal[known], tumor[known], nothing)
     histogram.write(folder / f"{number}.parquet")
-    counts = confusion_counts(histogram.histogram, 0.8)
+    counts = confusion_counts(histogram.histogram, log_odds_of(0.8))
     slide = {"slide": "s", "model_sha256": "m"}
     write_receipt(
         folder / f"{number}.scores",
@@ -63,7 +63,7 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
             positions=PositionCounts(normal=int(normal.sum()), tumor=int(tumor.sum()), ignored=0),
             unread_positions=0,
             truth=SlideTruth(tumor=share > 0, ignored=False),
-            features=dict.fromkeys(FEATURES, float(number)) | {"maximum": float(known[-1] / STEPS)},
+            features=dict.fromkeys(FEATURES, float(number)) | {"maximum": float(logits.max())},
             options=ScoresRun(),
         ),
     )
@@ -72,6 +72,7 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
         ConfusionReceipt(
             **slide,
             threshold=0.8,
+            threshold_log_odds=log_odds_of(0.8),
             counts=ConfusionCells(**asdict(counts)),
             share_of_total=ConfusionShares(**shares_of(counts)),
             **ratios_of(counts),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import logit
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import (
@@ -33,7 +34,7 @@ from wsi_pipeline.config import (
     TruthRun,
 )
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.metrics.steps import dequantize, quantize
+from wsi_pipeline.pyramid.heatmap_store import write_heatmap
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.receipts.base import write_receipt
@@ -126,10 +127,10 @@ def write_slide_results(root: Path, slide: str, store: Path, pyramid: Pyramid, s
     rows, columns = (np.minimum(index, limit - 1) for index, limit in zip(at, (size.height, size.width), strict=True))
     known, is_tumor = (data[rows[:, None], columns[None, :]] > 0 for data in (tissue, tumor))
     drawn = rng.beta(0.3, 6, known.shape) + is_tumor * rng.beta(3, 2, known.shape)
-    heat = np.where(known, dequantize(quantize(np.clip(drawn, 0, 1))), np.nan).astype(np.float32)
+    heat = np.where(known, logit(np.clip(drawn, 1e-12, 1 - 1e-12)), np.nan).astype(np.float32)
     image = Image(heat, grid.stride_px * pyramid.mpp, PATCH_UM / 2)
     heatmap, receipt = root / "heatmaps" / f"{slide}.ome.zarr", root / "heatmaps" / f"{slide}.json"
-    write_image(heatmap, image, name="heatmap", slide_mpp=pyramid.mpp, fill=float("nan"))
+    write_heatmap(heatmap, image, known.astype(np.float32), pyramid.mpp)
     write_receipt(
         receipt,
         HeatmapReceipt(
@@ -144,7 +145,7 @@ def write_slide_results(root: Path, slide: str, store: Path, pyramid: Pyramid, s
             precision=PrecisionFacts(device="cpu", dtype="float32"),
             positions=int(known.sum()),
             unread_positions=0,
-            maximum=float(np.nanmax(heat)),
+            maximum_log_odds=float(np.nanmax(heat)),
             heatmap_sha256="",
             options=HeatmapRun(),
         ),

@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 from playwright.sync_api import Browser, Page, sync_playwright
+from scipy.special import expit
 
 from helpers.viewer import served
 from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import ReportRun
 from wsi_pipeline.io.digests import digest_file
+from wsi_pipeline.metrics.steps import dequantize
 from wsi_pipeline.stages import report
 
 CHROMIUM = shutil.which("chromium")
@@ -163,15 +165,21 @@ def test_the_report_slider_matches_the_metrics(browser: Browser, results: Path, 
         assert everything["tn"] == everything["fn"] == 0
         assert everything["tp"] == metrics["patch"]["n_tumor"]
         assert everything["fp"] == metrics["patch"]["n_normal"]
-        # The slider itself, at its maximum: only patches with a score of 1 are called.
+        # The slider itself, at its maximum: no score has the probability 1.
         page.locator('[data-control="threshold-slider"]').focus()
         page.keyboard.press("End")
         assert page.input_value('[data-control="threshold"]') == "1"
+        negatives = {"tn": metrics["patch"]["n_normal"], "fn": metrics["patch"]["n_tumor"]}
+        assert matrix(page, "#cohort-matrix") == {"fp": 0, "tp": 0, **negatives}
+        # At the edge of every step the pages count as the histograms: that of a score is included.
         tables = [pq.read_table(results / "scores" / MODEL / f"{slide}.parquet").to_pylist() for slide in test]
-        highest = [row for table in tables for row in table if row["score"] == 65535]
-        fp, tp = (sum(row[label] for row in highest) for label in ("normal", "tumor"))
-        negatives = {"tn": metrics["patch"]["n_normal"] - fp, "fn": metrics["patch"]["n_tumor"] - tp}
-        assert matrix(page, "#cohort-matrix") == {"fp": fp, "tp": tp, **negatives}
+        rows = [row for table in tables for row in table]
+        for step in sorted({row["score"] for row in rows})[::7]:
+            edge = float(dequantize(np.array([step]))[0])
+            set_threshold(page, float(expit(edge)))
+            found = matrix(page, "#cohort-matrix")
+            for kind, label in (("fp", "normal"), ("tp", "tumor")):
+                assert found[kind] == sum(row[label] for row in rows if row["score"] >= step)
         page.click('[data-control="operating-point"]')
         assert matrix(page, "#cohort-matrix") == metrics["confusion"]["counts"]
         assert float(page.input_value('[data-control="threshold"]')) == point
@@ -184,7 +192,8 @@ def test_cohort_and_slide_matrices_agree_at_any_threshold(
     with opened(browser, (results / "report.html").as_uri(), "report-thresholds") as page:
         steps = page.evaluate("[...new Set(viewer.slide.heat.steps)].sort((a, b) => a - b)")
         # Including thresholds equal to a score: a patch with exactly this score is called tumour.
-        for threshold in (0.001, 0.5, steps[len(steps) // 2] / 65535, steps[-1] / 65535, 1.0):
+        scores = expit(dequantize(np.array(steps))).tolist()
+        for threshold in (0.001, 0.5, scores[len(scores) // 2], scores[-1], 1.0):
             set_threshold(page, threshold)
             whole = matrix(page, "#cohort-matrix")
             parts = []
@@ -207,8 +216,11 @@ def test_the_overlay_follows_the_slider(browser: Browser, results: Path) -> None
         page.check('.wsi-panel >> nth=1 >> [data-layer="errors"]')
         truth = truth_of(results, "tumor-3")
         # A model trained so briefly gives all patches the same score, so they get different ones.
-        scores = (np.arange(truth.size).reshape(truth.shape) * 9973 % 65536 / 65535).astype(np.float32)
-        page.evaluate("viewer.slide.heat.steps.forEach((_, cell, steps) => { steps[cell] = (cell * 9973) % 65536; })")
+        # From log odds of -14 to 12.
+        scores = expit(dequantize(25000 + np.arange(truth.size).reshape(truth.shape) * 9973 % 15000))
+        page.evaluate(
+            "viewer.slide.heat.steps.forEach((_, cell, steps) => { steps[cell] = 25000 + (cell * 9973) % 15000; })"
+        )
         middle = float(np.sort(scores[truth == 1])[(truth == 1).sum() // 2])
         # Each cell's kind, and what is blended over it at an opacity of 0.6: cyan, yellow or red.
         colors = {"fp": (0, 255, 255), "fn": (255, 255, 0), "tp": (255, 0, 0)}

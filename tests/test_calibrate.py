@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 from sklearn import metrics as sk
 
-from helpers.evaluated import MODEL, SHEET, SLIDES, drawn_maps, evaluate_inputs, maps, write_slide
+from helpers.evaluated import MODEL, SHEET, SLIDES, counted, drawn_maps, evaluate_inputs, maps, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
 from wsi_pipeline.config import CalibrateRun, EvaluateRun
 from wsi_pipeline.errors import ConfigError, StoreError
@@ -56,7 +57,7 @@ def cohort(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def pooled(found: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     parts = [(heat[np.isfinite(heat)], truth[np.isfinite(heat)] == TUMOR) for heat, truth in found]
     scores, truth = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
-    return np.rint(scores * 65535) / 65535, truth
+    return counted(scores), truth
 
 
 @pytest.mark.parametrize(
@@ -73,12 +74,12 @@ def test_the_threshold_is_the_best_on_the_validation_slides(
     facts = run_calibrate(cohort, tmp_path / "c.json", operating_point={"rule": rule, "sensitivity": 0.9})
     point = facts["operating_point"]
     scores, truth = pooled(map(validation_maps, VALIDATION))
-    # Slightly lower, because the stored scores are float32.
-    best = max(merit(truth, scores >= t - 1e-7) for t in np.unique(scores))
-    assert merit(truth, scores >= point["threshold"] - 1e-7) == pytest.approx(best)
+    best = max(merit(truth, scores >= t) for t in np.unique(scores))
+    assert merit(truth, scores >= point["threshold"]) == pytest.approx(best)
+    assert point["threshold"] == expit(point["threshold_log_odds"])
     assert (point["chosen_on"], point["slides"]) == ("validation slides", list(VALIDATION))
     assert (point["n_normal"], point["n_tumor"]) == ((~truth).sum(), truth.sum())
-    assert point["sensitivity_there"] == pytest.approx((scores[truth] >= point["threshold"] - 1e-7).mean())
+    assert point["sensitivity_there"] == pytest.approx((scores[truth] >= point["threshold"]).mean())
     assert facts["model_sha256"] == MODEL
 
 
@@ -87,15 +88,17 @@ def test_the_threshold_allows_the_requested_false_positives_per_slide(cohort: Pa
     point = run_calibrate(cohort, tmp_path / "c.json", operating_point=wanted)["operating_point"]
     found = [json.loads((cohort / "detections" / f"{s}.json").read_text()) for s in VALIDATION]
     wrong = np.array([c for one in found for c in one["false_positives"]])
-    assert (wrong >= point["threshold"]).sum() <= 0.5 * len(VALIDATION) < (wrong >= point["threshold"] - 0.05).sum()
-    assert point["false_positives_per_slide_there"] == (wrong >= point["threshold"]).sum() / len(VALIDATION)
+    threshold = point["threshold_log_odds"]
+    assert (wrong >= threshold).sum() <= 0.5 * len(VALIDATION) < (wrong >= threshold - 0.3).sum()
+    assert point["false_positives_per_slide_there"] == (wrong >= threshold).sum() / len(VALIDATION)
     assert (point["slides"], point["n_slides_with_lesions_known"]) == (list(VALIDATION), len(VALIDATION))
     assert point["n_lesions"] == 2
 
 
 def test_a_fixed_threshold_needs_no_slides(tmp_path: Path) -> None:
     facts = run_calibrate(tmp_path / "nothing", tmp_path / "c.json", operating_point={"threshold": 0.3})
-    assert facts["operating_point"] == {"rule": "fixed", "threshold": 0.3, "chosen_on": "given in the config"}
+    fixed = {"rule": "fixed", "threshold": 0.3, "threshold_log_odds": logit(0.3), "chosen_on": "given in the config"}
+    assert facts["operating_point"] == fixed
     assert facts["model_sha256"] is None
     assert facts["temperature"] is None
 
@@ -138,11 +141,11 @@ def test_test_slides_are_evaluated_at_the_chosen_threshold(cohort: Path, tmp_pat
     point = json.loads((cohort / "calibration.json").read_text())["operating_point"]
     assert metrics["operating_point"] == point
     scores, truth = pooled(map(maps, SLIDES))
-    called = scores >= point["threshold"] - 1e-7
+    called = scores >= point["threshold"]
     assert metrics["confusion"]["sensitivity"] == pytest.approx(called[truth].mean())
     assert metrics["confusion"]["specificity"] == pytest.approx((~called)[~truth].mean())
     own = json.loads((cohort / "confusion" / "t1.json").read_text())
-    assert own["threshold"] == point["threshold"]
+    assert (own["threshold"], own["threshold_log_odds"]) == (point["threshold"], point["threshold_log_odds"])
     assert sum(own["share_of_total"].values()) == pytest.approx(1)
 
 

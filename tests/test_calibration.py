@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from wsi_pipeline.metrics.calibration import at_temperature, cross_entropy, fit_temperature
 from wsi_pipeline.metrics.curves import Histogram
-from wsi_pipeline.metrics.steps import STEPS, dequantize
+from wsi_pipeline.metrics.steps import STEPS, centres, dequantize, quantize
 
 
 def drawn(temperature: float, count: int = 200_000) -> Histogram:
@@ -18,7 +18,7 @@ def drawn(temperature: float, count: int = 200_000) -> Histogram:
     rng = np.random.default_rng(1)
     odds = rng.normal(-1, 3, count)
     truth = rng.random(count) < expit(odds / temperature)
-    return Histogram.of(dequantize(np.rint(expit(odds) * STEPS)), truth)
+    return Histogram.of(dequantize(quantize(odds)), truth)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
@@ -37,27 +37,26 @@ def test_the_fit_minimises_the_cross_entropy() -> None:
 
 def test_cross_entropy_matches_scikit_learn() -> None:
     histogram = drawn(1.0, 500)
-    inner = (histogram.values > 0) & (histogram.values < 1)
-    part = Histogram(histogram.values[inner], histogram.normal[inner], histogram.tumor[inner])
-    scores = np.repeat(part.values, part.normal + part.tumor)
-    truth = np.concatenate([np.r_[np.zeros(n), np.ones(t)] for n, t in zip(part.normal, part.tumor, strict=True)])
-    assert cross_entropy(part) == pytest.approx(sk.log_loss(truth, scores), abs=1e-6)
+    odds = centres(quantize(histogram.values))
+    scores = np.repeat(expit(odds), histogram.normal + histogram.tumor)
+    pairs = zip(histogram.normal, histogram.tumor, strict=True)
+    truth = np.concatenate([np.r_[np.zeros(n), np.ones(t)] for n, t in pairs])
+    assert cross_entropy(histogram) == pytest.approx(sk.log_loss(truth, scores), abs=1e-12)
 
 
 def test_perfect_and_inverted_scores_give_the_limits_of_the_temperature() -> None:
-    perfect = Histogram(np.array([0.2, 0.8]), normal=np.array([5, 0]), tumor=np.array([0, 5]))
-    inverted = Histogram(np.array([0.2, 0.8]), normal=np.array([0, 5]), tumor=np.array([5, 0]))
+    perfect = Histogram(np.array([-1.5, 1.5]), normal=np.array([5, 0]), tumor=np.array([0, 5]))
+    inverted = Histogram(np.array([-1.5, 1.5]), normal=np.array([0, 5]), tumor=np.array([5, 0]))
     assert fit_temperature(perfect) == 0.01
     assert fit_temperature(inverted) == 100
 
 
 def test_temperature_scaling_keeps_the_order_and_the_score_one_half() -> None:
     steps = np.arange(STEPS + 1)
-    assert at_temperature(steps, 1.0)[1:-1].tolist() == steps[1:-1].tolist()
+    assert at_temperature(steps, 1.0).tolist() == steps.tolist()
     hot = at_temperature(steps, 3.0)
     assert (np.diff(hot) >= 0).all()
-    assert hot[0] > 0
-    assert abs(hot[STEPS // 2] - STEPS / 2) <= 1
-    # Log odds of 0.9 are log 9; a third of them are the odds of the cube root of 9.
-    root = 9 ** (1 / 3)
-    assert hot[round(0.9 * STEPS)] / STEPS == pytest.approx(root / (1 + root), abs=2 / STEPS)
+    half = quantize(np.array([0.0]))
+    assert hot[half] == half
+    # The middle of a step is divided; its own step is at most half as wide away.
+    assert np.abs(dequantize(hot) - centres(steps) / 3)[1:].max() < np.diff(dequantize(steps)[1:]).max()

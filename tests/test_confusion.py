@@ -9,13 +9,13 @@ import shapely
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.special import logit
 from sklearn.metrics import confusion_matrix
 
 from helpers.evaluated import SLIDES, STRIDE, maps, write_slide
 from wsi_pipeline.evaluation.confusion import NOT_SCORED, classify
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram, confusion_counts
-from wsi_pipeline.metrics.steps import dequantize
 from wsi_pipeline.pyramid.ome_zarr import read_image
 
 
@@ -50,7 +50,7 @@ def test_ignored_positions_are_not_scored(tissue_slide: Path, tmp_path: Path) ->
     assert set(np.unique(codes[:4])) <= {0, 1, 2, 3}
     found = json.loads((tmp_path / "detections" / "t.json").read_text())
     rows = [row.split(",") for row in (tmp_path / "detections" / "t.csv").read_text().splitlines()]
-    points = [(float(c), *(int(float(at) / 200) for at in (x, y))) for c, x, y in rows]
+    points = [(logit(float(c)), *(int(float(at) / 200) for at in (x, y))) for c, x, y in rows]
     outside = sorted(c for c, x, y in points if truth[y, x] == NORMAL)
     assert len(outside) < sum(truth[y, x] != TUMOR for _, x, y in points)
     assert sorted(found["false_positives"]) == pytest.approx(outside, abs=1e-6)
@@ -75,11 +75,11 @@ def test_codes_match_scikit_learn_at_each_score_of_the_map(
     steps: np.ndarray, known: np.ndarray, labels: np.ndarray
 ) -> None:
     """A score equal to the operating point is called tumour, as in the histogram that the point is chosen on."""
-    heat = np.where(known, dequantize(steps * 9999), np.nan).astype(np.float32)
+    heat = np.where(known, steps - 2.75, np.nan).astype(np.float32)
     scored = known & (labels != IGNORE)
     assume(scored.any())
     truth = labels[scored] == TUMOR
-    for threshold in dequantize(np.unique(steps) * 9999).tolist():
+    for threshold in (np.unique(steps) - 2.75).tolist():
         codes = classify(heat, labels, threshold)
         assert (codes[~scored] == NOT_SCORED).all()
         counts = np.bincount(codes[scored], minlength=4).tolist()

@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
+from scipy.special import expit
 from skimage import measure
 
 from helpers.annotations import square, write_asap
-from helpers.evaluated import detect_inputs, maps
+from helpers.evaluated import detect_inputs, log_odds, maps
 from helpers.receipts import write_heatmap_receipt, write_truth_receipt
-from wsi_pipeline.config import DetectRun, TruthRun
+from wsi_pipeline.config import DetectRun, IntervalOptions, TruthRun
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.evaluation.cohort_metrics import lesion_figures
 from wsi_pipeline.evaluation.detections import not_scored_reason
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.metrics.lesions import (
@@ -27,7 +29,8 @@ from wsi_pipeline.metrics.lesions import (
     match_detections,
     non_maximum_suppression,
 )
-from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+from wsi_pipeline.pyramid.heatmap_store import write_heatmap
+from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.slides import TruthReceipt
 from wsi_pipeline.stages import detect, truth
@@ -164,10 +167,10 @@ def test_a_slide_with_an_ignored_margin_is_scored(tissue_slide: Path, tmp_path: 
     """The lesions are those without the margin: tumour of 400 um, and one of 60 um, which is isolated cells."""
     pyramid = tissue_slide / "pyramid.ome.zarr"
     annotation = write_asap(tmp_path / "a.xml", [("_0", square(300, 300, 800)), ("_0", square(1300, 900, 120))])
-    heat = np.zeros((6, 8), np.float32)
+    heat = np.full((6, 8), -1, np.float32)
     # Centres at (500, 500), in tumour; (300, 700), on its border; (1300, 300), outside.
     heat[2, 2], heat[3, 1], heat[1, 6] = 0.75, 0.875, 0.625
-    write_image(tmp_path / "h.ome.zarr", Image(heat, 100, 50), name="p", slide_mpp=0.5)
+    write_heatmap(tmp_path / "h.ome.zarr", Image(heat, 100, 50), np.ones_like(heat), 0.5)
     write_heatmap_receipt(tmp_path / "h.json", "s1", Grid(columns=8, rows=6, stride_px=200, patch_px=200))
     found = {}
     for margin, exhaustive in ((0, True), (25, True), (25, False)):
@@ -220,15 +223,14 @@ def test_detections_are_in_level_0_pixels(scored: Path) -> None:
     heat, _ = maps("t1")
     first = (scored / "detections" / "t1.csv").read_text().splitlines()[0].split(",")
     row, column = divmod(int(np.nanargmax(heat)), heat.shape[1])
-    assert float(first[0]) == pytest.approx(np.nanmax(heat), abs=1e-5)
+    assert float(first[0]) == expit(np.float64(log_odds(np.nanmax(heat))))
     assert [float(v) for v in first[1:]] == [(column + 0.5) * 200, (row + 0.5) * 200]
     points = json.loads((scored / "detections" / "t1.geojson").read_text())["features"]
     assert points[0]["geometry"]["coordinates"] == [(column + 0.5) * 200, (row + 0.5) * 200]
 
 
 def test_detections_may_be_connected_areas(scored: Path, tmp_path: Path) -> None:
-    heat = np.nan_to_num(np.rint(maps("t1")[0].astype(np.float32) * 65535) / 65535, nan=-1)
-    _, areas = ndimage.label(heat >= 0.6, structure=np.ones((3, 3)))
+    _, areas = ndimage.label(maps("t1")[0] >= 0.6, structure=np.ones((3, 3)))
     outputs = detect.Outputs(tmp_path / "t1.csv", tmp_path / "t1.geojson", tmp_path / "t1.json")
     detect.run("t1", detect_inputs(scored, "t1"), outputs, DetectRun(method="components", min_score=0.6))
     rows = (tmp_path / "t1.csv").read_text().splitlines()
@@ -240,3 +242,23 @@ def test_the_heatmap_of_another_slide_is_refused(scored: Path, tmp_path: Path) -
     with pytest.raises(StoreError, match="the heatmap of t1, not of t2"):
         detect.run("t2", detect_inputs(scored, "t1"), outputs, DetectRun())
     assert not list(tmp_path.iterdir())
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.none() | st.integers(-3, 3), max_size=4), st.lists(st.integers(-3, 3), max_size=4)),
+        min_size=1,
+        max_size=5,
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_froc_of_log_odds_is_that_of_their_probabilities(slides: list) -> None:
+    interval = IntervalOptions()
+    odds, probabilities = (
+        [
+            SlideHits(tuple(c if c is None else scale(c) for c in lesions), tuple(map(scale, misses)), number % 2)
+            for number, (lesions, misses) in enumerate(slides)
+        ]
+        for scale in (float, lambda c: float(expit(c)))
+    )
+    assert lesion_figures(odds, interval) == lesion_figures(probabilities, interval, missed=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from wsi_pipeline.config import PatchesRun
 from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
@@ -17,7 +19,7 @@ from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.metrics.exact import share_of
 from wsi_pipeline.metrics.lesions import SlideHits
 from wsi_pipeline.metrics.operating_points import at_false_positives, at_sensitivity, youden
-from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.metrics.steps import centres, quantize
 from wsi_pipeline.model.patch_selection import draw_candidates
 
 # A million slides of a million positions have 10**12; a bin may hold ten times that.
@@ -109,15 +111,18 @@ def test_false_positives_per_slide_are_an_exact_decimal(hundredths: int, slides:
 @example(540, [300, 150])
 @settings(max_examples=300, deadline=None)
 def test_the_top_share_matches_python_integers(thousandths: int, counts: list[int]) -> None:
-    steps = np.linspace(0, STEPS, len(counts)).astype(np.int64)
+    steps = quantize(np.linspace(-20, 20, len(counts)))
     zero = np.zeros(len(counts), np.int64)
     wanted = left = -(-thousandths * sum(counts) // 1000)
-    total = 0
-    for step, count in zip(steps[::-1].tolist(), counts[::-1], strict=True):
-        total += min(left, count) * step
+    tumor = normal = Fraction(0)
+    # Log odds of up to 20, where 1 - p is not rounded away in float64.
+    for odds, count in zip(centres(steps)[::-1].tolist(), counts[::-1], strict=True):
+        tumor += min(left, count) * Fraction(float(expit(odds)))
+        normal += min(left, count) * Fraction(float(expit(-odds)))
         left -= min(left, count)
+    assert left == 0
     found = ScoreHistogram(steps, np.array(counts, np.int64), zero, zero).top_mean(thousandths / 1000)
-    assert found == pytest.approx(float(Fraction(total, wanted * STEPS)), abs=1e-15)
+    assert found == pytest.approx(math.log(tumor / wanted) - math.log(normal / wanted), rel=1e-12, abs=1e-12)
 
 
 def test_normal_patches_per_tumour_patch_are_an_exact_decimal() -> None:

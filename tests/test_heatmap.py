@@ -60,12 +60,6 @@ def test_a_model_of_three_classes_gives_the_probability_of_tumour(slide: Path, t
     assert heat[row, column] == pytest.approx(found[2], abs=1e-5)
 
 
-def test_values_are_quantized_to_16_bits(slide: Path, model: Path, tmp_path: Path) -> None:
-    heat = run(slide, model, tmp_path, overlap_mean=True, stride_um=37.5, smoothing_um=20)
-    steps = heat[np.isfinite(heat)].astype(np.float64) * 65535
-    np.testing.assert_allclose(steps, np.rint(steps), atol=0.01)
-
-
 def test_the_map_is_registered_to_the_slide(slide: Path, model: Path, tmp_path: Path) -> None:
     run(slide, model, tmp_path, stride_um=60)
     image = read_image(tmp_path / "s1.ome.zarr", 0.5)
@@ -81,7 +75,7 @@ def test_a_slide_without_tissue_gives_an_empty_map(
     write_slide_without_tissue(slide, tmp_path / "bare", "s1")
     assert np.isnan(run(tmp_path / "bare", model, tmp_path / "none", overlap_mean=True, smoothing_um=9)).all()
     facts = json.loads((tmp_path / "none" / "s1.json").read_text())
-    assert (facts["maximum"], facts["positions"], facts["precision"]) == (
+    assert (facts["maximum_log_odds"], facts["positions"], facts["precision"]) == (
         None,
         0,
         {"device": "cpu", "dtype": "float32"},

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.special import logit
 
 from helpers import training
 from helpers.annotations import square, write_asap
@@ -18,7 +19,8 @@ from helpers.receipts import write_heatmap_receipt
 from wsi_pipeline.config import NegativesRun, TissueRun, TruthRun
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.model.patch_selection import highest_scores
-from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+from wsi_pipeline.pyramid.heatmap_store import write_heatmap
+from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import negatives, tissue, train, truth
@@ -48,8 +50,8 @@ def predicted(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     grid = pyramid.grid(pyramid.patch_spec(75, 0.5), None)
     heat = np.tile(np.linspace(0, 1, grid.columns, dtype=np.float32), (grid.rows, 1))
     heat[-2:] = np.nan
-    image = Image(heat, STRIDE_UM, STRIDE_UM / 2)
-    write_image(out / "heat.ome.zarr", image, name="p", slide_mpp=0.5, fill=float("nan"))
+    image = Image(logit(heat).clip(-20, 20), STRIDE_UM, STRIDE_UM / 2)
+    write_heatmap(out / "heat.ome.zarr", image, np.ones_like(heat), 0.5)
     write_heatmap_receipt(out / "heat.json", "s1", grid, model="m")
     return out
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn import metrics
 
 from wsi_pipeline.metrics.calibration import RELIABILITY_BINS
 from wsi_pipeline.metrics.curves import auc, average_precision
 from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary, histogram_aucs, histogram_average_precisions
-from wsi_pipeline.metrics.steps import STEPS, dequantize
+from wsi_pipeline.metrics.steps import STEPS, centres, quantize
 
 
 def draw(rng: np.random.Generator, count: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scores in steps and truth of a slide; most scores are near 0 or 1, like those of a network."""
+    """Scores in steps and truth of a slide; most probabilities are near 0 or 1, like those of a network."""
     truth = rng.random(count) < rng.choice((0, 0.02, 0.3))
     logits = rng.normal(np.where(truth, 1.5, -2.5), 2) * sharpness
-    return np.rint(STEPS / (1 + np.exp(-logits))).astype(np.int64), truth
+    return quantize(logits), truth
 
 
 def counted(steps: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,7 +82,7 @@ def test_calibration_matches_the_direct_sum() -> None:
     slides = [draw(rng, 300, 1) for _ in range(5)]
     pooled = pooled_of(slides)
     steps, truth = (np.concatenate([s[k] for s in slides]) for k in (0, 1))
-    values = dequantize(steps)
+    values = expit(centres(steps))
     ones = np.ones((1, 5), np.int64)
     assert pooled.calibration.brier_scores(ones)[0] == pytest.approx(metrics.brier_score_loss(truth, values), abs=1e-12)
     place = np.minimum((values * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)

@@ -11,12 +11,14 @@ from wsi_pipeline.model.prediction_cache import PredictionCache
 from wsi_pipeline.receipts.models import PrecisionFacts
 
 PRECISION = PrecisionFacts(device="cpu", dtype="float32")
+# Neighbours in float32, whose probabilities are equal.
+LOG_ODDS = np.array([-88.5, 0.25, 20, np.nextafter(np.float32(20), np.float32(21))], np.float32)
 
 
 def write_four_of_ten(path: Path) -> PredictionCache:
     scores = PredictionCache.open(path, "a" * 64, 10)
     scores.precision = PRECISION
-    scores.add(0, np.linspace(0, 1, 4, dtype=np.float32), np.ones(4, np.bool_))
+    scores.add(0, LOG_ODDS, np.ones(4, np.bool_))
     scores.save()
     return scores
 
@@ -26,9 +28,8 @@ def test_added_predictions_are_read_back(tmp_path: Path) -> None:
     scores = PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10)
     assert (scores.done, scores.precision) == (4, PRECISION)
     scores.add(4, np.full(6, 0.5, np.float32), np.ones(6, np.bool_))
-    found = scores.probabilities()
-    np.testing.assert_allclose(found, [0, 1 / 3, 2 / 3, 1] + [0.5] * 6, atol=1 / 131070)
-    assert found.dtype == np.float32
+    assert scores.log_odds.tolist() == [*LOG_ODDS.tolist(), *[0.5] * 6]
+    assert scores.log_odds.dtype == np.float32
 
 
 def test_predictions_of_other_inputs_are_ignored(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_predictions_of_other_inputs_are_ignored(tmp_path: Path) -> None:
 def test_patches_on_damaged_chunks_are_retried(tmp_path: Path) -> None:
     scores = write_four_of_ten(tmp_path / "s.raw.npz")
     scores.add(4, np.full(4, 0.5, np.float32), np.array([True, False, True, True]))
-    assert np.isnan(scores.probabilities()[5])
+    assert np.isnan(scores.log_odds[5])
     scores.save()
     assert PredictionCache.open(tmp_path / "s.raw.npz", "a" * 64, 10).done == 5
 
@@ -65,7 +66,7 @@ def test_a_file_with_wrong_bytes_is_ignored(tmp_path: Path) -> None:
         # Some bytes of a zip file have no meaning.
         assert scores.done in (0, 4)
         if scores.done:
-            np.testing.assert_array_equal(scores.steps, known.steps)
+            np.testing.assert_array_equal(scores.log_odds, known.log_odds)
 
 
 def test_a_truncated_file_is_ignored(tmp_path: Path) -> None:

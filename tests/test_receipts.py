@@ -88,6 +88,6 @@ def test_evaluation_receipts_survive_a_round_trip_byte_for_byte(scored: Path) ->
 
 
 def test_unset_fields_are_omitted() -> None:
-    fixed = OperatingPoint(rule="fixed", threshold=1, chosen_on="given")
-    assert fixed.as_json() == {"rule": "fixed", "threshold": 1.0, "chosen_on": "given"}
+    fixed = OperatingPoint(rule="fixed", threshold=0.5, threshold_log_odds=0, chosen_on="given")
+    assert fixed.as_json() == {"rule": "fixed", "threshold": 0.5, "threshold_log_odds": 0.0, "chosen_on": "given"}
     assert OperatingPoint(**fixed.as_json(), aim=None).as_json()["aim"] is None

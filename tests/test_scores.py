@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
+from scipy.special import logit
 from skimage import measure
 
-from helpers.evaluated import SHEET, SLIDES, maps, run, scores_inputs, write_slide
+from helpers.evaluated import SHEET, SLIDES, log_odds, maps, run, scores_inputs, write_slide
 from helpers.receipts import write_truth_receipt
 from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import ScoresRun
@@ -20,11 +21,13 @@ from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
 from wsi_pipeline.evaluation.slide_features import slide_features
 from wsi_pipeline.evaluation.summary import summary_text
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
-from wsi_pipeline.metrics.steps import STEPS
+from wsi_pipeline.metrics.steps import quantize
 from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import PositionCounts, ScoresReceipt, SlideTruth
 from wsi_pipeline.stages import scores
+
+PROBABILITIES = np.array([0.01, 0.3, 0.6, 0.9])
 
 
 def receipt_of(histogram: ScoreHistogram) -> ScoresReceipt:
@@ -44,38 +47,47 @@ def test_counts_are_exact_and_survive_a_round_trip(tmp_path: Path) -> None:
     heat, truth = maps("t1")
     heat[0, :3] = heat[0, 3]  # ties
     truth[4] = IGNORE
-    heat = (np.rint(heat * STEPS) / STEPS).astype(np.float32)
+    heat = log_odds(heat)
     counts = ScoreHistogram.of(heat, truth)
     counts.write(tmp_path / "c.parquet")
     found = ScoreHistogram.read(tmp_path / "c.parquet", receipt_of(counts))
     known = np.isfinite(heat)
     for name, value in (("normal", NORMAL), ("tumor", TUMOR), ("ignored", IGNORE)):
         spread = np.repeat(found.steps, getattr(found, name))
-        assert spread.tolist() == sorted(np.rint(heat[known & (truth == value)].astype(float) * STEPS).tolist())
+        assert spread.tolist() == sorted(quantize(heat[known & (truth == value)]).tolist())
     scored = known & (truth != IGNORE)
-    assert found.histogram.values.tolist() == np.unique(heat[scored].astype(np.float64)).tolist()
+    # Lower edges of steps: each is the highest that is not above its score.
+    values = found.histogram.values
+    assert (values <= np.sort(heat[scored])[np.r_[True, np.diff(np.sort(quantize(heat[scored]))) > 0]]).all()
+    assert len(values) == len(np.unique(quantize(heat[scored])))
 
 
 def test_the_sum_of_histograms_has_all_positions() -> None:
-    parts = [ScoreHistogram.of(np.rint(heat.astype(np.float32)), truth) for heat, truth in map(maps, SLIDES)]
+    parts = [ScoreHistogram.of(np.rint(log_odds(heat)), truth) for heat, truth in map(maps, SLIDES)]
     heats, truths = (np.concatenate([maps(slide)[k] for slide in SLIDES]) for k in (0, 1))
-    whole = ScoreHistogram.of(np.rint(heats.astype(np.float32)), truths)
+    whole = ScoreHistogram.of(np.rint(log_odds(heats)), truths)
     assert ScoreHistogram.sum_of(parts).digest == whole.digest
 
 
 def test_the_top_mean_averages_the_highest_scores() -> None:
     counts = ScoreHistogram(
-        np.array([0, 100, 500, 1000]),
+        quantize(logit(PROBABILITIES)),
         normal=np.array([90, 3, 1, 0]),
         tumor=np.array([0, 2, 1, 1]),
         ignored=np.array([0, 0, 1, 1]),
     )
-    # 100 positions: 1000 twice, 500 three times, 100 five times.
-    assert counts.top_mean(0.01) == pytest.approx(1000 / STEPS)
-    assert counts.top_mean(0.04) == pytest.approx((2 * 1000 + 2 * 500) / 4 / STEPS)
-    # A fraction of a position is rounded up.
-    assert counts.top_mean(0.021) == pytest.approx((2 * 1000 + 500) / 3 / STEPS)
-    assert counts.top_mean(1.0) == pytest.approx((2000 + 1500 + 500) / 100 / STEPS)
+    # 100 positions: the highest twice, the second three times, the third five times.
+    lowest, third, second, highest = PROBABILITIES
+    found = {share: counts.top_mean(share) for share in (0.01, 0.04, 0.021, 1.0)}
+    wanted = {
+        0.01: highest,
+        0.04: (2 * highest + 2 * second) / 4,
+        # A fraction of a position is rounded up.
+        0.021: (2 * highest + second) / 3,
+        1.0: (2 * highest + 3 * second + 5 * third + 90 * lowest) / 100,
+    }
+    # A step is 1/750 wide at 0.
+    assert found == pytest.approx({share: logit(mean) for share, mean in wanted.items()}, abs=1 / 750)
     empty = np.zeros(0, np.int64)
     assert ScoreHistogram(empty, empty, empty, empty).top_mean(0.5) is None
 
@@ -87,16 +99,19 @@ def test_features_of_a_map_by_hand() -> None:
     heat[8, 15] = 0.7
     heat[9] = np.nan
     # 180 positions of 100 um are predicted, 0.01 mm² each.
-    found = slide_features(Image(heat, 100.0, 50.0))
+    found = slide_features(Image(log_odds(heat), 100.0, 50.0))
     assert found is not None
-    assert found["maximum"] == pytest.approx(0.95)
-    assert found["mean"] == pytest.approx((159 * 0.1 + 18 * 0.6 + 2 * 0.95 + 0.7) / 180)
+    assert found["maximum"] == pytest.approx(logit(0.95))
+    assert found["mean"] == pytest.approx(logit((159 * 0.1 + 18 * 0.6 + 2 * 0.95 + 0.7) / 180))
+    known = np.isfinite(heat)
+    assert found["standard_deviation"] == pytest.approx(heat[known].std(), rel=1e-6)
+    assert found["percentile_99"] == pytest.approx(np.quantile(logit(heat[known]), 0.99), rel=1e-6)
     assert found["areas_at_0.5"] == 2
     assert found["share_at_0.5"] == pytest.approx(21 / 180)
     assert found["largest_mm2_at_0.5"] == pytest.approx(0.2)
     assert found["second_mm2_at_0.5"] == pytest.approx(0.01)
     assert found["largest_extent_at_0.5"] == 1
-    assert found["largest_mean_at_0.5"] == pytest.approx((18 * 0.6 + 2 * 0.95) / 20)
+    assert found["largest_mean_at_0.5"] == pytest.approx(logit((18 * 0.6 + 2 * 0.95) / 20))
     # The ellipse with the moments of a bar of 10 pixels: 4 sqrt(10² / 12) = 11.5 pixels.
     assert found["largest_axis_um_at_0.5"] == pytest.approx(100 * 4 * np.sqrt(100 / 12), rel=0.01)
     assert found["share_at_0.9"] == pytest.approx(2 / 180)
@@ -106,7 +121,7 @@ def test_features_of_a_map_by_hand() -> None:
 @given(arrays(np.bool_, (6, 7)).filter(np.any))
 @settings(max_examples=50, deadline=None)
 def test_areas_match_scikit_image_with_8_connectivity(called: np.ndarray) -> None:
-    found = slide_features(Image(np.where(called, 0.75, 0.25).astype(np.float32), 100.0, 50.0))
+    found = slide_features(Image(np.where(called, 0.0, -0.5).astype(np.float32), 100.0, 50.0))
     assert found is not None
     sizes = sorted(np.bincount(measure.label(called, connectivity=2).ravel())[1:].tolist())
     assert found["areas_at_0.5"] == len(sizes)
@@ -115,7 +130,7 @@ def test_areas_match_scikit_image_with_8_connectivity(called: np.ndarray) -> Non
 
 
 def test_a_map_without_tumour_or_without_tissue() -> None:
-    low = slide_features(Image(np.full((4, 4), 0.2, np.float32), 100.0, 50.0))
+    low = slide_features(Image(np.full((4, 4), -0.2, np.float32), 100.0, 50.0))
     assert low is not None
     assert {value for name, value in low.items() if "_at_" in name} == {0}
     assert slide_features(Image(np.full((4, 4), np.nan, np.float32), 100.0, 50.0)) is None

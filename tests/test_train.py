@@ -9,17 +9,26 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
 
 from helpers.training import EDGE, OPTIONS, write_patches
 from wsi_pipeline.config import AugmentationOptions, TrainRun
 from wsi_pipeline.errors import ModelError, PipelineError, StoreError
 from wsi_pipeline.io.digests import canonical_json
-from wsi_pipeline.model.augment import AugmentationDraws, augment, center_crops, orient_each, random_crops
+from wsi_pipeline.model.augment import (
+    AugmentationDraws,
+    augment,
+    center_crops,
+    orient_each,
+    random_crops,
+    to_input,
+    to_unit,
+)
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.dataset import GIB, BalancedSampler, PatchDataset, Prefetcher
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.imagenet import download_imagenet
-from wsi_pipeline.model.inception import InceptionV3
+from wsi_pipeline.model.inception import InceptionV3, initialize
 from wsi_pipeline.model.model_dir import (
     ModelMetadata,
     initial_network,
@@ -86,6 +95,33 @@ def test_training_reduces_the_loss_and_writes_the_model_folder(sets: tuple[Patch
     assert (tmp_path / "augmented.png").stat().st_size > 1000
     assert load_file(tmp_path / "last.safetensors").keys() == load_file(weights).keys()
     assert list((tmp_path / "checkpoints").glob("*")) == []
+
+
+def test_the_validation_auc_of_a_confident_network_is_that_of_its_log_odds(
+    sets: tuple[PatchSet, PatchSet], tmp_path: Path
+) -> None:
+    """Probabilities of 1 tie, so every model would be as good as any other, and the first one would be kept."""
+    network = InceptionV3(2)
+    initialize(network, 3)
+    with torch.no_grad():
+        network.fc.weight.normal_(std=1000, generator=torch.Generator().manual_seed(0))
+        network.fc.bias[1] = 1e5
+    save_file(network.state_dict(), tmp_path / "start.safetensors")
+    options = OPTIONS.model_copy(update={"max_steps": 2, "learning_rate": 1e-12, "weight_decay": 0.0})
+    training, validation = (tuple(part.receipts) for part in sets)
+    inputs = Inputs(training=training, validation=validation, go_on_from=tmp_path / "start.safetensors")
+    train.run(inputs, Outputs.of(tmp_path / "m"), options, checkpoints=tmp_path / "c")
+    network.load_state_dict(load_file(tmp_path / "m" / "weights.safetensors"))
+    patches = PatchDataset(sets[1].stores, sets[1].indices)
+    pixels = torch.from_numpy(np.stack([patches.read(k) for k in range(len(patches))]))
+    with torch.inference_mode():
+        logits = network.eval()(to_input(to_unit(pixels, torch.device("cpu")))).double().numpy()
+    odds = logits[:, 1] - logits[:, 0]
+    assert odds.min() > 40
+    row = (tmp_path / "m" / "history.csv").read_text().splitlines()[-1]
+    wanted = roc_auc_score(patches.labels, odds)
+    assert wanted != 0.5
+    assert float(row.split(",")[-1]) == pytest.approx(wanted)
 
 
 def test_patches_are_the_same_from_memory_streams_and_disk(

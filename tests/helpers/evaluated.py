@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from helpers.receipts import write_heatmap_receipt, write_truth_receipt
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
@@ -20,6 +21,8 @@ from wsi_pipeline.config import (
 )
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks.label_images import NORMAL, TUMOR
+from wsi_pipeline.metrics.steps import centres, quantize
+from wsi_pipeline.pyramid.heatmap_store import write_heatmap
 from wsi_pipeline.pyramid.ome_zarr import Image, write_image
 from wsi_pipeline.stages import calibrate, confusion, detect, evaluate, scores
 
@@ -38,14 +41,13 @@ def write_slide(
     model: str = MODEL,
     test: bool = True,
     unread: int = 0,
+    tissue: np.ndarray | None = None,
 ) -> None:
-    """Write a heatmap and a truth image (one truth pixel per patch), and run the later stages on them.
+    """Write a heatmap of probabilities and a truth image (one truth pixel per patch), and run the later stages on them.
 
-    Slides with `test=False` get scores only.
+    `tissue` is the share of tissue of each patch, by default 1. Slides with `test=False` get scores only.
     """
-    heat = (np.rint(heat.astype(np.float32) * 65535) / 65535).astype(np.float32)
-    image = Image(heat, STRIDE, STRIDE / 2)
-    write_image(root / "heatmaps" / f"{slide}.ome.zarr", image, name="p", slide_mpp=0.5, fill=float("nan"))
+    write_log_odds(root, slide, log_odds(heat), np.ones_like(heat) if tissue is None else tissue)
     write_image(root / f"{slide}.truth.ome.zarr", Image.from_corner(truth, STRIDE), name="t", slide_mpp=0.5)
     grid = Grid(columns=heat.shape[1], rows=heat.shape[0], stride_px=STRIDE / 0.5, patch_px=STRIDE / 0.5)
     write_heatmap_receipt(root / "heatmaps" / f"{slide}.json", slide, grid, model=model, unread=unread)
@@ -78,6 +80,21 @@ def write_slide(
     )
     detections = detect.Outputs(*(root / "detections" / f"{slide}.{kind}" for kind in ("csv", "geojson", "json")))
     detect.run(slide, found, detections, DetectRun(radius_um=100))
+
+
+def log_odds(heat: np.ndarray) -> np.ndarray:
+    """Log odds of probabilities, in float32 like those of a network."""
+    return logit(heat).astype(np.float32)
+
+
+def counted(heat: np.ndarray) -> np.ndarray:
+    """Probabilities as histograms count them: in the middle of their steps of log odds."""
+    return expit(centres(quantize(log_odds(heat))))
+
+
+def write_log_odds(root: Path, slide: str, odds: np.ndarray, tissue: np.ndarray) -> None:
+    image = Image(odds, STRIDE, STRIDE / 2)
+    write_heatmap(root / "heatmaps" / f"{slide}.ome.zarr", image, tissue.astype(np.float32), 0.5)
 
 
 def scores_inputs(root: Path, slide: str) -> scores.Inputs:
@@ -147,6 +164,6 @@ def pooled() -> tuple[np.ndarray, np.ndarray]:
     for slide in SLIDES:
         heat, truth = maps(slide)
         known = np.isfinite(heat)
-        scores.append(np.rint(heat[known] * 65535) / 65535)
+        scores.append(counted(heat[known]))
         truths.append(truth[known] == TUMOR)
     return np.concatenate(scores), np.concatenate(truths)

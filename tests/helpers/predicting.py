@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from helpers.slides import tissue_picture, write_tiff
 from wsi_pipeline.config import ConvertRun, HeatmapRun, TissueRun
@@ -19,12 +20,19 @@ from wsi_pipeline.stages import convert, heatmap, tissue
 CLASSES = ("normal", "tumor")
 
 
-def write_model(folder: Path, classes: tuple[str, ...] = CLASSES, *, bias: float = 0) -> Path:
-    """Write a model folder with random weights for patches of 75 px at 1 um per pixel."""
+def write_model(
+    folder: Path, classes: tuple[str, ...] = CLASSES, *, bias: float = 0, confidence: float = 1, shift: float = 0
+) -> Path:
+    """Write a model folder with random weights for patches of 75 px at 1 um per pixel.
+
+    `bias` is added to the logits of all classes, `shift` to that of the last; `confidence` multiplies their weights.
+    """
     network = InceptionV3(len(classes))
     initialize(network, 3)
-    torch.nn.init.normal_(network.fc.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(network.fc.weight, std=0.2 * confidence, generator=torch.Generator().manual_seed(0))
     torch.nn.init.constant_(network.fc.bias, bias)
+    with torch.no_grad():
+        network.fc.bias[-1] += shift
     digest = save_weights(folder / "weights.safetensors", network.state_dict())
     write_model_json(folder / "model.json", ModelMetadata(75, 1.0, classes, digest))
     return folder
@@ -65,8 +73,12 @@ def write_slide_without_tissue(slide: Path, folder: Path, name: str) -> None:
 
 def probability(model: Path, patch: np.ndarray, classes: tuple[str, ...] = CLASSES, which: str = "tumor") -> float:
     """Probability of a class for one patch, by the network without inference optimisations."""
+    value: float = softmax(logits_of(model, patch[None], classes), 1)[0, classes.index(which)]
+    return value
+
+
+def logits_of(model: Path, patches: np.ndarray, classes: tuple[str, ...] = CLASSES) -> np.ndarray:
+    """Logits (n, classes) float64 of patches, by the network without inference optimisations."""
     network = load_network(model / "weights.safetensors", ModelMetadata(75, 1.0, classes, ""))
     with torch.inference_mode():
-        logits = network(to_input(to_unit(patch[None].copy(), torch.device("cpu"))))
-    value: float = logits.softmax(1)[0, classes.index(which)].item()
-    return value
+        return network(to_input(to_unit(patches.copy(), torch.device("cpu")))).double().numpy()

@@ -28,7 +28,7 @@ def write_heatmap_receipt(
         precision=PrecisionFacts(device="cpu", dtype="float32"),
         positions=0,
         unread_positions=unread,
-        maximum=None,
+        maximum_log_odds=None,
         heatmap_sha256=DIGEST,
         options=HeatmapRun(),
     )

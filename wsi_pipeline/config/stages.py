@@ -91,7 +91,7 @@ class ManifestRun(StageRun):
 
 class TrainRun(TrainingOptions, StageRun):
     stage = "train"
-    step_version = 4
+    step_version = 5
     section = "training"
     elsewhere: ClassVar = {"seed": "seed"}
 
@@ -117,7 +117,7 @@ class TrainRun(TrainingOptions, StageRun):
 
 class NegativesRun(PatchesRun):
     stage = "negatives"
-    step_version = 2
+    step_version = 3
     elsewhere: ClassVar = {
         "seed": "seed",
         "per_slide": "training.hard_negatives.per_slide",
@@ -130,13 +130,13 @@ class NegativesRun(PatchesRun):
 
 class PredictRun(PredictionOptions, StageRun):
     stage = "predict"
-    step_version = 4
+    step_version = 5
     section = "heatmap"
 
 
 class HeatmapRun(PredictionOptions, StageRun):
     stage = "heatmap"
-    step_version = 6
+    step_version = 7
     section = "heatmap"
 
 
@@ -147,19 +147,19 @@ class ExportRun(StageRun):
 
 class ScoresRun(PatchLevelOptions, StageRun):
     stage = "scores"
-    step_version = 3
+    step_version = 4
     section = "evaluation.patch_level"
 
 
 class DetectRun(LesionLevelOptions, StageRun):
     stage = "detect"
-    step_version = 2
+    step_version = 3
     section = "evaluation.lesion_level"
 
 
 class CalibrateRun(StageRun):
     stage = "calibrate"
-    step_version = 1
+    step_version = 2
     section = "evaluation"
 
     operating_point: OperatingPointOptions = OperatingPointOptions()
@@ -168,7 +168,7 @@ class CalibrateRun(StageRun):
 
 class ConfusionRun(PatchLevelOptions, StageRun):
     stage = "confusion"
-    step_version = 4
+    step_version = 5
     section = "evaluation.patch_level"
 
 
@@ -193,7 +193,7 @@ class EvaluateRun(StageRun):
 
 class ReportRun(ReportOptions, StageRun):
     stage = "report"
-    step_version = 5
+    step_version = 6
     section = "report"
     elsewhere: ClassVar = {"synthetic": "cohort.synthetic"}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from scipy.special import expit
+
 from wsi_pipeline.config import OperatingPointOptions
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.evaluation.confusion import ratios_of
@@ -12,6 +14,7 @@ from wsi_pipeline.metrics.calibration import cross_entropy, fit_temperature
 from wsi_pipeline.metrics.curves import Histogram, confusion_counts
 from wsi_pipeline.metrics.lesions import SlideHits
 from wsi_pipeline.metrics.operating_points import at_false_positives, at_sensitivity, max_f1, youden
+from wsi_pipeline.metrics.steps import log_odds_of
 from wsi_pipeline.receipts.evaluation import ConfusionCells, OperatingPoint, Temperature
 
 _ON_VALIDATION = "validation slides"
@@ -20,7 +23,12 @@ _REMEDY = "Add annotated validation slides, or set evaluation.operating_point.ru
 
 def fixed_point(options: OperatingPointOptions) -> OperatingPoint:
     """The threshold given in the options."""
-    return OperatingPoint(rule="fixed", threshold=options.threshold, chosen_on="given in the config")
+    return OperatingPoint(
+        rule="fixed",
+        threshold=options.threshold,
+        threshold_log_odds=log_odds_of(options.threshold),
+        chosen_on="given in the config",
+    )
 
 
 def point_by_patches(options: OperatingPointOptions, slides: Sequence[str], histogram: Histogram) -> OperatingPoint:
@@ -74,7 +82,8 @@ def _point(
     return OperatingPoint(
         rule=rule,
         aim=aim,
-        threshold=threshold,
+        threshold=float(expit(threshold)),
+        threshold_log_odds=threshold,
         chosen_on=_ON_VALIDATION,
         slides=tuple(slides),
         n_slides=len(slides),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -13,7 +14,7 @@ from wsi_pipeline.evaluation.consistency import common_label_rule, common_protoc
 from wsi_pipeline.evaluation.slide_classification import SlideScores
 from wsi_pipeline.evaluation.slide_results import CohortResults, hits_of
 from wsi_pipeline.evaluation.summary import Figures
-from wsi_pipeline.metrics.calibration import RELIABILITY_BINS, Bin, PooledCalibration
+from wsi_pipeline.metrics.calibration import Bin, PooledCalibration
 from wsi_pipeline.metrics.curves import (
     Band,
     ConfusionCounts,
@@ -35,6 +36,7 @@ from wsi_pipeline.metrics.pooled import (
     histogram_aucs,
     histogram_average_precisions,
 )
+from wsi_pipeline.metrics.steps import RELIABILITY_BINS, log_odds_of
 
 _BAND_POINTS = 201
 _CURVE_POINTS = 5000
@@ -249,7 +251,7 @@ class Evaluation:
         reason = _reason(self.histogram.n_normal, self.histogram.n_tumor, "patches")
         if reason:
             return {"auc": None, "reason": reason, "thresholds": list(MATLAB_THRESHOLDS)}
-        points = [confusion_counts(self.histogram, t) for t in MATLAB_THRESHOLDS]
+        points = [confusion_counts(self.histogram, log_odds_of(t)) for t in MATLAB_THRESHOLDS]
         tpr = [c.tp / self.histogram.n_tumor for c in points]
         fpr = [c.fp / self.histogram.n_normal for c in points]
         return {
@@ -305,10 +307,13 @@ def slide_figures(scores: Scores, is_tumor: Labels, interval: IntervalOptions) -
     }
 
 
-def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions) -> Figures:
-    """FROC of slides by Camelyon16's rule and over all thresholds; confidences are probabilities."""
-    # Camelyon16's script lists a missed lesion with the probability 0.
-    pooled = PooledHits(hits, missed=0.0)
+def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions, missed: float = -math.inf) -> Figures:
+    """FROC of slides by Camelyon16's rule and over all thresholds.
+
+    The challenge's script lists a missed lesion with the probability 0, of which `missed` is the confidence: the
+    default for log odds, 0 for probabilities.
+    """
+    pooled = PooledHits(hits, missed)
     found = pooled.froc()
     left_out = None if found is None else pooled.resampled(leave_out_weights(len(hits)))
     counted = sum(bool(h.lesions) for h in hits)

@@ -30,9 +30,9 @@ CONFUSION_LABELS = (
 def classify(heat: NDArray[np.float32], labels: NDArray[np.uint8], threshold: float) -> NDArray[np.uint8]:
     """0 TN, 1 FP, 2 FN, 3 TP; 255 for positions without a prediction and those to be ignored.
 
-    Probabilities `heat` and truth `labels` are (rows, columns); a position is called tumour at or above `threshold`.
+    Log odds `heat` and truth `labels` are (rows, columns); a position is called tumour at or above `threshold`.
     """
-    called = np.nan_to_num(heat, nan=-1.0).astype(np.float64) >= threshold
+    called = heat.astype(np.float64) >= threshold
     codes = np.where(labels == TUMOR, np.where(called, TP, FN), np.where(called, FP, TN))
     return np.where(np.isfinite(heat) & (labels != IGNORE), codes, NOT_SCORED).astype(np.uint8)
 

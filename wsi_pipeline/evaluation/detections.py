@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import shapely
+from scipy.special import expit
 
 from wsi_pipeline.config import LesionLevelOptions
 from wsi_pipeline.geometry import Grid
@@ -21,23 +22,28 @@ from wsi_pipeline.metrics.lesions import (
     match_detections,
     non_maximum_suppression,
 )
+from wsi_pipeline.metrics.steps import log_odds_of
 from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.receipts.slides import TruthReceipt
 
 
 def find_detections(heat: Image, grid: Grid, options: LesionLevelOptions) -> list[Detection]:
-    """The detections on a heatmap, highest confidence first, at the centres of their patches."""
+    """The detections on a heatmap, highest first, at the centres of their patches; confidences are its log odds."""
+    min_score = log_odds_of(options.min_score)
     if options.method == "components":
-        peaks = component_maxima(heat.data, options.min_score)
+        peaks = component_maxima(heat.data, min_score)
     else:
-        peaks = non_maximum_suppression(heat.data, options.radius_um / heat.mpp, options.min_score)
+        peaks = non_maximum_suppression(heat.data, options.radius_um / heat.mpp, min_score)
     x, y = grid.x() + grid.patch_px / 2, grid.y() + grid.patch_px / 2
     return [Detection(score, float(x[column]), float(y[row])) for score, column, row in peaks]
 
 
 def detections_csv(found: Sequence[Detection]) -> str:
-    """Rows `confidence,x,y` in level-0 pixels, without a header, as Camelyon16 specifies."""
-    return "".join(f"{d.confidence:.6f},{d.x:.1f},{d.y:.1f}\n" for d in found)
+    """Rows `confidence,x,y` in level-0 pixels, without a header, as Camelyon16 specifies.
+
+    The confidence is the probability, in all digits of a float64.
+    """
+    return "".join(f"{float(expit(d.confidence))!r},{d.x:.1f},{d.y:.1f}\n" for d in found)
 
 
 def detection_feature(found: Detection) -> Feature:
@@ -46,8 +52,8 @@ def detection_feature(found: Detection) -> Feature:
         shapely.Point(found.x, found.y),
         "Tumor detection",
         TRUTH_LABELS[TUMOR].rgba[:3],
-        name=f"tumour {found.confidence:.3f}",
-        measurements={"confidence": found.confidence},
+        name=f"tumour {expit(found.confidence):.3f}",
+        measurements={"confidence": float(expit(found.confidence)), "log odds": found.confidence},
     )
 
 

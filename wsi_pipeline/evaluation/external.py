@@ -84,7 +84,7 @@ def judge_detections(
     used |= {f"{slide} mask": digest_file(of_slide[slide]) for slide in slides if slide in of_slide}
     return {
         "schema_version": SCHEMA_VERSION,
-        **lesion_figures(hits, interval),
+        **lesion_figures(hits, interval, missed=0.0),
         "protocol": options.protocol,
         "excluded": sorted(exclude),
         "mpp": mpp,

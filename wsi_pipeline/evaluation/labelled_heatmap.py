@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import PatchLevelOptions
 from wsi_pipeline.masks.label_images import grid_truth
+from wsi_pipeline.pyramid.heatmap_store import read_log_odds
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 from wsi_pipeline.receipts.models import HeatmapReceipt, read_heatmap_receipt
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledHeatmap:
-    """A heatmap, its receipt, the truth image, and the truth of each position: `labels`, (rows, columns) uint8."""
+    """The log odds of a heatmap, its receipt, the truth image, and the truth of each position.
+
+    `labels` is (rows, columns) uint8.
+    """
 
     heat: Image
     receipt: HeatmapReceipt
@@ -30,4 +34,4 @@ class LabelledHeatmap:
         facts = read_heatmap_receipt(receipt, slide)
         truth_image = read_image(truth, facts.slide_mpp)
         labels = grid_truth(truth_image, facts.grid, facts.slide_mpp, options)
-        return cls(read_image(heatmap, facts.slide_mpp), facts, truth_image, labels)
+        return cls(read_log_odds(heatmap, facts.slide_mpp), facts, truth_image, labels)

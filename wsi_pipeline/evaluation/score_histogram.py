@@ -1,7 +1,7 @@
-"""The histogram of a heatmap's scores by truth: exact for the stored heatmap, and additive over slides.
+"""The histogram of a heatmap's scores by truth, in steps of log odds; additive over slides.
 
-Parquet columns: `score` (in steps of 1/65535, ascending), and the numbers of `normal`, `tumor` and `ignored` positions
-with that score.
+Parquet columns: `score` (a step, see `metrics.steps`, ascending), and the numbers of `normal`, `tumor` and `ignored`
+positions with that score.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram
-from wsi_pipeline.metrics.exact import exact, share_of
-from wsi_pipeline.metrics.steps import STEPS, dequantize, quantize
+from wsi_pipeline.metrics.exact import share_of
+from wsi_pipeline.metrics.steps import STEPS, centres, dequantize, log_odds_of_mean, quantize
 from wsi_pipeline.receipts.evaluation import ScoresReceipt
 
 _COLUMNS = ("score", "normal", "tumor", "ignored")
@@ -40,7 +40,7 @@ class ScoreHistogram:
 
     @classmethod
     def of(cls, heat: NDArray[np.float32], labels: NDArray[np.uint8]) -> Self:
-        """Count the predicted positions of a heatmap by their truth, both (rows, columns)."""
+        """Count the predicted positions of a heatmap of log odds by their truth, both (rows, columns)."""
         known = np.isfinite(heat)
         steps, index = np.unique(quantize(heat[known]), return_inverse=True)
         truth = labels[known]
@@ -63,14 +63,16 @@ class ScoreHistogram:
         return Histogram(dequantize(self.steps[scored]), self.normal[scored], self.tumor[scored])
 
     def top_mean(self, share: float) -> float | None:
-        """Mean of the highest `share` of all predicted positions, at least one; None without predicted positions."""
+        """Log odds of the mean probability of the highest `share` of all predicted positions, at least one.
+
+        None without predicted positions.
+        """
         counts = (self.normal + self.tumor + self.ignored)[::-1]
         wanted = math.ceil(share_of(share, int(counts.sum())))
         if not wanted:
             return None
         before = np.cumsum(counts) - counts
-        taken = exact(np.clip(wanted - before, 0, counts), wanted * STEPS)
-        return int((taken * self.steps[::-1]).sum()) / (wanted * STEPS)
+        return log_odds_of_mean(centres(self.steps[::-1]), np.clip(wanted - before, 0, counts))
 
     @property
     def digest(self) -> str:

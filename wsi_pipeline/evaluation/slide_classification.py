@@ -41,11 +41,11 @@ def classify_slides(
     """
     features = {s.row.slide: s.scores.features for s in results.slides}
     if options.score == "top_share":
-        score = f"mean of the highest {100 * options.top_share:g} % of the heatmap"
+        score = f"log odds of the mean probability of the highest {100 * options.top_share:g} % of the heatmap"
         return SlideScores(results.top_means, {"score": score})
     if options.score == "maximum" or not features:
         values = {slide: None if own is None else own["maximum"] for slide, own in features.items()}
-        return SlideScores(values, {"score": "maximum of the heatmap"})
+        return SlideScores(values, {"score": "log odds of the maximum of the heatmap"})
     others = sheet.of_split("train", "validation")
     receipts = {slide: read_receipt(folders.scores / f"{slide}.json", ScoresReceipt) for slide in others}
     common_model([*((s, one.model_sha256) for s, one in receipts.items()), *(s.model for s in results.slides)])

@@ -130,11 +130,11 @@ def load_results(
 
 
 def _check(result: SlideResult, chosen: CalibrateReceipt, calibration: Path) -> None:
-    slide, threshold = result.row.slide, chosen.operating_point.threshold
-    if result.confusion.threshold != threshold:
+    slide, point = result.row.slide, chosen.operating_point
+    if result.confusion.threshold_log_odds != point.threshold_log_odds:
         raise StoreError(
             f"slide {slide}: its confusion map was computed at the threshold {result.confusion.threshold:g}, but "
-            f"{calibration} has {threshold:g}",
+            f"{calibration} has {point.threshold:g}",
             remedy="Run the stage confusion again for all slides",
         )
     check_chosen_for(chosen, *result.model)

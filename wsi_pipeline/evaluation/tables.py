@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.special import expit
+
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation.cohort_metrics import Curves, Evaluation
 from wsi_pipeline.evaluation.slide_results import SlideResult, hits_of
@@ -68,9 +70,10 @@ def read_table(folder: Path, name: str, metrics: Figures) -> str:
 
 
 def curve_table(x: str, y: str, curve: Curve | None) -> str:
-    """Threshold, x and y of each point; the header alone for no curve."""
-    points = () if curve is None else zip(curve.threshold, curve.x, curve.y, strict=True)
-    return _csv(("threshold", x, y), ([f"{value:.10g}" for value in point] for point in points))
+    """Threshold (probability and log odds), x and y of each point; the header alone for no curve."""
+    columns = () if curve is None else (expit(curve.threshold), curve.threshold, curve.x, curve.y)
+    points = zip(*columns, strict=True)
+    return _csv(("threshold", "threshold_log_odds", x, y), ([f"{value:.10g}" for value in point] for point in points))
 
 
 def band_table(band: Band | None) -> str:
@@ -102,7 +105,8 @@ def _row(slide: SlideResult, score: float | None, area: float | None) -> list[An
         row.label,
         row.centre,
         row.patient,
-        _cell(score),
+        # All digits of a float32: the order of slides is that of these scores.
+        None if score is None else f"{score:.9g}",
         counts.tp,
         counts.fp,
         counts.fn,

@@ -1,7 +1,7 @@
 """Calibration of scores: reliability curve, Brier score and temperature scaling.
 
 Expected calibration error: Naeini et al., AAAI 2015. Temperature scaling: Guo et al., ICML 2017; for two classes the
-temperature divides the log odds of a score. Scores are in steps of 1/65535 (see `steps`).
+temperature divides the log odds of a score. Scores are in steps of log odds (see `steps`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from scipy.special import expit, log_expit, logit
 
 from wsi_pipeline.metrics.curves import Histogram
 from wsi_pipeline.metrics.intervals import Weights
-from wsi_pipeline.metrics.steps import STEPS, bin_sums, dequantize, quantize
+from wsi_pipeline.metrics.steps import RELIABILITY_BINS, STEPS, bin_sums, centres, quantize
 
-RELIABILITY_BINS = 15
 # Bounds of the fit: the optimum is 0 for scores without errors, and infinite for scores without skill.
 _TEMPERATURE_RANGE = (0.01, 100.0)
 
-_VALUES = dequantize(np.arange(STEPS + 1))
+# Sums of probabilities are of integers, which are exact in any order: below 2**53 for 10**10 positions.
+_UNIT = 2**19
+_VALUES = expit(centres(np.arange(STEPS + 1)))
+_UNITS = np.rint(_VALUES * _UNIT).astype(np.int64)
 _SQUARED_ERROR_NORMAL = _VALUES**2
-_SQUARED_ERROR_TUMOR = (1 - _VALUES) ** 2
+_SQUARED_ERROR_TUMOR = expit(-centres(np.arange(STEPS + 1))) ** 2
 # The first step of each bin, then one past the last step.
-_EDGES = np.append(np.searchsorted(_VALUES, np.arange(RELIABILITY_BINS) / RELIABILITY_BINS), STEPS + 1)
+_EDGES = np.concatenate([[0], quantize(logit(np.arange(1, RELIABILITY_BINS) / RELIABILITY_BINS)), [STEPS + 1]])
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -39,7 +41,7 @@ Bin = tuple[float, float, int, float | None, float | None]
 class CalibrationSums:
     """Calibration sums of one slide.
 
-    `bins` is (3, bins), integers as float64: number of scores, sum of scores in steps, number of tumour
+    `bins` is (3, bins), integers as float64: number of scores, sum of probabilities in 1 / 2**19, number of tumour
     positions. `squares` is the sum of squared differences between score and truth.
     """
 
@@ -50,7 +52,7 @@ class CalibrationSums:
     def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
         """Sums of distinct scores in steps, ascending, with the number of normal and tumour positions at each."""
         both = normal + tumor
-        bins = np.stack([bin_sums(_EDGES, steps, counts) for counts in (both, both * steps, tumor)])
+        bins = np.stack([bin_sums(_EDGES, steps, counts) for counts in (both, both * _UNITS[steps], tumor)])
         squares = normal * _SQUARED_ERROR_NORMAL[steps] + tumor * _SQUARED_ERROR_TUMOR[steps]
         return cls(bins.astype(np.float64), float(squares.sum()))
 
@@ -65,16 +67,16 @@ class PooledCalibration:
     def curve(self) -> list[Bin]:
         """The bins of the reliability curve."""
         rows: list[Bin] = []
-        for k, (n, steps, tumor) in enumerate(self._bins.sum(axis=0).T.tolist()):
+        for k, (n, units, tumor) in enumerate(self._bins.sum(axis=0).T.tolist()):
             low, high = k / RELIABILITY_BINS, (k + 1) / RELIABILITY_BINS
-            rows.append((low, high, int(n), steps / STEPS / n if n else None, tumor / n if n else None))
+            rows.append((low, high, int(n), units / _UNIT / n if n else None, tumor / n if n else None))
         return rows
 
     def expected_errors(self, weights: Weights) -> Floats:
         """Expected calibration error of each resample, (resamples,)."""
         drawn: Floats = (weights @ self._bins.reshape(len(self._bins), -1)).reshape(-1, 3, RELIABILITY_BINS)
         with np.errstate(invalid="ignore"):
-            errors: Floats = np.abs(drawn[:, 1] / STEPS - drawn[:, 2]).sum(axis=1) / drawn[:, 0].sum(axis=1)
+            errors: Floats = np.abs(drawn[:, 1] / _UNIT - drawn[:, 2]).sum(axis=1) / drawn[:, 0].sum(axis=1)
         return errors
 
     def brier_scores(self, weights: Weights) -> Floats:
@@ -88,7 +90,7 @@ class PooledCalibration:
 
 def fit_temperature(histogram: Histogram) -> float:
     """The temperature that minimises cross-entropy, from 0.01 to 100; requires both classes."""
-    odds = _log_odds(quantize(histogram.values))
+    odds = centres(quantize(histogram.values))
     counts = histogram.normal + histogram.tumor
 
     def slope(log_temperature: float) -> float:
@@ -105,17 +107,11 @@ def fit_temperature(histogram: Histogram) -> float:
 
 def cross_entropy(histogram: Histogram, temperature: float = 1.0) -> float:
     """Mean negative log likelihood of the truth, in nats."""
-    odds = _log_odds(quantize(histogram.values)) / temperature
+    odds = centres(quantize(histogram.values)) / temperature
     total = -(histogram.tumor * log_expit(odds) + histogram.normal * log_expit(-odds)).sum()
     return float(total / (histogram.n_normal + histogram.n_tumor))
 
 
 def at_temperature(steps: Counts, temperature: float) -> Counts:
     """Apply a temperature to scores in steps; returns steps."""
-    return quantize(expit(_log_odds(steps) / temperature))
-
-
-def _log_odds(steps: Counts) -> Floats:
-    # Finite log odds for steps 0 and 65535: take a value inside the interval that rounds to them.
-    odds: Floats = logit(np.clip(steps, 0.25, STEPS - 0.25) / STEPS)
-    return odds
+    return quantize(centres(steps) / temperature)

@@ -88,7 +88,7 @@ def non_maximum_suppression(heat: NDArray[np.float32], radius: float, min_score:
     Repeatedly takes the maximum and clears everything within `radius` pixels of it, until no value reaches
     `min_score`. Ties go to the first in reading order.
     """
-    remaining = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
+    remaining = np.where(np.isnan(heat), -np.inf, heat.astype(np.float64))
     radius_px = int(radius)
     found = []
     while remaining.size:
@@ -101,7 +101,7 @@ def non_maximum_suppression(heat: NDArray[np.float32], radius: float, min_score:
         left = max(0, column - radius_px)
         window = remaining[top : row + radius_px + 1, left : column + radius_px + 1]
         y, x = np.ogrid[top : top + window.shape[0], left : left + window.shape[1]]
-        window[(y - row) ** 2 + (x - column) ** 2 <= radius**2] = -1.0
+        window[(y - row) ** 2 + (x - column) ** 2 <= radius**2] = -np.inf
     return found
 
 
@@ -110,7 +110,7 @@ def component_maxima(heat: NDArray[np.float32], min_score: float) -> list[tuple[
 
     Ties, within a component and between components, go to the first in reading order.
     """
-    known = np.nan_to_num(heat.astype(np.float64), nan=-1.0)
+    known = np.where(np.isnan(heat), -np.inf, heat.astype(np.float64))
     labels, _ = ndimage.label(known >= min_score, structure=np.ones((3, 3), bool))
     inside = np.flatnonzero(labels)
     descending = inside[np.argsort(-known.ravel()[inside], kind="stable")]

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from wsi_pipeline.metrics.curves import Histogram
 from wsi_pipeline.metrics.exact import exact, share_of
 from wsi_pipeline.metrics.lesions import SlideHits
-from wsi_pipeline.metrics.steps import STEPS, dequantize, quantize
 
 
 def youden(histogram: Histogram) -> float:
@@ -40,7 +39,7 @@ def at_sensitivity(histogram: Histogram, sensitivity: float) -> float:
 def at_false_positives(slides: Sequence[SlideHits], per_slide: float) -> float | None:
     """The lowest detection confidence with at most `per_slide` false positives on average over `slides`.
 
-    One step above the highest confidence where no confidence qualifies; None without detections.
+    The float32 next above the highest confidence where none qualifies; None without detections.
     """
     false_confidences = np.sort(np.array([c for s in slides for c in s.false_positives], np.float64))
     true_confidences = [c for s in slides for c in s.hits]
@@ -51,8 +50,7 @@ def at_false_positives(slides: Sequence[SlideHits], per_slide: float) -> float |
     allowed = np.flatnonzero(false_positives <= math.floor(share_of(per_slide, len(slides))))
     if len(allowed):
         return float(confidences[allowed[0]])
-    above = np.minimum(quantize(confidences[-1:]) + 1, STEPS)
-    return float(dequantize(above)[0])
+    return float(np.nextafter(np.float32(confidences[-1]), np.float32(np.inf)))
 
 
 def _positives(histogram: Histogram) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

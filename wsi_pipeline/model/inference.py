@@ -35,10 +35,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class PredictedPatches:
-    """Probabilities (n,) float32 of the patches from index `first` on; `whole` (n,) is False on damaged chunks."""
+    """Log odds (n,) float32 of the patches from index `first` on; `whole` (n,) is False on damaged chunks."""
 
     first: int
-    probabilities: NDArray[np.float32]
+    log_odds: NDArray[np.float32]
     whole: NDArray[np.bool_]
 
 
@@ -114,8 +114,8 @@ def infer_on_gpu(reader: PatchReader, predictor: Predictor, threads: int, first:
                     launched.append((start, copy_to_cpu(predictor(upload(pixels))), whole))
                 # Fetch a batch only after the next one is queued: fetching first would leave the GPU idle meanwhile.
                 if len(launched) > 1 or not pending:
-                    start, probabilities, whole = launched.popleft()
-                    yield PredictedPatches(start, probabilities().numpy(), whole)
+                    start, log_odds, whole = launched.popleft()
+                    yield PredictedPatches(start, log_odds().numpy(), whole)
                     throughput.log_progress(start + len(whole))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

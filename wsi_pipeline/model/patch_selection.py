@@ -111,8 +111,9 @@ def scores_of(heatmap: NDArray[np.float32], grid: Grid, candidates: Candidates) 
 
 def highest_scores(scores: NDArray[np.float32], min_score: float, count: int) -> NDArray[np.int64]:
     """Indices, ascending, of at most `count` of the highest scores of at least `min_score`; ties by index."""
-    order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")[:count]
-    return np.sort(order[scores[order] >= min_score])
+    # NaN is sorted last.
+    order = np.argsort(-scores, kind="stable")[:count]
+    return np.sort(order[scores[order].astype(np.float64) >= min_score])
 
 
 def store_patches(

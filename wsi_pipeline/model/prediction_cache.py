@@ -1,7 +1,7 @@
 """Cache of a slide's predictions, beside its heatmap.
 
-A killed job resumes from it, and a change of averaging or smoothing needs no inference. Probabilities are quantised in
-steps of 1/65535 and stored in the order in which the patches are read (`PatchReader.order`).
+A killed job resumes from it, and a change of averaging or smoothing needs no inference. Log odds are stored in the
+order in which the patches are read (`PatchReader.order`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.io.atomic import atomic_output
-from wsi_pipeline.metrics.steps import dequantize, quantize
 from wsi_pipeline.receipts.models import PrecisionFacts
 
 log = logging.getLogger(__name__)
@@ -27,14 +26,15 @@ _DAMAGES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZi
 
 
 class PredictionCache:
-    """Predictions of `count` patches: `steps` (count,) uint16 are known before index `done`.
+    """Predictions of `count` patches: `log_odds` (count,) float32 are known before index `done`.
 
-    `whole` (count,) bool is False for patches on damaged chunks. `precision` is None for an empty cache.
+    `whole` (count,) bool is False for patches on damaged chunks, whose log odds are NaN.
+    `precision` is None for an empty cache.
     """
 
     def __init__(self, path: Path, inputs: str, count: int) -> None:
         self._path, self._inputs = path, inputs
-        self.steps = np.zeros(count, np.uint16)
+        self.log_odds = np.full(count, np.nan, np.float32)
         self.whole = np.ones(count, np.bool_)
         self.done = 0
         self.precision: PrecisionFacts | None = None
@@ -50,7 +50,7 @@ class PredictionCache:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 if str(content["inputs"]) != inputs:
                     return scores
-                steps, whole = content["steps"], content["whole"]
+                log_odds, whole = content["log_odds"], content["whole"]
                 precision = PrecisionFacts.model_validate_json(str(content["facts"]))
         except FileNotFoundError:
             return scores
@@ -58,15 +58,15 @@ class PredictionCache:
             log.warning("%s: ignored, it is damaged (%s)", path, error)
             return scores
         scores.done = int(np.argmin(whole)) if retry and not whole.all() else len(whole)
-        scores.steps[: scores.done] = steps[: scores.done]
+        scores.log_odds[: scores.done] = log_odds[: scores.done]
         scores.whole[: scores.done] = whole[: scores.done]
         scores.precision = precision
         return scores
 
-    def add(self, first: int, probabilities: NDArray[np.float32], whole: NDArray[np.bool_]) -> None:
-        """Add probabilities (n,) of the patches from index `first` on, which must equal `done`."""
+    def add(self, first: int, log_odds: NDArray[np.float32], whole: NDArray[np.bool_]) -> None:
+        """Add log odds (n,) of the patches from index `first` on, which must equal `done`."""
         part = slice(first, first + len(whole))
-        self.steps[part][whole] = quantize(probabilities[whole])
+        self.log_odds[part][whole] = log_odds[whole]
         self.whole[part] = whole
         self.done = part.stop
 
@@ -82,11 +82,7 @@ class PredictionCache:
             np.savez_compressed(
                 file,
                 inputs=np.array(self._inputs),
-                steps=self.steps[known],
+                log_odds=self.log_odds[known],
                 whole=self.whole[known],
                 facts=np.array(json.dumps(self.precision and self.precision.as_json())),
             )
-
-    def probabilities(self) -> NDArray[np.float32]:
-        """Probabilities (count,) float32 in reading order; NaN on damaged chunks."""
-        return np.where(self.whole, dequantize(self.steps), np.nan).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Tumour probabilities of batches of uint8 patches, with the network in its fastest form for the device."""
+"""Log odds of tumour of batches of uint8 patches, with the network in its fastest form for the device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.model.augment import ORIENTATIONS, orient, to_input, to_unit
@@ -51,12 +52,15 @@ class FusedConv2d(nn.Module):
 
 
 def optimized_for(network: InceptionV3, device: Device) -> InceptionV3:
-    """Copy of the network for inference on `device`: folded, in the device's dtype but for the last layer (float32).
+    """Copy of the network for inference on `device`: folded, in the device's dtype but for the last layer (float64).
+
+    Libraries add up the products of that layer in an order that depends on the size of the batch. In float64 that does
+    not reach the log odds, which are rounded to float32.
 
     On a CPU with oneDNN its convolutions are fused.
     """
     out = fold_batch_norms(network).to(device.dtype)
-    out.fc.float()
+    out.fc.double()
     if not device.is_cuda and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         for module in list(out.modules()):
             for name, child in list(module.named_children()):
@@ -65,8 +69,17 @@ def optimized_for(network: InceptionV3, device: Device) -> InceptionV3:
     return out.to(device.device)
 
 
+def log_odds(logits: Tensor, positive: int) -> Tensor:
+    """Log odds (n,) of the class `positive` from logits (n, classes), log p / (1 - p) without computing p.
+
+    With two classes it is the difference of their logits. Unlike p, it never rounds to that of a less confident patch.
+    """
+    others = [k for k in range(logits.shape[1]) if k != positive]
+    return logits[:, positive] - logits[:, others].logsumexp(1)
+
+
 class Predictor:
-    """Computes tumour probabilities of batches of patches; thread-safe on a CPU."""
+    """Computes log odds of tumour of batches of patches; thread-safe on a CPU."""
 
     def __init__(
         self,
@@ -80,7 +93,7 @@ class Predictor:
     ) -> None:
         """`tumor` is the index of its class; `batch_size` None means the fastest that fits the memory.
 
-        `orientations` averages over the 8 orientations of a patch (test-time augmentation).
+        `orientations` takes the mean probability of the 8 orientations of a patch (test-time augmentation).
         """
         self.device = device
         self._tumor = tumor
@@ -96,14 +109,14 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Patches (n, size_px, size_px, 3) uint8 to probabilities (n,) float32 on the device.
+        """Patches (n, size_px, size_px, 3) uint8 to log odds (n,) float32 on the device.
 
         Out of memory, the batch is halved until it fits. Raises `ModelError` where not even two patches do.
         """
         while True:
             size = self._max_batch
             try:
-                parts = [self._probabilities(pixels[k : k + size]) for k in range(0, len(pixels), size)]
+                parts = [self._log_odds(pixels[k : k + size]) for k in range(0, len(pixels), size)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
             except torch.OutOfMemoryError as error:
                 self._halve(size, error)
@@ -119,7 +132,7 @@ class Predictor:
             batch_size=min(self._max_batch, len(pixels)),
             orientations=self._orientations,
         )
-        return float((self(pixels) - exact(pixels)).abs().max())
+        return float((self(pixels).sigmoid() - exact(pixels).sigmoid()).abs().max())
 
     def _halve(self, most: int, error: Exception) -> None:
         if most <= _LEAST_BATCH:
@@ -132,25 +145,23 @@ class Predictor:
             torch.cuda.empty_cache()
         log.warning("a batch of %d patches does not fit the memory, continuing with %d", most, self._max_batch)
 
-    def _probabilities(self, pixels: Tensor) -> Tensor:
+    def _log_odds(self, pixels: Tensor) -> Tensor:
         # Pad the last batch: cuDNN benchmarks each shape anew, and other shapes may give other last bits.
         missing = self._max_batch - len(pixels)
         unit = to_unit(pixels, self.device.device)
         if missing > 0:
             unit = torch.cat([unit, unit[-1:].expand(missing, -1, -1, -1)])
-        return self._forward_orientations(unit)[: len(pixels)]
+        return self._forward_orientations(unit)[: len(pixels)].float()
 
     def _forward_orientations(self, unit: Tensor) -> Tensor:
-        total = self._forward(unit)
         if not self._orientations:
-            return total
-        for kind in range(1, ORIENTATIONS):
-            total = total + self._forward(orient(unit, kind))
-        return total / ORIENTATIONS
+            return self._forward(unit)
+        each = torch.stack([self._forward(orient(unit, kind)) for kind in range(ORIENTATIONS)])
+        # The log odds of the mean probability, which itself would round to 1 for a confident network.
+        return F.logsigmoid(each).logsumexp(0) - F.logsigmoid(-each).logsumexp(0)
 
     def _forward(self, unit: Tensor) -> Tensor:
-        logits: Tensor = self._network(to_input(unit).to(self.device.dtype))
-        return logits.softmax(1)[:, self._tumor]
+        return log_odds(self._network(to_input(unit).to(self.device.dtype)), self._tumor)
 
     def _default_batch(self) -> int:
         if not self.device.is_cuda:

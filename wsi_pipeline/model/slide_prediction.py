@@ -71,13 +71,17 @@ class TrainedModel:
 
 @dataclass(frozen=True, slots=True)
 class SlidePatches:
-    """The patches of a slide to predict: `rows` and `columns` (n,) of its grid, and how they are read."""
+    """The patches of a slide to predict: `rows` and `columns` (n,) of its grid, and how they are read.
+
+    `tissue` (grid rows, grid columns) is the share of tissue of all patches of the grid.
+    """
 
     pyramid: Pyramid
     spec: PatchSpec
     grid: Grid
     rows: Index
     columns: Index
+    tissue: NDArray[np.float32]
     stains: StainFacts | None
     normalise: Callable[[Pixels], Pixels]
 
@@ -91,12 +95,13 @@ class SlidePatches:
         spec = pyramid.patch_spec(metadata.size_px, metadata.mpp, allow_upsampling=options.allow_upsampling)
         grid = pyramid.grid(spec, options.stride_um)
         tissue = read_image(folder / "tissue.ome.zarr", pyramid.mpp)
-        wanted = grid_fractions(tissue.data > 0, tissue.mpp, grid, pyramid.mpp) > options.min_tissue
+        share = grid_fractions(tissue.data > 0, tissue.mpp, grid, pyramid.mpp)
+        wanted = share > options.min_tissue
         if not wanted.any():
             log.warning("%s: no position has more than %g tissue, the map is empty", slide, options.min_tissue)
         normalise, stains = stain_normalizer(metadata.stain_normalisation, slide, pyramid, tissue)
         rows, columns = np.nonzero(wanted)
-        return cls(pyramid, spec, grid, rows, columns, stains, normalise)
+        return cls(pyramid, spec, grid, rows, columns, share.astype(np.float32), stains, normalise)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,10 +145,10 @@ class SlidePrediction:
     cache: PredictionCache
 
     def heatmap(self) -> NDArray[np.float32]:
-        """Probabilities (rows, columns) on the grid; NaN for positions without tissue and on damaged chunks."""
+        """Log odds (rows, columns) on the grid; NaN for positions without tissue and on damaged chunks."""
         grid = self.patches.grid
         heat = np.full((grid.rows, grid.columns), np.nan, np.float32)
-        heat[self.patches.rows[self.order], self.patches.columns[self.order]] = self.cache.probabilities()
+        heat[self.patches.rows[self.order], self.patches.columns[self.order]] = self.cache.log_odds
         return heat
 
 
@@ -198,12 +203,12 @@ def fill_cache(cache: PredictionCache, reader: PatchReader, model: TrainedModel,
     saved = time.monotonic()
     try:
         for part in run_inference(reader, model.predictor, threads, cache.done):
-            if not np.isfinite(part.probabilities[part.whole]).all():
+            if not np.isfinite(part.log_odds[part.whole]).all():
                 raise ModelError(
                     f"{model.weights}: the network gives values that are not finite",
                     remedy="Train again, with a lower learning rate",
                 )
-            cache.add(part.first, part.probabilities, part.whole)
+            cache.add(part.first, part.log_odds, part.whole)
             if time.monotonic() - saved > _SAVE_SECONDS:
                 cache.save()
                 saved = time.monotonic()

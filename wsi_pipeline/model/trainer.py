@@ -27,6 +27,7 @@ from wsi_pipeline.model.device import Device, copy_to_cpu, to_device
 from wsi_pipeline.model.distributed import DistributedContext
 from wsi_pipeline.model.inception import MIN_AUXILIARY_PX, InceptionV3, dropout_mask
 from wsi_pipeline.model.optimization import WeightAverage, learning_rate, make_optimizer
+from wsi_pipeline.model.predictor import log_odds
 from wsi_pipeline.model.training_log import HistoryRow, TrainingLog
 
 log = logging.getLogger(__name__)
@@ -308,7 +309,7 @@ class Trainer:
         logits = self._distributed.all_gather(own, [len(part) for part in parts]).cpu()
         labels = self._validation.labels[chosen]
         loss = F.cross_entropy(logits, torch.from_numpy(labels)).item()
-        return loss, auc(Histogram.of(logits.softmax(1)[:, _TUMOR].numpy(), labels == _TUMOR))
+        return loss, auc(Histogram.of(log_odds(logits.double(), _TUMOR).numpy(), labels == _TUMOR))
 
     def _logits(self, chosen: Index) -> Tensor:
         size, device = self._options.batch_size, self._device.device

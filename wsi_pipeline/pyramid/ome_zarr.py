@@ -125,16 +125,33 @@ class LabelValue:
 
 
 def write_image(
-    path: Path, image: Image, *, name: str, slide_mpp: float, labels: Sequence[LabelValue] = (), fill: float = 0
+    path: Path,
+    image: Image,
+    *,
+    name: str,
+    slide_mpp: float,
+    labels: Sequence[LabelValue] = (),
+    fill: float = 0,
+    more: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Write an image atomically as OME-Zarr, as a label image with `labels`; `slide_mpp` is that of level 0."""
-    with new_image(path, image, name=name, slide_mpp=slide_mpp, labels=labels, fill=fill) as array:
+    """Write an image atomically as OME-Zarr, as a label image with `labels`; `slide_mpp` is that of level 0.
+
+    `more` are arrays of the same shape, by name, beside the image; they are no part of its multiscale.
+    """
+    with new_image(path, image, name=name, slide_mpp=slide_mpp, labels=labels, fill=fill, more=more) as array:
         array[...] = image.data
 
 
 @contextmanager
 def new_image(
-    path: Path, image: Image, *, name: str, slide_mpp: float, labels: Sequence[LabelValue] = (), fill: float = 0
+    path: Path,
+    image: Image,
+    *,
+    name: str,
+    slide_mpp: float,
+    labels: Sequence[LabelValue] = (),
+    fill: float = 0,
+    more: Mapping[str, NDArray[Any]] | None = None,
 ) -> Iterator[zarr.Array[Any]]:
     """As `write_image`, but the caller writes the pixels; of `image.data` only shape and dtype are used.
 
@@ -151,32 +168,41 @@ def new_image(
     attributes = _ome(name, ["y", "x"], [_dataset("0", [image.mpp] * 2, [offset] * 2)], extra)
     with atomic_output(path) as partial:
         group = zarr.create_group(partial, attributes=attributes)
-        yield group.create_array(
-            "0",
-            shape=image.data.shape,
-            chunks=(512, 512),
-            shards=(IMAGE_SHARD_PX, IMAGE_SHARD_PX),
-            dtype=image.data.dtype,
-            compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=image.data.itemsize),
-            fill_value=fill,
-            dimension_names=["y", "x"],
-            # Write every shard, so that `read_image` can tell a lost file from the fill value.
-            config={"write_empty_chunks": True},
-        )
+        for key, data in (more or {}).items():
+            _create_image_array(group, key, data, fill)[...] = data
+        yield _create_image_array(group, "0", image.data, fill)
 
 
-def read_image(path: Path, slide_mpp: float) -> Image:
-    """Read an image; `slide_mpp` is that of level 0. Raises `StoreError` for damaged or missing files."""
+def _create_image_array(group: zarr.Group, name: str, like: NDArray[Any], fill: float) -> zarr.Array[Any]:
+    return group.create_array(
+        name,
+        shape=like.shape,
+        chunks=(512, 512),
+        shards=(IMAGE_SHARD_PX, IMAGE_SHARD_PX),
+        dtype=like.dtype,
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=like.itemsize),
+        fill_value=fill,
+        dimension_names=["y", "x"],
+        # Write every shard, so that `read_image` can tell a lost file from the fill value.
+        config={"write_empty_chunks": True},
+    )
+
+
+def read_image(path: Path, slide_mpp: float, name: str = "0") -> Image:
+    """Read an image, or the array `name` beside it; `slide_mpp` is that of level 0.
+
+    Raises `StoreError` for damaged or missing files.
+    """
     group = open_group(path)
     scale, translation = transformations(group.attrs, path)[0]
-    array = open_array(group, "0")
+    array = open_array(group, name)
     try:
         data = np.asarray(array[...])
     except (OSError, ValueError, RuntimeError) as error:
         raise StoreError(f"{path}: damaged ({error})", remedy="Run again the stage that writes it") from error
     shards = zip(array.shape, array.shards or array.chunks, strict=True)
     places = list(product(*(range(-(-edge // shard)) for edge, shard in shards)))
-    missing = [place for place in places if not path.joinpath("0", "c", *map(str, place)).is_file()]
+    missing = [place for place in places if not path.joinpath(name, "c", *map(str, place)).is_file()]
     if missing:
         raise StoreError(
             f"{path}: {len(missing)} of {len(places)} shard files are missing",

@@ -37,7 +37,7 @@ class ScoresReceipt(Receipt):
 class DetectReceipt(Receipt):
     """The detections of a slide and the lesions they hit.
 
-    `lesions` holds the highest confidence on each lesion, null for a miss, and `false_positives` the confidences
+    Confidences are log odds. `lesions` holds the highest on each lesion, null for a miss, and `false_positives` those
     outside all lesions. `isolated` is the number of isolated tumour cells, `ignored` has the centroids of lesions that
     are mostly ignored, (x, y) in level-0 pixels. All are null, with a `reason`, for a slide that cannot be scored.
     """
@@ -75,11 +75,14 @@ class ConfusionShares(Facts):
 class OperatingPoint(Facts):
     """A threshold and its origin; for one chosen on validation slides, those slides and the figures at the threshold.
 
+    `threshold` is the probability of `threshold_log_odds`, which is the one that scores are compared with.
+
     Keys ending in `_there` are figures at the threshold on the slides it was chosen on.
     """
 
     rule: str
     threshold: float
+    threshold_log_odds: float
     chosen_on: str
     aim: float | None = None
     slides: tuple[str, ...] = ()
@@ -119,11 +122,15 @@ class CalibrateReceipt(Receipt):
 
 
 class ConfusionReceipt(Receipt):
-    """The confusion of a slide at `threshold`; ratios are null where their denominator is 0."""
+    """The confusion of a slide at `threshold_log_odds`, the probability `threshold`.
+
+    Ratios are null where their denominator is 0.
+    """
 
     slide: str
     model_sha256: str
     threshold: float
+    threshold_log_odds: float
     counts: ConfusionCells
     share_of_total: ConfusionShares
     sensitivity: float | None

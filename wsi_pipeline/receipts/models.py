@@ -72,7 +72,8 @@ class HeatmapReceipt(Receipt):
 
     `factor` is the number of pixels of a patch for each pixel that was read: above 1 where the slide was upsampled.
 
-    `positions` have a probability, `unread_positions` lie on damaged chunks; `maximum` is null without any position.
+    `positions` have a value, `unread_positions` lie on damaged chunks; `maximum_log_odds` is null without any position.
+    `heatmap_sha256` is the digest of the log odds.
     """
 
     slide: str
@@ -86,7 +87,7 @@ class HeatmapReceipt(Receipt):
     precision: PrecisionFacts
     positions: int
     unread_positions: int
-    maximum: float | None
+    maximum_log_odds: float | None
     heatmap_sha256: str
     options: HeatmapRun
 

@@ -68,8 +68,8 @@ def _plot(points: pd.DataFrame, title: str, x: str, y: str, color: str, band: pd
     if band is not None:
         limits = ColumnDataSource(band.set_axis(["x", "low", "high"], axis=1).to_dict("list"))
         plot.varea("x", "low", "high", source=limits, fill_color=color, fill_alpha=0.2)
-    source = ColumnDataSource(points.set_axis(["threshold", "x", "y"], axis=1).to_dict("list"))
+    source = ColumnDataSource(points.set_axis(["threshold", "log_odds", "x", "y"], axis=1).to_dict("list"))
     line = plot.line("x", "y", source=source, color=color, line_width=2)
-    tips = [("threshold", "@threshold{0.0000}"), (x, "@x{0.0000}"), (y, "@y{0.0000}")]
+    tips = [("threshold", "@threshold{0.0000} (log odds @log_odds{0.00})"), (x, "@x{0.0000}"), (y, "@y{0.0000}")]
     plot.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
     return plot

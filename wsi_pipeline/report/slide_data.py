@@ -13,6 +13,7 @@ from wsi_pipeline.errors import StoreError
 from wsi_pipeline.io.digests import digest_bytes
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.steps import quantize
+from wsi_pipeline.pyramid.heatmap_store import read_log_odds
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import DetectReceipt
@@ -26,9 +27,9 @@ _TRUTH_OF_CODE = (NORMAL, NORMAL, TUMOR, TUMOR)
 
 @dataclass(frozen=True, slots=True)
 class HeatGrid:
-    """Scores in steps of 1/65535 and truth (0 normal, 1 tumour, 2 not judged, 255 not predicted), both (rows, columns).
+    """Scores in steps of log odds, and truth: 0 normal, 1 tumour, 2 not judged, 255 not predicted.
 
-    Centres are `stride_px` level-0 pixels apart, the first one `patch_px` / 2 from the slide's corner.
+    Both are (rows, columns). Centres are `stride_px` level-0 pixels apart, the first `patch_px` / 2 from the corner.
     """
 
     stride_px: float
@@ -62,7 +63,7 @@ def heat_grid(heatmap: Path, receipt: Path, confusion: Path | None) -> HeatGrid:
     Raises `StoreError`.
     """
     facts = read_receipt(receipt, HeatmapReceipt)
-    heat = read_image(heatmap, facts.slide_mpp).data
+    heat = read_log_odds(heatmap, facts.slide_mpp).data
     known = np.isfinite(heat)
     labels = np.where(known, IGNORE, UNKNOWN).astype(np.uint8)
     if confusion is not None:
@@ -71,7 +72,7 @@ def heat_grid(heatmap: Path, receipt: Path, confusion: Path | None) -> HeatGrid:
             raise StoreError(f"{confusion}: of another heatmap", remedy="Run the stage confusion again")
         judged = codes < len(_TRUTH_OF_CODE)
         labels[judged] = np.array(_TRUTH_OF_CODE, np.uint8)[codes[judged]]
-    steps = quantize(np.where(known, heat, 0)).astype(np.uint16)
+    steps = np.where(known, quantize(heat), 0).astype(np.uint16)
     return HeatGrid(facts.grid.stride_px, facts.grid.patch_px, steps, labels)
 
 

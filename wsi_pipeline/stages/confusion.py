@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from wsi_pipeline.config import ConfusionRun
@@ -88,6 +88,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ConfusionRun, *, 
     from wsi_pipeline.masks.geojson import write_features
     from wsi_pipeline.masks.label_images import IGNORE
     from wsi_pipeline.plots.figures import save_figure, slide_panels
+    from wsi_pipeline.pyramid.heatmap_store import probabilities
     from wsi_pipeline.pyramid.ome_zarr import Image, write_image
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import read_receipt, write_receipt
@@ -98,12 +99,13 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ConfusionRun, *, 
     heat = labelled.heat
     chosen = read_receipt(inputs.calibration, CalibrateReceipt)
     check_chosen_for(chosen, slide, labelled.receipt.model_sha256)
-    threshold = chosen.operating_point.threshold
-    codes = classify(heat.data, labelled.labels, threshold)
+    point = chosen.operating_point
+    codes = classify(heat.data, labelled.labels, point.threshold_log_odds)
     counts = counts_of(codes)
     image = Image(codes, heat.mpp, heat.first_centre_um)
     write_image(outputs.store, image, name="confusion", slide_mpp=pyramid.mpp, labels=CONFUSION_LABELS, fill=NOT_SCORED)
-    figure = slide_panels(slide, pyramid, labelled.truth, heat, image, threshold=threshold, synthetic=synthetic)
+    shown = replace(heat, data=probabilities(heat.data))
+    figure = slide_panels(slide, pyramid, labelled.truth, shown, image, threshold=point.threshold, synthetic=synthetic)
     save_figure(figure, outputs.picture)
     write_features(outputs.geojson, confusion_features(codes, labelled.receipt.grid))
     write_receipt(
@@ -111,7 +113,8 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ConfusionRun, *, 
         ConfusionReceipt(
             slide=slide,
             model_sha256=labelled.receipt.model_sha256,
-            threshold=threshold,
+            threshold=point.threshold,
+            threshold_log_odds=point.threshold_log_odds,
             counts=ConfusionCells(**asdict(counts)),
             share_of_total=ConfusionShares(**shares_of(counts)),
             **ratios_of(counts),

@@ -72,6 +72,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> Non
     from wsi_pipeline.io.atomic import write_text
     from wsi_pipeline.io.digests import digest_file
     from wsi_pipeline.masks.geojson import write_features
+    from wsi_pipeline.pyramid.heatmap_store import read_log_odds
     from wsi_pipeline.pyramid.ome_zarr import read_image
     from wsi_pipeline.receipts.base import read_receipt, write_receipt
     from wsi_pipeline.receipts.evaluation import DetectReceipt
@@ -79,7 +80,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> Non
     from wsi_pipeline.receipts.slides import TruthReceipt
 
     facts = read_heatmap_receipt(inputs.heatmap_receipt, slide)
-    found = find_detections(read_image(inputs.heatmap, facts.slide_mpp), facts.grid, options)
+    found = find_detections(read_log_odds(inputs.heatmap, facts.slide_mpp), facts.grid, options)
     write_text(outputs.detections, detections_csv(found))
     write_features(outputs.geojson, map(detection_feature, found))
     matched, reason = None, not_scored_reason(read_receipt(inputs.truth_receipt, TruthReceipt))

@@ -1,7 +1,7 @@
 """Stage heatmap: the tumour probability of every patch position with tissue.
 
-Patches lie on a grid of the model's size and scale. Their probabilities come from the stage predict or from the model,
-and may be averaged over overlapping patches and smoothed.
+Patches lie on a grid of the model's size and scale. Their log odds come from the stage predict or from the model; their
+probabilities may be averaged over overlapping patches and smoothed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: HeatmapRun, *, th
     from wsi_pipeline.io.digests import digest_bytes
     from wsi_pipeline.model.heatmap_filters import filtered
     from wsi_pipeline.model.slide_prediction import TrainedModel, predict_slide
-    from wsi_pipeline.pyramid.ome_zarr import Image, write_image
+    from wsi_pipeline.pyramid.heatmap_store import probabilities, write_heatmap
+    from wsi_pipeline.pyramid.ome_zarr import Image
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.models import HeatmapReceipt
 
@@ -93,7 +94,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: HeatmapRun, *, th
     heat = filtered(found.heatmap(), grid, pyramid.mpp, options)
     image = Image(heat, mpp=grid.stride_px * pyramid.mpp, first_centre_um=spec.um / 2)
     store = outputs.folder / f"{slide}.ome.zarr"
-    write_image(store, image, name="tumour probability", slide_mpp=pyramid.mpp, fill=float("nan"))
+    write_heatmap(store, image, found.patches.tissue, pyramid.mpp)
     known = np.isfinite(heat)
     write_receipt(
         outputs.folder / f"{slide}.json",
@@ -109,9 +110,10 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: HeatmapRun, *, th
             precision=found.cache.precision,
             positions=int(known.sum()),
             unread_positions=found.cache.unread,
-            maximum=float(heat[known].max()) if known.any() else None,
+            maximum_log_odds=float(heat[known].max()) if known.any() else None,
             heatmap_sha256=digest_bytes(heat.tobytes()),
             options=options,
         ),
     )
-    log.info("%s: %d positions, highest probability %.3f", slide, known.sum(), np.nanmax(heat, initial=0))
+    highest = np.nanmax(probabilities(heat), initial=0)
+    log.info("%s: %d positions, highest probability %.3f", slide, known.sum(), highest)

@@ -65,6 +65,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
     from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
     from wsi_pipeline.evaluation.slide_features import slide_features
     from wsi_pipeline.masks.label_images import IGNORE
+    from wsi_pipeline.pyramid.heatmap_store import probabilities
     from wsi_pipeline.receipts.base import read_receipt, write_receipt
     from wsi_pipeline.receipts.evaluation import PositionCounts, ScoresReceipt, SlideTruth
     from wsi_pipeline.receipts.slides import TruthReceipt
@@ -90,7 +91,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
             options=options,
         ),
     )
-    highest = np.nanmax(labelled.heat.data, initial=0)
+    highest = np.nanmax(probabilities(labelled.heat.data), initial=0)
     log.info(
         "%s: %d tumour, %d normal patches, highest probability %.3f", slide, positions.tumor, positions.normal, highest
     )

@@ -12,7 +12,7 @@
 const wsi = (() => {
   // Labels of positions: 0 normal, 1 tumour, 2 predicted but not scored, 255 not predicted.
   const TUMOR = 1, UNKNOWN = 255;
-  const STEPS = 65535;
+  const STEPS = 65536;
   const LAYERS = [
     ["tissue", "Tissue"], ["truth", "Truth"], ["heatmap", "Heatmap"], ["errors", "Errors"], ["detections", "Detections"],
   ];
@@ -23,15 +23,18 @@ const wsi = (() => {
   const MAX_CACHED_PX = 96e6;
   const MAX_FETCHES = 8;
 
-  // The lowest step classified as tumour at a threshold. Steps are compared as float32, the type of stored heatmaps:
-  // in double precision a score equal to the threshold could fall on the other side.
+  // Scores are steps of log odds (wsi_pipeline/metrics/steps.py): step k begins at 8 sinh((k - 32768) / 6000).
+  const PROBABILITIES = Float32Array.from(
+    { length: STEPS }, (_, step) => 1 / (1 + Math.exp(-8 * Math.sinh((step + 0.5 - 32768) / 6000))));
+
+  // The lowest step classified as tumour at a threshold, a probability: the one that begins nearest to it. Whole percents
+  // and operating points that were chosen on patches are beginnings of steps.
   function thresholdStep(threshold) {
-    let step = Math.max(0, Math.floor(threshold * STEPS) - 2);
-    while (step <= STEPS && Math.fround(step / STEPS) < threshold) step += 1;
-    return step;
+    const logOdds = Math.log(threshold / (1 - threshold));
+    return Math.min(Math.max(Math.round(6000 * Math.asinh(logOdds / 8)) + 32768, 0), STEPS);
   }
 
-  // Scores on a grid over the slide: `steps` of 1/65535 (uint16) and `labels` (uint8, see above), both row by row.
+  // Scores on a grid over the slide: `steps` (uint16) and `labels` (uint8, see above), both row by row.
   class Heatmap {
     constructor({ columns, rows, stride, patch }, steps, labels) {
       Object.assign(this, { columns, rows, stride, patch, steps, labels });
@@ -82,7 +85,7 @@ const wsi = (() => {
         if (this.labels[cell] === UNKNOWN) continue;
         let color = null, alpha = 255;
         if (layer === "heatmap") {
-          const score = this.steps[cell] / STEPS;
+          const score = PROBABILITIES[this.steps[cell]];
           color = palette[Math.round(score * 255)];
           // Low probabilities hide less of the tissue.
           alpha = 255 * (0.2 + 0.8 * score);
@@ -469,7 +472,7 @@ const wsi = (() => {
       const cell = slide.heat ? slide.heat.cellAt(x, y) : -1;
       return this.onPointer({
         x: Math.floor(x), y: Math.floor(y), mm: [(x * slide.mpp) / 1000, (y * slide.mpp) / 1000],
-        probability: cell < 0 ? null : slide.heat.steps[cell] / STEPS,
+        probability: cell < 0 ? null : PROBABILITIES[slide.heat.steps[cell]],
         truth: cell < 0 ? null : LABELS[slide.heat.labels[cell]],
       });
     }
