@@ -124,7 +124,7 @@ def evaluated(predicted: Path, truths: dict[str, np.ndarray]) -> Callable[..., d
         heat["heatmap_receipt"] = root / "heatmaps" / f"{slide}.json"
         counted = scores.Outputs(root / "scores" / f"{slide}.parquet", root / "scores" / f"{slide}.json")
         judged = scores.Inputs(truth=at, truth_receipt=root / f"{slide}.truth.json", **heat)
-        scores.run(slide, judged, counted, ScoresRun())
+        scores.run(slide, judged, counted, ScoresRun(min_tissue=0))
         found = detect.Outputs(*(root / "detections" / f"{slide}.{kind}" for kind in ("csv", "geojson", "json")))
         searched = detect.Inputs(truth=at, truth_receipt=root / f"{slide}.truth.json", **heat)
         detect.run(slide, searched, found, DetectRun(radius_um=RADIUS_UM))
@@ -143,7 +143,7 @@ def evaluated(predicted: Path, truths: dict[str, np.ndarray]) -> Callable[..., d
         names = (f"{slide}.ome.zarr", f"{slide}.json", f"{slide}.png", f"{slide}.geojson")
         store, receipt, picture, geojson = (root / "confusion" / name for name in names)
         written = confusion.Outputs(store=store, receipt=receipt, picture=picture, geojson=geojson)
-        confusion.run(slide, compared, written, ConfusionRun())
+        confusion.run(slide, compared, written, ConfusionRun(min_tissue=0))
 
     def run(**options: Any) -> dict[str, Any]:
         inputs = evaluate.Inputs(

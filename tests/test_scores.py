@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from scipy.special import logit
 from skimage import measure
+from sklearn.metrics import roc_auc_score
 
 from helpers.evaluated import SHEET, SLIDES, log_odds, maps, run, scores_inputs, write_slide
 from helpers.receipts import write_truth_receipt
@@ -183,3 +184,26 @@ def test_unread_positions_are_reported(tissue_slide: Path, tmp_path: Path) -> No
     assert metrics["cohort"]["unread_positions"] == {"t1": 3}
     message = "positions on damaged chunks, which no figure counts: t1 (3)"
     assert message in summary_text(tmp_path / "b" / "metrics.json", Path("r.html"))
+
+
+def test_patches_with_too_little_tissue_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:
+    """Glass is normal and easy: it would raise the AUC. Slide score and detections use it nevertheless."""
+    heat, truth = maps("t1")
+    tissue = np.full(heat.shape, 0.75)
+    tissue[4], heat[4] = 0.74, 0.01
+    tissue[0, 7], heat[0, 7] = 0, 0.9999
+    write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "t1", heat, truth, tissue=tissue)
+    metrics = run(tmp_path, tmp_path / "out", Sheet({"t1": SHEET["t1"]}))
+    scored, glass = np.isfinite(heat) & (tissue >= 0.75), np.isfinite(heat) & (tissue == 0.74)
+    wanted = roc_auc_score(truth[scored] == TUMOR, heat[scored])
+    assert metrics["patch"]["auc"] == pytest.approx(wanted, abs=1e-12)
+    assert wanted < roc_auc_score(truth[scored | glass] == TUMOR, heat[scored | glass])
+    assert (metrics["patch"]["n_tumor"], metrics["patch"]["n_normal"]) == (12, 19)
+    assert sum(metrics["confusion"]["counts"].values()) == 31
+    assert metrics["patch"]["label_rule"]["min_tissue"] == 0.75
+    receipt = read_receipt(tmp_path / "scores" / "t1.json", ScoresReceipt)
+    assert receipt.positions.ignored == 9
+    assert receipt.features is not None
+    assert receipt.features["maximum"] == log_odds(np.array(0.9999))
+    first = (tmp_path / "detections" / "t1.csv").read_text().splitlines()[0]
+    assert float(first.split(",")[0]) == pytest.approx(0.9999)

@@ -149,6 +149,10 @@ class ScoresRun(PatchLevelOptions, StageRun):
     stage = "scores"
     step_version = 4
     section = "evaluation.patch_level"
+    # Scored patches have as much tissue as training patches: glass is normal and easy, and would raise the figures.
+    elsewhere: ClassVar = {"min_tissue": "patches.min_tissue"}
+
+    min_tissue: float = 0.75
 
 
 class DetectRun(LesionLevelOptions, StageRun):
@@ -170,11 +174,15 @@ class ConfusionRun(PatchLevelOptions, StageRun):
     stage = "confusion"
     step_version = 5
     section = "evaluation.patch_level"
+    # Scored patches have as much tissue as training patches: glass is normal and easy, and would raise the figures.
+    elsewhere: ClassVar = {"min_tissue": "patches.min_tissue"}
+
+    min_tissue: float = 0.75
 
 
 class EvaluateRun(StageRun):
     stage = "evaluate"
-    step_version = 10
+    step_version = 11
     section = "evaluation"
     elsewhere: ClassVar = {
         "seed": "seed",

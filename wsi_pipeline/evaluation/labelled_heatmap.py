@@ -9,9 +9,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.config import PatchLevelOptions
-from wsi_pipeline.masks.label_images import grid_truth
-from wsi_pipeline.pyramid.heatmap_store import read_log_odds
+from wsi_pipeline.config import ConfusionRun, ScoresRun
+from wsi_pipeline.masks.label_images import IGNORE, grid_truth
+from wsi_pipeline.pyramid.heatmap_store import read_log_odds, read_tissue
 from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 from wsi_pipeline.receipts.models import HeatmapReceipt, read_heatmap_receipt
 
@@ -20,7 +20,7 @@ from wsi_pipeline.receipts.models import HeatmapReceipt, read_heatmap_receipt
 class LabelledHeatmap:
     """The log odds of a heatmap, its receipt, the truth image, and the truth of each position.
 
-    `labels` is (rows, columns) uint8.
+    `labels` is (rows, columns) uint8; positions with less tissue than `min_tissue` of the options are ignored.
     """
 
     heat: Image
@@ -29,9 +29,10 @@ class LabelledHeatmap:
     labels: NDArray[np.uint8]
 
     @classmethod
-    def read(cls, slide: str, heatmap: Path, receipt: Path, truth: Path, options: PatchLevelOptions) -> Self:
+    def read(cls, slide: str, heatmap: Path, receipt: Path, truth: Path, options: ScoresRun | ConfusionRun) -> Self:
         """Raises `StoreError` for the heatmap of another slide."""
         facts = read_heatmap_receipt(receipt, slide)
         truth_image = read_image(truth, facts.slide_mpp)
         labels = grid_truth(truth_image, facts.grid, facts.slide_mpp, options)
+        labels[read_tissue(heatmap, facts.slide_mpp) < options.min_tissue] = IGNORE
         return cls(read_log_odds(heatmap, facts.slide_mpp), facts, truth_image, labels)

@@ -22,7 +22,10 @@ class SlideTruth(Facts):
 
 
 class ScoresReceipt(Receipt):
-    """The score histogram of a heatmap; `features` is null for a heatmap without predicted positions."""
+    """The score histogram of a heatmap; `features` is null for a heatmap without predicted positions.
+
+    `positions.ignored` includes those with too little tissue to be scored.
+    """
 
     slide: str
     model_sha256: str
