@@ -142,7 +142,9 @@ def test_problems_are_reported_and_valid_slides_are_planned(tmp_path: Path) -> N
     scaleless = write_tiff(tmp_path / "scaleless.tif", tissue_picture(), mpp=None)
     coarse = write_tiff(tmp_path / "coarse.tif", tissue_picture(), mpp=4.0)
     picture = tissue_picture()
-    odd = write_pages(tmp_path / "odd.tif", [picture, np.ascontiguousarray(picture[::2, ::3])])
+    # In a TIFF of no scanner such a page would be no level.
+    aperio = {"description": "Aperio Image Library v10\r\n1600x1200 (256x256) JPEG/RGB Q=90|MPP = 0.5"}
+    odd = write_pages(tmp_path / "odd.svs", [picture, np.ascontiguousarray(picture[::2, ::3])], **aperio)
     blank = write_tiff(tmp_path / "blank.tif", np.full((1200, 1600, 3), 255, np.uint8))
     broken = tmp_path / "broken.svs"
     broken.write_text("no")

@@ -17,13 +17,13 @@ from helpers.slides import converted, tissue_picture, write_tiff
 from helpers.tiff import drop_tile, philips, write_pages
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import Box, Size
+from wsi_pipeline.geometry import Box
 from wsi_pipeline.pyramid import passthrough
 from wsi_pipeline.pyramid.level import Level
 from wsi_pipeline.pyramid.pyramid import Pyramid
-from wsi_pipeline.pyramid.shards import ChunkGrid
 from wsi_pipeline.slides.jpeg import JpegCodec, strip_metadata
 from wsi_pipeline.slides.openslide_reader import SourceSlide
+from wsi_pipeline.slides.tiff_pages import read_pages
 from wsi_pipeline.slides.tiff_tiles import TiledTiff
 from wsi_pipeline.stages import convert
 
@@ -38,15 +38,11 @@ def methods(folder: Path) -> list[str]:
 
 
 def assert_same_pixels(source: Path, folder: Path) -> None:
-    """Assert that all levels equal OpenSlide's pixels, where OpenSlide does not interpolate."""
+    """Assert that all levels equal the slide's pixels."""
     pyramid, slide = Pyramid(folder / "pyramid.ome.zarr"), SourceSlide("s", source, 0.5)
     for level, size in enumerate(slide.metadata.levels):
-        boxes = [Box(0, 0, size.width, size.height)]
-        if slide.has_integer_downsample(level):
-            grid = ChunkGrid.of(size, Size(700, 700), 0)
-            boxes = [grid.box(x, y).clipped(size) for y in range(grid.rows) for x in range(grid.columns)]
-        for box in boxes:
-            np.testing.assert_array_equal(pyramid.read(box, level), slide.read(box, level))
+        box = Box(0, 0, size.width, size.height)
+        np.testing.assert_array_equal(pyramid.read(box, level), slide.read(box, level))
 
 
 @pytest.mark.parametrize("photometric", ["ycbcr", "rgb"])
@@ -88,9 +84,8 @@ def test_tables_are_merged_unless_they_would_make_the_store_large(
     else:
         tiles = [(column, row) for row in range(level.grid.rows) for column in range(level.grid.columns)]
         stored = sum(len(level.stream(*tile) or b"") for tile in tiles)
-        with TiledTiff(source) as tiff:
-            page = tiff.level(level.size)
-            assert page is not None
+        with TiledTiff(source, read_pages(source)) as tiff:
+            (page,) = tiff.levels(level.size)
             assert stored == page.nbytes
         with pytest.raises(ValueError, match="damaged JPEG stream"):
             alone.decode(stream)
@@ -153,8 +148,8 @@ def test_ome_tiff_is_copied_and_its_coarser_levels_are_computed(tmp_path: Path) 
         tiff.write(picture, subifds=1, resolution=(20000, 20000), metadata={"axes": "YXS"}, **options)
         tiff.write(picture[::2, ::2], subfiletype=1, resolution=(10000, 10000), **options)
     folder = converted(tmp_path, source)
-    # OpenSlide ignores levels in sub-IFDs, so they are downsampled from level 0.
-    assert methods(folder) == ["copied", "halved", "halved"]
+    # OpenSlide ignores levels in sub-IFDs.
+    assert methods(folder) == ["copied", "copied", "halved"]
     assert_same_pixels(source, folder)
 
 
@@ -186,14 +181,12 @@ def test_a_store_that_differs_from_openslide_is_an_error(
 
 @pytest.mark.parametrize("passthrough", [True, False])
 def test_all_tiles_are_compared_with_verify_all(tmp_path: Path, passthrough: bool) -> None:
-    # Half of an odd size: OpenSlide interpolates on level 1.
     picture = tissue_picture(1599, 1201)
     source = write_pages(tmp_path / "s.tif", [picture, np.ascontiguousarray(picture[::2, ::2])])
     options = ConvertRun(verify="all", chunk_px=256, shard_px=1024, passthrough=passthrough)
     folder = tmp_path / "s1"
     outputs = convert.Outputs(folder / "pyramid.ome.zarr", folder / "pyramid.json")
     convert.run("s1", convert.Inputs(source), outputs, options)
-    assert not SourceSlide("s", source).has_integer_downsample(1)
     assert [level["compared_tiles"] for level in levels_of(folder)] == [35, 12]
     assert methods(folder) == ["copied" if passthrough else "read"] * 2
 
@@ -227,11 +220,10 @@ def test_text_inside_the_streams_is_not_copied(tmp_path: Path) -> None:
     assert strip_metadata(b"\xff\xd8" + text + b"\xff\xdb\0\4xx\xff\xd9") == b"\xff\xd8\xff\xdb\0\4xx\xff\xd9"
 
 
-def test_an_invalid_tiff_has_no_tiled_levels(tmp_path: Path) -> None:
+def test_an_invalid_tiff_has_no_pages(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     path.write_bytes(b"II*\0" + b"\xff" * 50)
-    with TiledTiff(path) as tiff:
-        assert tiff.level(Size(10, 10)) is None
+    assert read_pages(path) == []
 
 
 @needs_data

@@ -176,7 +176,7 @@ def _estimate(row: SlideRow, source: SourceSlide, config: Config, problems: list
     copied = 0
     # Downsampled levels are encoded like those read from the slide, so the same measurement serves for both.
     per_chunk: tuple[float, float] | None = None
-    with TiledTiff(source.path) as tiff:
+    with TiledTiff(source.path, source.pages) as tiff:
         for level, size in enumerate(sizes):
             page = passthrough_page(source, tiff, level, options)
             grid = ChunkGrid.of(size, chunk if page is None else page.tile, options.shard_px)

@@ -59,7 +59,7 @@ class StageRun(Section):
 
 class ConvertRun(StorageOptions, StageRun):
     stage = "convert"
-    step_version = 4
+    step_version = 5
     section = "pyramid"
 
 

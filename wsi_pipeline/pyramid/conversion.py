@@ -50,7 +50,7 @@ def convert(
     """
     facts = source.metadata
     sizes = level_sizes(facts)
-    with TiledTiff(source.path) as tiff, atomic_output(store) as partial, ThreadPoolExecutor(2) as aside:
+    with TiledTiff(source.path, source.pages) as tiff, atomic_output(store) as partial, ThreadPoolExecutor(2) as aside:
         source_digest = aside.submit(digest_source, source.path)
         zarr.create_group(partial, attributes=pyramid_attributes(source.slide, level_scales(facts, len(sizes))))
         made = list[WrittenLevel]()

@@ -13,11 +13,15 @@ MAX_COARSEST_PX = 1024
 
 
 def passthrough_page(source: SourceSlide, tiff: TiledTiff, level: int, options: StorageOptions) -> TileLevel | None:
-    """The TIFF page whose tiles can be copied as level `level`; None where the level must be re-encoded."""
+    """The TIFF page whose tiles can be copied as level `level`; None where the level must be re-encoded.
+
+    It is found by its pixels: pages of several levels may have one size.
+    """
     if not options.passthrough or level >= len(source.metadata.levels):
         return None
-    page = tiff.level(source.metadata.levels[level])
-    return page if page is not None and tiles_match_source(source, tiff, page, level) else None
+    pages = tiff.levels(source.metadata.levels[level])
+    matching = [page for page in pages if tiles_match_source(source, tiff, page, level)]
+    return matching[0] if len(matching) == 1 else None
 
 
 def level_sizes(metadata: SlideMetadata) -> list[Size]:

@@ -11,9 +11,9 @@ import numpy as np
 from wsi_pipeline.config import StorageOptions
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.pyramid.codecs import level_array_codecs
-from wsi_pipeline.pyramid.ome_zarr import create_level
+from wsi_pipeline.pyramid.ome_zarr import BACKGROUND, create_level
 from wsi_pipeline.pyramid.shards import Chunk, ChunkGrid, write_shards
-from wsi_pipeline.pyramid.source_comparison import central_box, matches_source
+from wsi_pipeline.pyramid.source_comparison import spread_tiles
 from wsi_pipeline.pyramid.writing import DamagedTiles, Tile, WrittenLevel
 from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.seeds import generator
@@ -23,7 +23,7 @@ from wsi_pipeline.slides.tiff_tiles import TiledTiff, TileLevel, TileStream
 
 # Where merged tables would add more than this share to a level, they are stored once, in its metadata.
 MAX_TABLES_SHARE = 0.02
-_PROBES = 3
+_PROBES = 8
 # Vendor whose missing tiles OpenSlide renders from the finer level.
 _RENDERED_VENDOR = "aperio"
 
@@ -35,10 +35,10 @@ def should_merge_tables(page: TileLevel) -> bool:
 
 
 def tiles_match_source(source: SourceSlide, tiff: TiledTiff, page: TileLevel, number: int) -> bool:
-    """Whether the tiles of the page, put on a regular grid, equal the level as OpenSlide reads it.
+    """Whether the tiles of the page, put on a regular grid, equal the level as the slide is read.
 
-    False where a format overlaps or shifts its tiles, which a few sampled tiles reveal, and where OpenSlide
-    does not render missing tiles as white. Unreadable tiles are skipped.
+    False where a format overlaps or shifts its tiles, where the page is another level, which tiles at the corners and
+    all over the page reveal, and where OpenSlide does not render missing tiles as white. Unreadable tiles are skipped.
     """
     if page.has_missing_tiles and source.metadata.background != WHITE:
         return False
@@ -46,19 +46,16 @@ def tiles_match_source(source: SourceSlide, tiff: TiledTiff, page: TileLevel, nu
         return False
     codec = JpegCodec(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=page.tables)
     grid = ChunkGrid.of(page.size, page.tile, 0)
-    present = np.flatnonzero(page.counts)
-    if not len(present):
-        return True
-    rng = generator(0, "probe", source.slide, number)
-    picked = {int(present[0]), int(present[-1]), *rng.choice(present, _PROBES - 2).tolist()}
-    tiles = [divmod(index, page.columns)[::-1] for index in sorted(picked)]
+    tiles = spread_tiles(grid, _PROBES, generator(0, "probe", source.slide, number))
     for (column, row), stream in zip(tiles, tiff.read(page, tiles), strict=True):
-        if stream is None or isinstance(stream, ValueError):
-            continue
-        box = grid.box(column, row)
+        box = grid.box(column, row).clipped(page.size)
         try:
-            pixels = codec.decode(b"".join(stream))
-            if not matches_source(source, pixels, central_box(box.clipped(page.size)), box, number):
+            if isinstance(stream, ValueError):
+                continue
+            pixels = (
+                np.uint8(BACKGROUND) if stream is None else codec.decode(b"".join(stream))[: box.height, : box.width]
+            )
+            if not (pixels == source.read(box, number)).all():
                 return False
         except (ValueError, SlideError):
             continue

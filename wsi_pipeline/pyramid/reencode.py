@@ -36,11 +36,8 @@ def reencode_level(
     `damaged_tiles` is `white`.
     """
     size = source.metadata.levels[number]
-    # Where OpenSlide interpolates, pixels depend on the corner of the region. Reading single chunks makes a level the
-    # same for any region size, and comparable chunk by chunk.
-    step = _chunks_per_read(options) if source.has_integer_downsample(number) else 1
     damaged = DamagedTiles(source, number, ChunkGrid.of(size, _chunk_size(options), 0).count, options.damaged_tiles)
-    return _write_level(folder, size, lambda box: source.read(box, number), "read", step, damaged, options, threads)
+    return _write_level(folder, size, lambda box: source.read(box, number), "read", damaged, options, threads)
 
 
 def downsample_level(finer: Level, folder: Path, options: StorageOptions, threads: int) -> WrittenLevel:
@@ -49,17 +46,11 @@ def downsample_level(finer: Level, folder: Path, options: StorageOptions, thread
     def read(box: Box) -> NDArray[np.uint8]:
         return downsample(finer.read(Box(2 * box.x, 2 * box.y, 2 * box.width, 2 * box.height).clipped(finer.size)))
 
-    return _write_level(
-        folder, half_size(finer.size), read, "halved", _chunks_per_read(options), None, options, threads
-    )
+    return _write_level(folder, half_size(finer.size), read, "halved", None, options, threads)
 
 
 def _chunk_size(options: StorageOptions) -> Size:
     return Size(options.chunk_px, options.chunk_px)
-
-
-def _chunks_per_read(options: StorageOptions) -> int:
-    return max(1, _REGION_PX // options.chunk_px)
 
 
 def half_size(size: Size) -> Size:
@@ -80,12 +71,12 @@ def _write_level(
     size: Size,
     read: ReadRegion,
     method: Literal["read", "halved"],
-    step: int,
     damaged: DamagedTiles | None,
     options: StorageOptions,
     threads: int,
 ) -> WrittenLevel:
     chunk = _chunk_size(options)
+    step = max(1, _REGION_PX // options.chunk_px)
     grid = ChunkGrid.of(size, chunk, options.shard_px)
     codec = chunk_codec(options, chunk)
     create_level(folder, grid, level_array_codecs(codec))

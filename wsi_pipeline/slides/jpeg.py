@@ -26,8 +26,6 @@ _COLOR_MARKERS = (0xE0, 0xEE)
 # Transform flag of APP14: Adobe Technical Note 5116, section 18.
 _ADOBE_TRANSFORMS = {"RGB": 0, "YCbCr": 1}
 _BYTES_KEYS = ("tables", "header")
-# Some writers pad a tile after its EOI marker.
-_MAX_PADDING = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +141,6 @@ def _kept_parts(stream: bytes, removed: Container[int]) -> Iterator[bytes]:
             yield stream[at:stop]
         at = stop
     yield stream[at:]
-
-
-def has_end_marker(stream: bytes | memoryview) -> bool:
-    """Whether a stream ends with an EOI marker, up to padding."""
-    return stream[-2:] == EOI or EOI in bytes(stream[-_MAX_PADDING:])
 
 
 def read_header(stream: bytes | memoryview, size: Size) -> bytes:

@@ -1,11 +1,13 @@
-"""Source slides, read through OpenSlide."""
+"""Source slides, read through OpenSlide, or page by page where OpenSlide does not read a TIFF file as it is."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -14,9 +16,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.config.base import MPP_RANGE, is_plausible_mpp
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.slides.stripped_tiff import StrippedTiff
+from wsi_pipeline.slides.level_pairing import page_of_level
+from wsi_pipeline.slides.page_reader import PageReader
+from wsi_pipeline.slides.tiff_levels import slide_levels
+from wsi_pipeline.slides.tiff_pages import REMEDY, Page, is_tiff, read_pages
 
-_Handle = openslide.OpenSlide | StrippedTiff
 _READ_ERRORS = (openslide.OpenSlideError, OSError)
 
 WHITE = (255, 255, 255)
@@ -24,7 +28,8 @@ WHITE = (255, 255, 255)
 _MAX_PIXELS = 10**12
 # Upper bound for a TIFF; blank JPEG tiles have about 150 pixels per byte.
 _MAX_PIXELS_PER_BYTE = 20_000
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# OpenSlide's name for TIFF files of no scanner.
+_GENERIC = "generic-tiff"
 DAMAGED_REMEDY = "The file may be truncated: compare its checksum with the source's and copy it again"
 # Scanners round the spacings of x and y independently; a larger difference means that one of them is wrong.
 _MAX_ANISOTROPY = 0.02
@@ -44,16 +49,33 @@ class SlideMetadata:
     levels: tuple[Size, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A level and how it is read: as OpenSlide's level `number`, or from its page where there is a `reader`."""
+
+    size: Size
+    number: int
+    reader: PageReader | None
+
+
 class SourceSlide:
-    """An open slide file; `read` is thread-safe."""
+    """An open slide file; `read` is thread-safe.
+
+    `pages` are the TIFF pages that may be levels; their pixels may be copied once they are compared with `read`.
+    """
 
     def __init__(self, slide: str, path: Path, mpp: float | None = None) -> None:
         """Open the slide at `path`; `mpp` (um per pixel) overrides the value in the file. Raises `SlideError`."""
         self.slide = slide
         self.path = path
         self._check_file()
-        self._handle = self._open()
-        self._downsamples = tuple(self._handle.level_downsamples)
+        self._is_tiff = is_tiff(path)
+        self.pages = read_pages(path) if self._is_tiff else list[Page]()
+        # None where no level is read through it.
+        self._handle: Any = self._open_handle()
+        self._vendor = self._properties.get(openslide.PROPERTY_NAME_VENDOR, _GENERIC)
+        is_generic = bool(self.pages) and self._vendor == _GENERIC
+        self._levels = self._page_levels() if is_generic else self._openslide_levels()
         self.metadata = self._read_metadata(mpp)
 
     def _check_file(self) -> None:
@@ -70,27 +92,69 @@ class SourceSlide:
         if not readable:
             raise self.error("no permission to read it", "Give the user that runs the pipeline read permission")
 
-    def _open(self) -> _Handle:
+    def _open_handle(self) -> openslide.OpenSlide | None:
+        """OpenSlide's handle; None where the file is a TIFF that it does not support."""
         try:
-            try:
-                return openslide.OpenSlide(self.path)
-            except openslide.OpenSlideUnsupportedFormatError:
-                if not self._is_tiff():
-                    raise
-                return StrippedTiff(self.path)
+            return openslide.OpenSlide(self.path)
         except _READ_ERRORS as error:
+            is_unsupported = isinstance(error, openslide.OpenSlideUnsupportedFormatError) or "compression" in str(error)
+            if self.pages and is_unsupported:
+                return None
             raise self.error(
                 f"not a slide that OpenSlide can read ({error})", "Check the file or take the slide out of the sheet"
             ) from error
 
+    def _page_levels(self) -> tuple[_Level, ...]:
+        """Levels of a TIFF of no scanner, by its pages. Where OpenSlide lists the same ones, it reads them."""
+        try:
+            readers = slide_levels(self.pages, lambda page: PageReader(self.path, page))
+        except ValueError as error:
+            raise self.error(str(error), REMEDY) from error
+        self.pages = [reader.page for reader in readers]
+        sizes = [(reader.size.width, reader.size.height) for reader in readers]
+        if self._handle is not None and list(self._handle.level_dimensions) != sizes:
+            self._handle.close()
+            self._handle = None
+        return tuple(
+            _Level(reader.size, number, None if self._handle is not None and self._is_whole(number) else reader)
+            for number, reader in enumerate(readers)
+        )
+
+    def _openslide_levels(self) -> tuple[_Level, ...]:
+        """OpenSlide's levels. One that it would interpolate is read from its page, or left out where none is found."""
+        levels = list[_Level]()
+        for number, (width, height) in enumerate(self._handle.level_dimensions):
+            reader = None if self._is_whole(number) else page_of_level(self.path, number, self.pages)
+            if reader is not None or self._is_whole(number):
+                levels.append(_Level(Size(width, height), number, reader))
+        turned = [page for page in self.pages if not page.upright and page.size == levels[0].size]
+        if turned:
+            raise self.error(f"{turned[0]} {turned[0].problem}", REMEDY)
+        return tuple(levels)
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether the downsample factor of OpenSlide's level is an integer, so that OpenSlide never interpolates."""
+        return float(self._handle.level_downsamples[number]).is_integer()
+
+    @property
+    def _properties(self) -> Mapping[str, str]:
+        return {} if self._handle is None else self._handle.properties
+
     def close(self) -> None:
-        self._handle.close()
+        if self._handle is not None:
+            self._handle.close()
 
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
         """Read `box`, in pixels of `level`, as (height, width, 3) uint8. Raises `SlideError` for damaged data.
 
         Transparent pixels, which some formats have between scanned areas, get the background colour.
         """
+        reader = self._levels[level].reader
+        if reader is not None:
+            try:
+                return reader.read(box)
+            except ValueError as error:
+                raise self._damaged(box, level, error) from error
         try:
             region = self._region(self._handle, box, level)
         except _READ_ERRORS:
@@ -103,51 +167,39 @@ class SourceSlide:
         blended = rgb * opaque + np.array(self.metadata.background, np.uint16) * (255 - opaque)
         return ((blended + 127) // 255).astype(np.uint8)
 
-    def _region(self, handle: _Handle, box: Box, level: int) -> NDArray[np.uint8]:
-        corner, _ = self._corner(box, level)
-        return np.asarray(handle.read_region(corner, level, (box.width, box.height)))
+    def _region(self, handle: openslide.OpenSlide, box: Box, level: int) -> NDArray[np.uint8]:
+        number = self._levels[level].number
+        downsample = int(handle.level_downsamples[number])
+        corner = box.x * downsample, box.y * downsample
+        return np.asarray(handle.read_region(corner, number, (box.width, box.height)))
 
     def _retry_region(self, box: Box, level: int) -> NDArray[np.uint8]:
         """Retry with a new handle: after its first error an OpenSlide handle fails in every call, in all threads."""
-        handle = self._open()
+        handle = openslide.OpenSlide(self.path)
         try:
             region = self._region(handle, box, level)
         except _READ_ERRORS as error:
-            self._handle = self._open()
-            raise self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", DAMAGED_REMEDY) from error
+            self._handle = openslide.OpenSlide(self.path)
+            raise self._damaged(box, level, error) from error
         self._handle = handle
         return region
 
-    def has_integer_downsample(self, level: int) -> bool:
-        """Whether the downsample factor of `level` is an integer, so that OpenSlide never interpolates there."""
-        return float(self._downsamples[level]).is_integer()
-
-    def interpolation_offset(self, box: Box, level: int) -> tuple[float, float]:
-        """Sub-pixel offset (x, y) at which OpenSlide reads `box`, in pixels of `level`.
-
-        OpenSlide takes the corner in whole level-0 pixels and divides it by one downsample factor for both
-        axes. Where the result is not an integer, it interpolates between the pixels of the level.
-        """
-        return self._corner(box, level)[1]
-
-    def _corner(self, box: Box, level: int) -> tuple[tuple[int, int], tuple[float, float]]:
-        downsample = self._downsamples[level]
-        x, y = round(box.x * downsample), round(box.y * downsample)
-        return (x, y), (x / downsample - box.x, y / downsample - box.y)
+    def _damaged(self, box: Box, level: int, error: Exception) -> SlideError:
+        return self.error(f"damaged at level {level}, x {box.x}, y {box.y} ({error})", DAMAGED_REMEDY)
 
     def _read_metadata(self, override: float | None) -> SlideMetadata:
-        properties = self._handle.properties
-        mpp = self._mpp_property() if override is None else override
+        properties = self._properties
+        mpp = self._own_mpp() if override is None else override
         color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
         background = tuple(bytes.fromhex(color)) if color else WHITE
-        levels = tuple(Size(width, height) for width, height in self._handle.level_dimensions)
+        levels = tuple(level.size for level in self._levels)
         if levels[0].width * levels[0].height > self._max_pixels():
             raise self.error(
                 f"{levels[0].width} x {levels[0].height} px are more than a file of this size can hold",
                 "Check the file or take the slide out of the sheet",
             )
         return SlideMetadata(
-            vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
+            vendor=self._vendor,
             objective_power=properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
             background=(background[0], background[1], background[2]),
             quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1),
@@ -157,13 +209,9 @@ class SourceSlide:
             levels=levels,
         )
 
-    def _is_tiff(self) -> bool:
-        with self.path.open("rb") as file:
-            return file.read(4) in _TIFF_SIGNATURES
-
     def _max_pixels(self) -> int:
         by_bytes = self.path.stat().st_size * _MAX_PIXELS_PER_BYTE
-        return min(_MAX_PIXELS, by_bytes) if self._is_tiff() else _MAX_PIXELS
+        return min(_MAX_PIXELS, by_bytes) if self._is_tiff else _MAX_PIXELS
 
     def _bounds(self) -> Box | None:
         names = (
@@ -172,16 +220,15 @@ class SourceSlide:
             openslide.PROPERTY_NAME_BOUNDS_WIDTH,
             openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
         )
-        values = [self._handle.properties.get(name) for name in names]
+        values = [self._properties.get(name) for name in names]
         return None if None in values else Box(*(int(value) for value in values if value is not None))
 
-    def _mpp_property(self) -> float:
-        properties = self._handle.properties
-        try:
-            x = float(properties[openslide.PROPERTY_NAME_MPP_X])
-            y = float(properties[openslide.PROPERTY_NAME_MPP_Y])
-        except (KeyError, ValueError):
-            raise self.error("the slide has no scale (um per pixel)", "Set the sheet's column mpp for it") from None
+    def _own_mpp(self) -> float:
+        """The scale that the file states: in the tags or the OME-XML of the page of level 0, or OpenSlide's."""
+        scale = self.pages[0].mpp if self.pages and self._vendor == _GENERIC else self._openslide_mpp()
+        if scale is None:
+            raise self.error("the slide has no scale (um per pixel)", "Set the sheet's column mpp for it")
+        x, y = scale
         if not is_plausible_mpp(x) or not is_plausible_mpp(y):
             low, high = MPP_RANGE
             raise self.error(
@@ -193,6 +240,13 @@ class SourceSlide:
                 f"the slide's pixels are not square ({x:g} x {y:g} um)", "Set the sheet's column mpp for it"
             )
         return (x + y) / 2
+
+    def _openslide_mpp(self) -> tuple[float, float] | None:
+        try:
+            x, y = (self._properties[name] for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y))
+            return float(x), float(y)
+        except (KeyError, ValueError):
+            return None
 
     def error(self, problem: str, remedy: str) -> SlideError:
         """A `SlideError` about this slide."""

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Size
-from wsi_pipeline.slides.jpeg import EOI, has_end_marker, read_header, strip_metadata
+from wsi_pipeline.slides.jpeg import EOI, read_header, strip_metadata
+from wsi_pipeline.slides.tiff_pages import Page
 
 # Above any slide: the offset tables alone would exhaust memory.
 _MAX_TILES = 20_000_000
@@ -63,20 +63,12 @@ class TileLevel:
 class TiledTiff:
     """The JPEG-tiled levels of a TIFF file; `read` is thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        """Open a file; one that tifffile cannot parse has no levels."""
-        self._levels: dict[Size, TileLevel] = {}
+    def __init__(self, path: Path, pages: list[Page]) -> None:
+        """Open a file with these pages; those that are no grid of JPEG tiles are left out."""
+        self._levels = [level for level in map(_tile_level, pages) if level is not None]
         self._buffer = _ReadBuffer()
         self._file = os.open(path, os.O_RDONLY)
         self._length = os.fstat(self._file).st_size
-        try:
-            with tifffile.TiffFile(path) as tiff:
-                for page in tiff.pages:
-                    level = _tile_level(page)
-                    if level is not None:
-                        self._levels.setdefault(level.size, level)
-        except Exception:  # noqa: BLE001 (the file is then read through OpenSlide, which reports what is wrong with it)
-            self._levels = {}
 
     def __enter__(self) -> Self:
         return self
@@ -87,17 +79,14 @@ class TiledTiff:
     @property
     def has_missing_tiles(self) -> bool:
         """Whether any tile of any level has no data."""
-        return any(level.has_missing_tiles for level in self._levels.values())
+        return any(level.has_missing_tiles for level in self._levels)
 
-    def level(self, size: Size) -> TileLevel | None:
-        """The JPEG-tiled page of `size`, or None.
+    def levels(self, size: Size) -> list[TileLevel]:
+        """The JPEG-tiled pages of `size`, and those of `size` padded to whole tiles, cropped to `size`.
 
-        A page of `size` padded to whole tiles matches too: Philips TIFF states padded sizes for coarser levels.
+        Philips TIFF states padded sizes for coarser levels, so that several levels may have one size.
         """
-        exact = self._levels.get(size)
-        if exact is not None:
-            return exact
-        return next((replace(page, size=size) for page in self._levels.values() if page.is_padded_form_of(size)), None)
+        return [replace(page, size=size) for page in self._levels if page.size == size or page.is_padded_form_of(size)]
 
     def read(self, level: TileLevel, tiles: Sequence[tuple[int, int]]) -> list[TileStream | ValueError | None]:
         """Read the streams of tiles (column, row), in the given order, without their metadata segments.
@@ -124,15 +113,18 @@ class TiledTiff:
         for k, start, stop in zip(good.tolist(), starts.tolist(), (starts + counts[good]).tolist(), strict=True):
             if stop > bytes_read:
                 found[k] = ValueError(_TOO_SHORT)
-            elif data.startswith(known.stored, start, stop) and data.endswith(EOI, start, stop):
-                found[k] = known.kept, memory[start + len(known.stored) : stop]
-            else:
-                try:
+                continue
+            try:
+                if not data.startswith(known.stored, start, stop):
                     known = _Header.parse(memory[start:stop], level.tile)
-                except ValueError as error:
-                    found[k] = error
-                else:
-                    found[k] = known.kept, memory[start + len(known.stored) : stop]
+                begin = start + len(known.stored)
+                # Writers may pad a tile behind its EOI marker.
+                end = stop if data.endswith(EOI, begin, stop) else data.rfind(EOI, begin, stop) + len(EOI)
+                if end <= begin:
+                    raise ValueError("the JPEG stream of the tile does not end")
+                found[k] = known.kept, memory[begin:end]
+            except ValueError as error:
+                found[k] = error
         return found
 
     def _read_ranges(
@@ -183,10 +175,8 @@ class _Header:
 
     @classmethod
     def parse(cls, stream: memoryview, tile: Size) -> Self:
-        """Parse the header of a stream. Raises `ValueError` unless it is a complete JPEG stream of size `tile`."""
+        """Parse the header of a stream. Raises `ValueError` unless it is that of a JPEG stream of size `tile`."""
         stored = read_header(stream, tile)
-        if not has_end_marker(stream):
-            raise ValueError("the JPEG stream of the tile does not end")
         return cls(stored, strip_metadata(stored))
 
 
@@ -195,17 +185,15 @@ def _max_bytes(tile: Size) -> int:
     return 4 * 3 * tile.width * tile.height + (1 << 16)
 
 
-def _tile_level(page: Any) -> TileLevel | None:
-    if not isinstance(page, tifffile.TiffPage) or not page.is_tiled or page.compression != _JPEG:
+def _tile_level(page: Page) -> TileLevel | None:
+    tiff = page.tiff
+    colorspace = _COLORSPACES.get(int(tiff.photometric))
+    is_copyable = page.tiled and page.problem is None and tiff.compression == _JPEG and tiff.samplesperpixel == 3
+    if not is_copyable or colorspace is None or tiff.planarconfig != _PLANAR_CONTIGUOUS:
         return None
-    is_rgb = page.samplesperpixel == 3 and page.bitspersample == 8 and page.planarconfig == _PLANAR_CONTIGUOUS
-    colorspace = _COLORSPACES.get(int(page.photometric))
-    if not is_rgb or colorspace is None or page.imagedepth != 1:
-        return None
-    size, tile = Size(page.imagewidth, page.imagelength), Size(page.tilewidth, page.tilelength)
+    size, tile = page.size, Size(tiff.tilewidth, tiff.tilelength)
     columns, rows = -(-size.width // tile.width), -(-size.height // tile.height)
-    if not columns * rows <= _MAX_TILES or min(len(page.dataoffsets), len(page.databytecounts)) < columns * rows:
+    if not columns * rows <= _MAX_TILES or min(len(page.offsets), len(page.counts)) < columns * rows:
         return None
-    offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
-    tables = None if page.jpegtables is None else strip_metadata(page.jpegtables)
-    return TileLevel(size, tile, colorspace, columns, rows, tables, offsets, counts)
+    tables = None if tiff.jpegtables is None else strip_metadata(tiff.jpegtables)
+    return TileLevel(size, tile, colorspace, columns, rows, tables, page.offsets, page.counts)
