@@ -17,6 +17,19 @@ def test_mutated_slides_give_an_error_line_or_a_complete_store() -> None:
     assert "'whole'" in done.stdout
 
 
+def test_tiffs_of_a_dozen_layouts_are_read_right_or_refused() -> None:
+    fuzz = Path(__file__).with_name("fuzz_kinds.py")
+    command = [sys.executable, str(fuzz), "--count", "12", "--processes", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *table = done.stdout.splitlines()
+    assert first == "12 TIFF files of different layouts"
+    counts = {name: int(count) for name, count in (line.split() for line in table)}
+    assert counts["wrong"] == 0
+    assert counts["right"] + counts["refused"] == 12
+    assert counts["right"] >= 5
+
+
 def run_isolated_in_a_process(code: str) -> subprocess.CompletedProcess[str]:
     whole = "import os, signal, sys, time\nfrom wsi_pipeline.errors import StoreError\n"
     whole += f"from wsi_pipeline.slides.crash_isolation import CrashError, run_isolated\ndef run():\n    {code}\n"

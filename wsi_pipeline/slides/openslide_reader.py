@@ -30,6 +30,7 @@ _MAX_PIXELS = 10**12
 _MAX_PIXELS_PER_BYTE = 20_000
 # OpenSlide's name for TIFF files of no scanner.
 _GENERIC = "generic-tiff"
+_UNCOMPRESSED = 1
 DAMAGED_REMEDY = "The file may be truncated: compare its checksum with the source's and copy it again"
 # Scanners round the spacings of x and y independently; a larger difference means that one of them is wrong.
 _MAX_ANISOTROPY = 0.02
@@ -116,9 +117,14 @@ class SourceSlide:
             self._handle.close()
             self._handle = None
         return tuple(
-            _Level(reader.size, number, None if self._handle is not None and self._is_whole(number) else reader)
+            _Level(reader.size, number, None if self._is_read_by_openslide(number, reader) else reader)
             for number, reader in enumerate(readers)
         )
+
+    def _is_read_by_openslide(self, number: int, reader: PageReader) -> bool:
+        # OpenSlide refuses some uncompressed tiles: "invalid tile byte count" where it is no multiple of 1,024.
+        is_compressed = reader.page.tiff.compression != _UNCOMPRESSED
+        return self._handle is not None and is_compressed and self._is_whole(number)
 
     def _openslide_levels(self) -> tuple[_Level, ...]:
         """OpenSlide's levels. One that it would interpolate is read from its page, or left out where none is found."""
