@@ -4,3 +4,5 @@ Writing: `conversion`, `level_plan`, `passthrough`, `reencode`, `writing`, `shar
 `pyramid`, `level`, `patch_reader`, `stain`. Both: `ome_zarr`, `patch_store`, `codecs`. Heatmaps for export:
 `heatmap_tiff`.
 """
+
+from wsi_pipeline.pyramid.pyramid import Pyramid as Pyramid
