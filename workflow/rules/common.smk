@@ -145,7 +145,8 @@ def sheet_path(wildcards, input):
 def truth_flags(wildcards):
     row = SHEET[wildcards.slide]
     flags = ["--exhaustive" if row.exhaustive else "--no-exhaustive"]
-    return [*flags, f"--label={row.label}"] if row.label else flags
+    given = {"label": row.label, "annotation-origin": row.annotation_origin}
+    return flags + [f"--{name}={value}" for name, value in given.items() if value]
 
 
 def folder_of(files):

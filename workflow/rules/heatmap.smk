@@ -95,7 +95,7 @@ rule export:
 rule confusion:
     input:
         "<results>/slides/{slide}/pyramid.json",
-        "<results>/slides/{slide}/truth.json",
+        truth_receipt="<results>/slides/{slide}/truth.json",
         calibration="<results>/calibration/{model}.json",
         heatmap_receipt="<results>/heatmaps/{model}/{slide}.json",
         heatmap=ancient("<results>/heatmaps/{model}/{slide}.ome.zarr"),
@@ -124,9 +124,9 @@ rule confusion:
         options=options("confusion"),
         synthetic=SYNTHETIC,
     shell:
-        "wsi-pipeline confusion --pyramid {input.pyramid:q} --truth {input.truth:q} --heatmap {input.heatmap:q}"
-        " --heatmap-receipt {input.heatmap_receipt:q} --calibration {input.calibration:q}"
-        " --slide {wildcards.slide:q} --store {output.store:q} --receipt {output.receipt:q}"
+        "wsi-pipeline confusion --pyramid {input.pyramid:q} --truth {input.truth:q}"
+        " --truth-receipt {input.truth_receipt:q} --heatmap {input.heatmap:q} --heatmap-receipt {input.heatmap_receipt:q}"
+        " --calibration {input.calibration:q} --slide {wildcards.slide:q} --store {output.store:q} --receipt {output.receipt:q}"
         " --picture {output.picture:q} --geojson {output.geojson:q} --options {params.options:q}"
         " {params.synthetic} > {log:q} 2>&1"
 

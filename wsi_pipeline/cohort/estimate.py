@@ -24,6 +24,7 @@ from wsi_pipeline.errors import AnnotationError, PipelineError, SheetError, Slid
 from wsi_pipeline.geometry import Box, Grid, Size
 from wsi_pipeline.io.fingerprints import Fingerprints
 from wsi_pipeline.io.layout import keeps_model
+from wsi_pipeline.masks.annotation_position import canvas_of, check_position, overview_level, read_overview
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
@@ -42,7 +43,7 @@ from wsi_pipeline.slides.tiff_tiles import TiledTiff
 # Rate of two cores of a current server, digests included (docs/benchmarks.md).
 COPIED_BYTES_PER_SECOND = 400e6
 _SAMPLE_CHUNKS = 4
-# A coarsest level with more pixels is not read, as that would take too long for an estimate.
+# A level with more pixels is not read for a mask, as that would take too long for an estimate.
 _MAX_MASK_PIXELS = 64_000_000
 _ASPECT_TOLERANCE = 0.02
 _SMALL_PX = 64
@@ -157,10 +158,14 @@ def _level_problems(row: SlideRow, source: SourceSlide) -> Iterator[Problem]:
 def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> Iterator[Problem]:
     if row.annotation is None or is_remote(row.annotation):
         return
+    path, canvas, levels = Path(row.annotation), canvas_of(source), source.metadata.levels
     try:
-        path = Path(row.annotation)
-        regions = read_annotation(row.slide, path, config.truth, source.metadata.levels[0])
-        check_label(row.slide, path, row.label, regions)
+        annotation = read_annotation(row.slide, path, config.truth, canvas, row.annotation_origin)
+        check_label(row.slide, path, row.label, annotation.regions)
+        size = levels[overview_level(levels)]
+        if size.width * size.height <= _MAX_MASK_PIXELS:
+            overview = read_overview(source)
+            check_position(row.slide, path, annotation, canvas, overview, config.truth.min_on_tissue)
     except AnnotationError as error:
         yield Problem(row.slide, str(error), error=True)
 

@@ -1,8 +1,8 @@
 """The slide sheet: a table with a row for each slide, as text or as an Excel workbook (`cohort/tables.py`).
 
-Required columns: `slide, path, split`. Optional: `label, annotation, exhaustive, patient, centre,
-mpp, tissue_method, tissue_threshold, excluded_from`. An empty cell and an omitted column mean "unknown"; other columns
-are ignored. Paths are relative to the working directory, or s3:// URLs.
+Required columns: `slide, path, split`. Optional: `label, annotation, annotation_origin, exhaustive, patient,
+centre, mpp, tissue_method, tissue_threshold, excluded_from`. An empty cell and an omitted column mean "unknown"; other
+columns are ignored. Paths are relative to the working directory, or s3:// URLs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from wsi_pipeline.cohort.tables import read_table
 from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueRun
-from wsi_pipeline.config.base import MPP_RANGE
+from wsi_pipeline.config.base import MPP_RANGE, Origin
 from wsi_pipeline.config.loading import validate
 from wsi_pipeline.errors import ConfigError, SheetError
 from wsi_pipeline.io.digests import digest_json
@@ -41,6 +41,7 @@ class SlideRow:
     split: str
     label: str | None = None
     annotation: str | None = None
+    annotation_origin: Origin | None = None
     exhaustive: bool = True
     patient: str | None = None
     centre: str | None = None
@@ -265,6 +266,7 @@ def _parse(cells: dict[str, str], mistakes: _Mistakes) -> SlideRow:
         split=one_of("split", SPLITS) or "",
         label=one_of("label", CLASSES),
         annotation=cells.get("annotation") or None,
+        annotation_origin=cast("Origin | None", one_of("annotation_origin", get_args(Origin))),
         exhaustive=one_of("exhaustive", ("yes", "no")) != "no",
         patient=cells.get("patient") or None,
         centre=cells.get("centre") or None,

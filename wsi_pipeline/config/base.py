@@ -22,6 +22,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 LabelRule = Literal["centre_nearest", "centre_region", "area_fraction"]
 LesionProtocol = Literal["slide_scale", "camelyon16"]
+# The corner that coordinates count from: that of the whole level 0, or of the part of it that was scanned.
+Origin = Literal["canvas", "bounds"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 

@@ -116,6 +116,14 @@ class TruthOptions(Section):
     ignore_groups: tuple[str, ...] = Field(
         ("Ignore*",), description="Annotation groups to ignore: neither trained on nor scored. * is no wildcard."
     )
+    unused_groups: tuple[str, ...] = Field(
+        (), description="Annotation groups that are left out, such as outlines of tissue."
+    )
+    min_on_tissue: Fraction = Field(
+        0.5,
+        description="Minimum share of annotated tumour on tissue, as a check of its coordinates on an overview of the "
+        "slide; 0 is no check.",
+    )
     ignore_margin_um: NonNegative = Field(
         0.0, description="Width of the band on either side of tumour borders that is ignored too, um."
     )

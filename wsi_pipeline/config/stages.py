@@ -71,7 +71,7 @@ class TissueRun(TissueOptions, StageRun):
 
 class TruthRun(TruthOptions, StageRun):
     stage = "truth"
-    step_version = 5
+    step_version = 6
     section = "truth"
 
 

@@ -208,9 +208,9 @@ def _reasons(expected: Expected, row: SlideRow, stage: str, receipt: Mapping[str
         if given != row.mpp:
             yield f"mpp was {given}, is {row.mpp}"
     if stage == "truth":
-        for name, value in (("label", row.label), ("exhaustive", row.exhaustive)):
-            if receipt[name] != value:
-                yield f"{name} was {receipt[name]}, is {value}"
+        for name in ("label", "exhaustive", "annotation_origin"):
+            if receipt[name] != getattr(row, name):
+                yield f"{name} was {receipt[name]}, is {getattr(row, name)}"
         yield from _annotation_reasons(row.annotation, receipt["annotation_sha256"])
 
 

@@ -1,4 +1,4 @@
-"""GeoJSON annotations for QuPath; coordinates are level-0 pixels.
+"""GeoJSON annotations for QuPath, whose coordinates count from the slide's scanned bounds.
 
 Format: RFC 7946, with the properties of QuPath's export (https://qupath.readthedocs.io).
 """
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.io.atomic import atomic_output
@@ -29,7 +30,10 @@ def feature(
     name: str | None = None,
     measurements: Mapping[str, float] | None = None,
 ) -> Feature:
-    """A QuPath annotation with a class, and optionally a name and measurements."""
+    """A QuPath annotation with a class, and optionally a name and measurements.
+
+    `geometry`, in level-0 pixels, remains one until `write_features` writes it.
+    """
     properties: dict[str, Any] = {
         "objectType": "annotation",
         "classification": {"name": classification, "color": list(color)},
@@ -38,16 +42,21 @@ def feature(
         properties["name"] = name
     if measurements is not None:
         properties["measurements"] = dict(measurements)
-    return {"type": "Feature", "geometry": json.loads(shapely.to_geojson(geometry)), "properties": properties}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
-def write_features(path: Path, features: Iterable[Feature]) -> None:
-    """Write a FeatureCollection atomically, one feature at a time, as outlines may have millions of points."""
+def write_features(path: Path, features: Iterable[Feature], origin: tuple[int, int]) -> None:
+    """Write a FeatureCollection with coordinates from the level-0 pixel `origin` (x, y), that of QuPath.
+
+    Atomically, and one feature at a time, as outlines may have millions of points.
+    """
     with atomic_output(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"
         for item in features:
-            file.write(separator + json.dumps(item, allow_nan=False))
+            geometry = translate(item["geometry"], -origin[0], -origin[1])
+            written = {**item, "geometry": json.loads(shapely.to_geojson(geometry))}
+            file.write(separator + json.dumps(written, allow_nan=False))
             separator = ",\n"
         file.write("\n]}\n")
 

@@ -11,28 +11,20 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import Regions
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
-from wsi_pipeline.masks.tissue_detection import find_threshold, tissue_features
 from wsi_pipeline.progress_bar import track
 from wsi_pipeline.pyramid.ome_zarr import IMAGE_SHARD_PX, Image, new_image
-from wsi_pipeline.pyramid.pyramid import Pyramid
 
 _BAND_PX = 512
-_THUMBNAIL_PX = 1024
 # A larger truth image is reduced for its picture.
 _OVERVIEW_PIXELS = 1 << 25
-# At scales within these factors of 1 um per pixel, coordinates in pixels and in micrometres are too alike to judge.
-_UNIT_FACTORS = (0.8, 1.25)
-_ON_GLASS, _ON_TISSUE = 0.3, 0.8
 
 
 def background_value(label: str | None, annotated: bool, exhaustive: bool) -> int:
@@ -138,32 +130,4 @@ def check_label(slide: str, annotation: Path, label: str | None, regions: Region
             annotation,
             f"{outlined}, but the sheet's label is {label}",
             remedy="Correct the label or the annotation",
-        )
-
-
-def check_unit(slide: str, annotation: Path, regions: Regions, pyramid: Pyramid) -> None:
-    """Raise `AnnotationError` where tumour lies on glass, but on tissue if its coordinates are taken as micrometres."""
-    tumor = regions.tumor
-    if tumor.is_empty or _UNIT_FACTORS[0] < pyramid.mpp < _UNIT_FACTORS[1]:
-        return
-    picture, mpp = pyramid.thumbnail(_THUMBNAIL_PX)
-    options = TissueOptions()
-    features = tissue_features(picture, options)
-    known = features.is_tissue(find_threshold(features, options).value, options)
-    tissue = ndimage.binary_dilation(known, iterations=2)
-    points = shapely.get_coordinates(tumor)
-
-    def share_on_tissue(unit: float) -> float:
-        """Share of the vertices on tissue, where a pixel of the thumbnail is `unit` of the annotation's units."""
-        x, y = (points / unit).astype(np.int64).T
-        inside = (x < tissue.shape[1]) & (y < tissue.shape[0])
-        return float(tissue[y[inside], x[inside]].sum()) / len(points)
-
-    in_px, in_um = share_on_tissue(mpp / pyramid.mpp), share_on_tissue(mpp)
-    if in_px < _ON_GLASS and in_um > _ON_TISSUE:
-        raise AnnotationError(
-            slide,
-            annotation,
-            f"{100 * in_px:.0f} % of its vertices lie on tissue; {100 * in_um:.0f} % would if they were micrometres",
-            remedy="Export the annotation in level-0 pixels",
         )

@@ -64,15 +64,20 @@ def outline_png(overlay: Image, box: Box, mpp: float) -> bytes | None:
 
 
 def draw_outlines(pyramid: Pyramid, overlay: Image, longest_px: int = QC_PX) -> tuple[RgbImage, float]:
-    """Thumbnail of the slide with outlines, and its scale in um per pixel.
+    """Thumbnail of the slide with outlines, and its scale in um per pixel."""
+    picture, mpp = pyramid.thumbnail(longest_px)
+    return outlines_over(picture, mpp, overlay), mpp
+
+
+def outlines_over(picture: RgbImage, mpp: float, overlay: Image) -> RgbImage:
+    """A picture of the whole slide at `mpp`, with outlines.
 
     Outlines of tissue are blue, of tumour red, of normal tissue enclosed by tumour green; ignored areas are filled
     grey.
     """
-    picture, mpp = pyramid.thumbnail(longest_px)
     codes = _outline_codes(overlay, Box(0, 0, picture.shape[1], picture.shape[0]), mpp)
     colors = np.array(_PALETTE, np.uint8)[codes]
-    return blend(picture, colors[..., :3], (colors[..., 3] / np.float32(255)).astype(np.float32)), mpp
+    return blend(picture, colors[..., :3], (colors[..., 3] / np.float32(255)).astype(np.float32))
 
 
 def _resample(overlay: Image, box: Box, mpp: float) -> Codes:

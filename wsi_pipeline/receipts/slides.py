@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from wsi_pipeline.config import ConvertRun, NegativesRun, PatchesRun, TissueRun, TruthRun
+from wsi_pipeline.config.base import Origin
 from wsi_pipeline.receipts.base import Facts, Receipt
 
 
@@ -74,13 +75,64 @@ class PixelCounts(Facts):
     ignore: int
 
 
+Meaning = Literal["tumor", "cut_out", "ignore", "unused"]
+
+
+class GroupFacts(Facts):
+    """A group, layer or class of an annotation: its meaning, its outlines, their area on the slide and off it, mm²."""
+
+    meaning: Meaning
+    outlines: int
+    mm2: float
+    off_slide_mm2: float
+
+
+class LeftOutFacts(Facts):
+    """Objects of an annotation that are not used, and why."""
+
+    group: str
+    reason: str
+    count: int
+
+
+class AnnotationFacts(Facts):
+    """How an annotation file was understood.
+
+    `origin` is the corner that its coordinates count from, `on_tissue` the share of its tumour that lies on tissue, in
+    an overview of the slide; null without tumour.
+    """
+
+    format: str
+    origin: Origin
+    groups: dict[str, GroupFacts]
+    left_out: tuple[LeftOutFacts, ...]
+    on_tissue: float | None = None
+
+    def lines(self) -> list[str]:
+        """The facts as lines of text."""
+        lines = [f"{self.format}, coordinates from the corner of the {self.origin}"]
+        for name, group in self.groups.items():
+            off = f" and {group.off_slide_mm2:.4g} mm² off the slide" if group.off_slide_mm2 else ""
+            lines.append(f"taken as {group.meaning}: {group.outlines} of {name!r}, {group.mm2:.4g} mm²{off}")
+        lines += [f"left out: {left.count} of {left.group!r} ({left.reason})" for left in self.left_out]
+        if self.on_tissue is not None:
+            lines.append(f"{100 * self.on_tissue:.0f} % of the annotated tumour lies on tissue")
+        return lines
+
+
 class TruthReceipt(Receipt):
-    """The truth image of a slide; `shape` is (height, width), the area is that of the polygons of tumour in mm²."""
+    """The truth image of a slide; `shape` is (height, width), the area is that of the polygons of tumour in mm².
+
+    `annotation_origin` is that of the sheet. `qupath_origin` is the level-0 pixel (x, y) that QuPath counts from.
+    """
 
     slide: str
     label: str | None
     exhaustive: bool
     annotation_sha256: str | None
+    annotation_origin: Origin | None = None
+    annotation: AnnotationFacts | None = None
+    qupath_origin: tuple[int, int] = (0, 0)
     polygons: int
     tumor_mm2: float
     pixels: PixelCounts

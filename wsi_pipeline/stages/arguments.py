@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from wsi_pipeline.config.base import Origin
+
 Slide = Annotated[str, typer.Option(help="Slide id.")]
 Options = Annotated[str, typer.Option(metavar="JSON", help="Options of the stage; missing keys take their defaults.")]
 Threads = Annotated[int, typer.Option(min=1, help="Number of worker threads.")]
@@ -24,6 +26,10 @@ PyramidArg = Annotated[Path, typer.Option("--pyramid", help="The slide's pyramid
 TissueArg = Annotated[Path, typer.Option("--tissue", help="The slide's tissue.ome.zarr.")]
 TruthArg = Annotated[Path, typer.Option("--truth", help="The slide's truth.ome.zarr.")]
 TruthReceiptArg = Annotated[Path, typer.Option(help="Receipt of the truth.")]
+AnnotationOrigin = Annotated[
+    Origin | None,
+    typer.Option(help="Corner that the annotation counts from; by default that of its format."),
+]
 HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap (OME-Zarr).")]
 HeatmapReceiptArg = Annotated[Path, typer.Option(help="Receipt of the heatmap.")]
 SlidesFolder = Annotated[Path, typer.Option("--slides", help="Folder of the slides, with pyramids and tissue masks.")]

@@ -21,6 +21,7 @@ from wsi_pipeline.stages.arguments import (
     Store,
     Synthetic,
     TruthArg,
+    TruthReceiptArg,
 )
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Inputs:
 
     pyramid: Path
     truth: Path
+    truth_receipt: Path
     heatmap: Path
     heatmap_receipt: Path
     calibration: Path
@@ -51,6 +53,7 @@ def command(
     *,
     pyramid: PyramidArg,
     truth: TruthArg,
+    truth_receipt: TruthReceiptArg,
     heatmap: HeatmapArg,
     heatmap_receipt: HeatmapReceiptArg,
     calibration: Calibration,
@@ -64,7 +67,12 @@ def command(
 ) -> None:
     """Compare a heatmap with the truth at the operating point."""
     inputs = Inputs(
-        pyramid=pyramid, truth=truth, heatmap=heatmap, heatmap_receipt=heatmap_receipt, calibration=calibration
+        pyramid=pyramid,
+        truth=truth,
+        truth_receipt=truth_receipt,
+        heatmap=heatmap,
+        heatmap_receipt=heatmap_receipt,
+        calibration=calibration,
     )
     outputs = Outputs(store=store, receipt=receipt, picture=picture, geojson=geojson)
     run(slide, inputs, outputs, parse_options(ConfusionRun, options), synthetic=synthetic)
@@ -93,6 +101,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ConfusionRun, *, 
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import read_receipt, write_receipt
     from wsi_pipeline.receipts.evaluation import CalibrateReceipt, ConfusionCells, ConfusionReceipt, ConfusionShares
+    from wsi_pipeline.receipts.slides import TruthReceipt
 
     pyramid = Pyramid(inputs.pyramid)
     labelled = LabelledHeatmap.read(slide, inputs.heatmap, inputs.heatmap_receipt, inputs.truth, options)
@@ -107,7 +116,8 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ConfusionRun, *, 
     shown = replace(heat, data=probabilities(heat.data))
     figure = slide_panels(slide, pyramid, labelled.truth, shown, image, threshold=point.threshold, synthetic=synthetic)
     save_figure(figure, outputs.picture)
-    write_features(outputs.geojson, confusion_features(codes, labelled.receipt.grid))
+    origin = read_receipt(inputs.truth_receipt, TruthReceipt).qupath_origin
+    write_features(outputs.geojson, confusion_features(codes, labelled.receipt.grid), origin)
     write_receipt(
         outputs.receipt,
         ConfusionReceipt(

@@ -82,8 +82,9 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> Non
     facts = read_heatmap_receipt(inputs.heatmap_receipt, slide)
     found = find_detections(read_log_odds(inputs.heatmap, facts.slide_mpp), facts.grid, options)
     write_text(outputs.detections, detections_csv(found))
-    write_features(outputs.geojson, map(detection_feature, found))
-    matched, reason = None, not_scored_reason(read_receipt(inputs.truth_receipt, TruthReceipt))
+    truth = read_receipt(inputs.truth_receipt, TruthReceipt)
+    write_features(outputs.geojson, map(detection_feature, found), truth.qupath_origin)
+    matched, reason = None, not_scored_reason(truth)
     if reason is None:
         matched = match_lesions(found, read_image(inputs.truth, facts.slide_mpp), facts.slide_mpp, options)
     write_receipt(

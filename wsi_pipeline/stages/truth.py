@@ -8,7 +8,7 @@ tumour.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ import typer
 from wsi_pipeline.config import TruthRun
 from wsi_pipeline.config.loading import parse_options
 from wsi_pipeline.stages.arguments import (
+    AnnotationOrigin,
     FigureArg,
     Geojson,
     Options,
@@ -29,15 +30,22 @@ from wsi_pipeline.stages.arguments import (
 )
 
 if TYPE_CHECKING:
-    from wsi_pipeline.masks.annotations import Regions
+    from wsi_pipeline.config.base import Origin
+    from wsi_pipeline.geometry import Box
+    from wsi_pipeline.masks.annotations import Annotation, Regions
+    from wsi_pipeline.pyramid.pyramid import Pyramid
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
+    """`pyramid_receipt` is by default the JSON file beside the pyramid."""
+
     pyramid: Path
     annotation: Path | None = None
+    _: KW_ONLY
+    pyramid_receipt: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +66,13 @@ def command(
     receipt: ReceiptArg,
     picture: FigureArg,
     geojson: Geojson,
-    annotation: Annotated[
-        Path | None, typer.Option(help="ASAP XML, ImageScope XML or QuPath GeoJSON.", readable=False)
+    pyramid_receipt: Annotated[
+        Path | None, typer.Option(help="Receipt of the pyramid; by default the JSON file beside it.")
     ] = None,
+    annotation: Annotated[
+        Path | None, typer.Option(help="ASAP, ImageScope or HALO XML, or QuPath GeoJSON.", readable=False)
+    ] = None,
+    annotation_origin: AnnotationOrigin = None,
     label: Annotated[str | None, typer.Option(help="normal or tumor.")] = None,
     exhaustive: Annotated[bool, typer.Option(help="Whether all tumour is annotated.")] = True,
     options: Options = "{}",
@@ -70,9 +82,10 @@ def command(
     """Draw the annotations of a slide as a label image: normal, tumour, ignore."""
     run(
         slide,
-        Inputs(pyramid, annotation),
+        Inputs(pyramid, annotation, pyramid_receipt=pyramid_receipt),
         Outputs(store=store, receipt=receipt, picture=picture, geojson=geojson),
         parse_options(TruthRun, options),
+        origin=annotation_origin,
         label=label,
         exhaustive=exhaustive,
         threads=threads,
@@ -86,27 +99,28 @@ def run(
     outputs: Outputs,
     options: TruthRun,
     *,
+    origin: Origin | None = None,
     label: str | None = None,
     exhaustive: bool = True,
     threads: int = 1,
     synthetic: bool = False,
 ) -> None:
-    """Write the truth of one slide. Raises `AnnotationError` where annotation and label contradict."""
+    """Write the truth of one slide; `origin` is what the annotation counts from, by default that of its format.
+
+    Raises `AnnotationError` where annotation and label contradict, and where annotated tumour does not lie on tissue.
+    """
     from wsi_pipeline.io.digests import digest_file
-    from wsi_pipeline.masks.annotations import NO_REGIONS, read_annotation
-    from wsi_pipeline.masks.truth import background_value, check_label, check_unit, draw_truth, store_truth
+    from wsi_pipeline.masks.annotations import NO_REGIONS
+    from wsi_pipeline.masks.truth import background_value, draw_truth, store_truth
     from wsi_pipeline.plots.figures import save_figure, slide_figure
     from wsi_pipeline.plots.overlays import draw_outlines, truth_overlay
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.slides import PixelCounts, TruthReceipt
 
-    pyramid, annotation = Pyramid(inputs.pyramid), inputs.annotation
-    regions = NO_REGIONS
-    if annotation is not None:
-        regions = read_annotation(slide, annotation, options, pyramid.size)
-        check_label(slide, annotation, label, regions)
-        check_unit(slide, annotation, regions, pyramid)
+    pyramid, bounds = Pyramid(inputs.pyramid), _bounds(inputs)
+    annotation = _read_annotation(slide, inputs.annotation, options, pyramid, bounds, origin=origin, label=label)
+    regions = NO_REGIONS if annotation is None else annotation.regions
     background = background_value(label, annotation is not None, exhaustive)
     size, margin_px = pyramid.size_at(options.mpp), options.ignore_margin_um / options.mpp
     truth = draw_truth(regions, size, options.mpp / pyramid.mpp, background, margin_px)
@@ -115,7 +129,8 @@ def run(
     save_figure(
         slide_figure(title, *draw_outlines(pyramid, truth_overlay(stored.overview)), synthetic), outputs.picture
     )
-    _write_outlines(outputs.geojson, regions)
+    qupath_origin = (bounds.x, bounds.y) if bounds else (0, 0)
+    _write_outlines(outputs.geojson, regions, qupath_origin)
     normal, tumor, *ignored = stored.pixels
     tumor_mm2 = float(regions.tumor.area) * pyramid.mpp**2 / 1e6
     write_receipt(
@@ -124,7 +139,10 @@ def run(
             slide=slide,
             label=label,
             exhaustive=exhaustive,
-            annotation_sha256=None if annotation is None else digest_file(annotation),
+            annotation_sha256=None if inputs.annotation is None else digest_file(inputs.annotation),
+            annotation_origin=origin,
+            annotation=None if annotation is None else annotation.facts,
+            qupath_origin=qupath_origin,
             polygons=regions.polygons,
             tumor_mm2=round(tumor_mm2, 6),
             pixels=PixelCounts(normal=normal, tumor=tumor, ignore=sum(ignored)),
@@ -137,7 +155,49 @@ def run(
     log.info("%s: %d polygons, %.3f mm² tumour%s", slide, regions.polygons, tumor_mm2, share)
 
 
-def _write_outlines(path: Path, regions: Regions) -> None:
+def _bounds(inputs: Inputs) -> Box | None:
+    """The scanned part of the canvas."""
+    from wsi_pipeline.geometry import Box
+    from wsi_pipeline.receipts.base import read_receipt
+    from wsi_pipeline.receipts.slides import ConvertReceipt
+
+    beside = inputs.pyramid.with_name(inputs.pyramid.name.removesuffix(".ome.zarr") + ".json")
+    bounds = read_receipt(inputs.pyramid_receipt or beside, ConvertReceipt).bounds
+    return None if bounds is None else Box(*bounds)
+
+
+def _read_annotation(
+    slide: str,
+    path: Path | None,
+    options: TruthRun,
+    pyramid: Pyramid,
+    bounds: Box | None,
+    *,
+    origin: Origin | None,
+    label: str | None,
+) -> Annotation | None:
+    """The annotation, if there is one, which is checked and reported."""
+    from wsi_pipeline.masks.annotation_position import OVERVIEW_PX, check_position
+    from wsi_pipeline.masks.annotations import read_annotation
+    from wsi_pipeline.masks.outlines import Canvas
+    from wsi_pipeline.masks.truth import check_label
+
+    if path is None:
+        return None
+    downsamples = tuple(mpp / pyramid.mpp for mpp in pyramid.mpps)
+    canvas = Canvas(pyramid.size, pyramid.mpp, downsamples, bounds)
+    annotation = read_annotation(slide, path, options, canvas, origin)
+    overview, _ = pyramid.thumbnail(OVERVIEW_PX)
+    try:
+        annotation = check_position(slide, path, annotation, canvas, overview, options.min_on_tissue)
+        check_label(slide, path, label, annotation.regions)
+    finally:
+        for line in annotation.facts.lines():
+            log.info("%s: %s", slide, line)
+    return annotation
+
+
+def _write_outlines(path: Path, regions: Regions, origin: tuple[int, int]) -> None:
     """Write the annotated areas as QuPath GeoJSON."""
     from wsi_pipeline.masks.geojson import feature, polygon_parts, write_features
     from wsi_pipeline.plots.colors import IGNORED_COLOR, TUMOR_COLOR
@@ -145,5 +205,5 @@ def _write_outlines(path: Path, regions: Regions) -> None:
     # Areas cut out of tumour are holes in it.
     areas = (("Tumor", TUMOR_COLOR, regions.tumor), ("Ignore*", IGNORED_COLOR, regions.ignore))
     write_features(
-        path, (feature(polygon, name, color) for name, color, area in areas for polygon in polygon_parts(area))
+        path, (feature(polygon, name, color) for name, color, area in areas for polygon in polygon_parts(area)), origin
     )
