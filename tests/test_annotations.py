@@ -2,61 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import shapely
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from helpers.annotations import square, write_asap
+from helpers.annotations import (
+    Ring,
+    feature,
+    polygon,
+    region,
+    square,
+    write_asap,
+    write_geojson,
+    write_imagescope,
+)
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import Regions, read_annotation
+from wsi_pipeline.masks.outlines import Canvas
 
-SIZE = Size(1600, 1200)
-Ring = list[tuple[float, float]]
+CANVAS = Canvas(Size(1600, 1200), mpp=0.5)
 
 
 def read(path: Path, **options: Any) -> Regions:
-    return read_annotation("s1", path, TruthOptions(**options), SIZE)
-
-
-def feature(geometry: dict[str, Any] | None, group: str | None) -> dict[str, Any]:
-    classification = {} if group is None else {"classification": {"name": group, "color": [200, 0, 0]}}
-    return {
-        "type": "Feature",
-        "id": "x",
-        "geometry": geometry,
-        "properties": {"objectType": "annotation"} | classification,
-    }
-
-
-def polygon(*rings: Ring) -> dict[str, Any]:
-    return {"type": "Polygon", "coordinates": [[*map(list, ring), list(ring[0])] for ring in rings]}
-
-
-def write_geojson(path: Path, *features: dict[str, Any], collection: bool = True) -> Path:
-    content = {"type": "FeatureCollection", "features": features} if collection else list(features)
-    path.write_text(json.dumps(content))
-    return path
-
-
-def region(ring: Ring, kind: int = 0, negative: int = 0) -> str:
-    vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in ring)
-    return f'<Region Id="1" Type="{kind}" NegativeROA="{negative}"><Vertices>{vertices}</Vertices></Region>'
-
-
-def write_imagescope(path: Path, layers: dict[str, list[str]]) -> Path:
-    text = "".join(
-        f'<Annotation Id="{k}" Name="{name}"><Attributes><Attribute Name="x" Value="y"/></Attributes>'
-        f"<Regions><RegionAttributeHeaders/>{''.join(regions)}</Regions><Plots/></Annotation>"
-        for k, (name, regions) in enumerate(layers.items())
-    )
-    path.write_text(f'<Annotations MicronsPerPixel="0.25">{text}</Annotations>')
-    return path
+    return read_annotation("s1", path, TruthOptions(**options), CANVAS).regions
 
 
 def test_each_format_gives_the_same_regions(tmp_path: Path) -> None:
@@ -64,7 +40,7 @@ def test_each_format_gives_the_same_regions(tmp_path: Path) -> None:
     files = [
         write_asap(tmp_path / "a.xml", [("_0", tumor), ("_2", hole), ("Ignore*", ignored)]),
         write_imagescope(
-            tmp_path / "b.xml", {"Tumor": [region(tumor), region(hole, negative=1)], "Ignore*": [region(ignored)]}
+            tmp_path / "b.xml", ("Tumor", [region(tumor), region(hole, negative=1)]), ("Ignore*", [region(ignored)])
         ),
         write_geojson(
             tmp_path / "c.geojson", feature(polygon(tumor, hole), "Tumor"), feature(polygon(ignored), "Ignore*")
@@ -95,14 +71,15 @@ def test_each_format_gives_the_same_regions(tmp_path: Path) -> None:
 def test_imagescope_ellipses_and_rectangles_are_regions(tmp_path: Path) -> None:
     path = write_imagescope(
         tmp_path / "a.xml",
-        {
-            "Tumor": [
+        (
+            "Tumor",
+            [
                 region([(100, 100), (300, 200)], kind=2),
                 region([(400, 100), (500, 150)], kind=1),
                 region([(700, 700), (900, 900)], kind=4),
                 region([(700, 700), (900, 900), (950, 700)], kind=3),
-            ]
-        },
+            ],
+        ),
     )
     regions = read(path)
     assert regions.polygons == 2
@@ -125,7 +102,7 @@ def test_geometries_without_area_are_skipped(tmp_path: Path) -> None:
 def test_annotations_without_vertices_give_no_region(tmp_path: Path) -> None:
     files = [
         write_asap(tmp_path / "a.xml", [("_0", [])]),
-        write_imagescope(tmp_path / "b.xml", {"Tumor": [region([]), region([], kind=2)], "Empty layer": []}),
+        write_imagescope(tmp_path / "b.xml", ("Tumor", [region([]), region([], kind=2)]), ("Empty layer", [])),
         write_geojson(tmp_path / "c.geojson", feature({"type": "Polygon", "coordinates": [[]]}, "Tumor")),
         write_geojson(tmp_path / "d.geojson"),
     ]
@@ -199,3 +176,84 @@ def test_missing_files_and_unnamed_groups_are_errors(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="unknown annotation group ''"):
         read(path)
     assert read(path, tumor_groups=("",)).tumor.area == 100
+
+
+def winding_numbers(ring: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The winding number of a closed ring around each point, by counting its crossings (Sunday 2001)."""
+    found = np.zeros(x.shape, int)
+    for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        side = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
+        found += ((y0 <= y) & (y1 > y) & (side > 0)).astype(int) - ((y0 > y) & (y1 <= y) & (side < 0))
+    return found
+
+
+def turns(count: float, seed: int) -> Ring:
+    """A wobbling circle that is drawn `count` times around (800, 600)."""
+    rng = np.random.default_rng(seed)
+    angle = np.linspace(0, 2 * np.pi * count, 400)
+    radius = 300 + 12 * np.sin(5 * angle + rng.uniform(0, 6)) + 15 * angle / angle[-1]
+    return [(800 + r * np.cos(a), 600 + r * np.sin(a)) for r, a in zip(radius, angle, strict=True)]
+
+
+BOW_TIE = [(100.0, 100.0), (500.0, 500.0), (500.0, 100.0), (100.0, 500.0)]
+# A hole that is drawn in one stroke with its outer border, there and back along the line between them.
+ONE_STROKE = [*square(100, 100, 600), (100, 100), (300, 300), (300, 500), (500, 500), (500, 300), (300, 300)]
+STAR = [(800 + 500 * math.sin(4 * math.pi * k / 5), 600 + 500 * math.cos(4 * math.pi * k / 5)) for k in range(5)]
+
+
+@pytest.mark.parametrize("ring", [turns(1.25, 0), turns(2, 1), turns(3.4, 2), BOW_TIE, ONE_STROKE, STAR])
+def test_inside_is_where_the_winding_number_is_not_0(tmp_path: Path, ring: Ring) -> None:
+    """ASAP's own masks have the same rule."""
+    tumor = read(write_asap(tmp_path / "a.xml", [("Tumor", ring)])).tumor
+    x, y = np.meshgrid(np.arange(3.17, 1600, 7.3), np.arange(2.39, 1200, 7.1))
+    wanted = winding_numbers(np.array(ring), x, y) != 0
+    assert wanted.any()
+    np.testing.assert_array_equal(shapely.contains_xy(tumor, x, y), wanted)
+
+
+@given(st.lists(st.tuples(st.integers(0, 39), st.integers(0, 29)), min_size=3, max_size=14))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_ring_is_filled_by_its_winding_number_or_refused(tmp_path: Path, ring: list[tuple[int, int]]) -> None:
+    x, y = np.meshgrid(np.arange(40) + 0.313, np.arange(30) + 0.471)
+    near = shapely.distance(shapely.LinearRing(ring), shapely.points(x, y)) < 1e-6
+    wanted = winding_numbers(np.array(ring), x, y) != 0
+    path = write_asap(tmp_path / "a.xml", [("Tumor", [(float(a), float(b)) for a, b in ring])])
+    try:
+        tumor = read(path).tumor
+    except AnnotationError as error:
+        assert "crosses itself" in str(error)
+        # Refused is only what encloses an area that is not inside.
+        assert shapely.polygonize([shapely.node(shapely.LinearRing(ring))]).area > 1.05 * area_inside(ring)
+        return
+    np.testing.assert_array_equal(shapely.contains_xy(tumor, x, y)[~near], wanted[~near])
+
+
+def area_inside(ring: list[tuple[int, int]]) -> float:
+    """The area of the faces of a ring with a winding number other than 0."""
+    faces = shapely.get_parts(shapely.polygonize([shapely.node(shapely.LinearRing(ring))]))
+    centres = shapely.point_on_surface(faces)
+    inside = winding_numbers(np.array(ring, float), shapely.get_x(centres), shapely.get_y(centres)) != 0
+    return float(shapely.area(faces)[inside].sum())
+
+
+def test_a_ring_that_loses_area_is_an_error(tmp_path: Path) -> None:
+    """A band that is traced twice around an island encloses the island, but its winding number there is 0."""
+    band = ONE_STROKE[:10] + ONE_STROKE[:10]
+    with pytest.raises(AnnotationError, match=r"annotation 'a0' crosses itself so that 11 % of the area"):
+        read(write_asap(tmp_path / "a.xml", [("Tumor", band)]))
+
+
+def test_holes_are_removed_from_rings_that_cross_themselves(tmp_path: Path) -> None:
+    path = write_geojson(tmp_path / "a.geojson", feature(polygon(BOW_TIE, square(420, 250, 50)), "Tumor"))
+    assert read(path).tumor.area == pytest.approx(400 * 400 / 2 - 50**2)
+
+
+def test_areas_over_the_border_are_cut_and_reported(tmp_path: Path) -> None:
+    """A rectangle 10 px over two borders: three of its four vertices lie off the slide."""
+    path = write_asap(tmp_path / "a.xml", [("Tumor", [(800, 600), (1610, 600), (1610, 1210), (800, 1210)])])
+    found = read_annotation("s1", path, TruthOptions(), CANVAS)
+    assert found.regions.tumor.area == 800 * 600
+    facts = found.facts.groups["Tumor"]
+    assert facts.mm2 == pytest.approx(800 * 600 * 0.25e-6)
+    assert facts.off_slide_mm2 == pytest.approx((810 * 610 - 800 * 600) * 0.25e-6, abs=1e-6)
+    assert "and 0.003525 mm² off the slide" in "\n".join(found.facts.lines())

@@ -12,11 +12,13 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import logit
 from sklearn.metrics import confusion_matrix
 
-from helpers.evaluated import SLIDES, STRIDE, maps, write_slide
+from helpers.evaluated import SLIDES, STRIDE, detect_inputs, maps, write_slide
+from wsi_pipeline.config import ConfusionRun
 from wsi_pipeline.evaluation.confusion import NOT_SCORED, classify
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
 from wsi_pipeline.metrics.curves import Histogram, confusion_counts
 from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.stages import confusion
 
 
 def test_geojson_regions_match_the_confusion_image(scored: Path) -> None:
@@ -36,6 +38,36 @@ def test_geojson_regions_match_the_confusion_image(scored: Path) -> None:
             assert one["properties"]["measurements"]["patches"] == inside.sum() == round(area.area / stride**2)
             painted[inside] = code
         assert np.array_equal(painted, np.where(codes == NOT_SCORED, 0, codes)), slide
+
+
+def test_geojson_counts_from_the_origin_of_qupath(scored: Path, tissue_slide: Path, tmp_path: Path) -> None:
+    found = detect_inputs(scored, "t1")
+    facts = json.loads(found.truth_receipt.read_text())
+    receipt, geojson = tmp_path / "truth.json", tmp_path / "c.geojson"
+    receipt.write_text(json.dumps(facts | {"qupath_origin": [1000, 800]}))
+    confusion.run(
+        "t1",
+        confusion.Inputs(
+            pyramid=tissue_slide / "pyramid.ome.zarr",
+            truth=found.truth,
+            truth_receipt=receipt,
+            heatmap=found.heatmap,
+            heatmap_receipt=found.heatmap_receipt,
+            calibration=scored / "calibration.json",
+        ),
+        confusion.Outputs(
+            store=tmp_path / "c.ome.zarr", receipt=tmp_path / "c.json", picture=tmp_path / "c.png", geojson=geojson
+        ),
+        ConfusionRun(),
+    )
+
+    def corners(path: Path) -> np.ndarray:
+        features = json.loads(path.read_text())["features"]
+        return np.concatenate([np.concatenate(one["geometry"]["coordinates"]) for one in features])
+
+    shifted = corners(geojson)
+    assert len(shifted)
+    np.testing.assert_array_equal(shifted + np.array((1000, 800)), corners(scored / "confusion" / "t1.geojson"))
 
 
 def test_ignored_positions_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:

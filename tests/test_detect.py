@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,25 @@ def test_detections_are_in_level_0_pixels(scored: Path) -> None:
     assert [float(v) for v in first[1:]] == [(column + 0.5) * 200, (row + 0.5) * 200]
     points = json.loads((scored / "detections" / "t1.geojson").read_text())["features"]
     assert points[0]["geometry"]["coordinates"] == [(column + 0.5) * 200, (row + 0.5) * 200]
+
+
+def test_geojson_counts_from_the_origin_of_qupath(scored: Path, tmp_path: Path) -> None:
+    """Detections and confusion on a slide whose scanned part starts at (1000, 800); the CSV stays on the canvas."""
+    found = detect_inputs(scored, "t1")
+    facts = json.loads(found.truth_receipt.read_text())
+    receipt = tmp_path / "truth.json"
+    receipt.write_text(json.dumps(facts | {"qupath_origin": [1000, 800]}))
+    moved = replace(found, truth_receipt=receipt)
+    outputs = detect.Outputs(tmp_path / "t1.csv", tmp_path / "t1.geojson", tmp_path / "t1.json")
+    detect.run("t1", moved, outputs, DetectRun(radius_um=100))
+    assert (tmp_path / "t1.csv").read_bytes() == (scored / "detections" / "t1.csv").read_bytes()
+
+    def points(path: Path) -> np.ndarray:
+        return np.array([one["geometry"]["coordinates"] for one in json.loads(path.read_text())["features"]])
+
+    shifted = points(tmp_path / "t1.geojson")
+    assert len(shifted)
+    np.testing.assert_array_equal(shifted + np.array((1000, 800)), points(scored / "detections" / "t1.geojson"))
 
 
 def test_detections_may_be_connected_areas(scored: Path, tmp_path: Path) -> None:

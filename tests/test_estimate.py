@@ -149,9 +149,12 @@ def test_problems_are_reported_and_valid_slides_are_planned(tmp_path: Path) -> N
     broken = tmp_path / "broken.svs"
     broken.write_text("no")
     far = write_asap(tmp_path / "far.xml", [("Tumor", square(90000, 300, 200))])
+    # Micrometres: in pixels it lies on glass.
+    unit = write_asap(tmp_path / "unit.xml", [("Tumor", square(110, 110, 60))])
     sheet = write_sheet(
         tmp_path,
         ("good", str(good), "test", "", ""),
+        ("unit", str(good), "test", str(unit), ""),
         ("scaleless", str(scaleless), "test", "", ""),
         ("coarse", str(coarse), "test", "", ""),
         ("odd", str(odd), "test", "", ""),
@@ -161,13 +164,15 @@ def test_problems_are_reported_and_valid_slides_are_planned(tmp_path: Path) -> N
         ("far", str(write_other_slide(good, tmp_path / "other.tif")), "train", str(far), ""),
     )
     plan = estimate_cohort(load_sheet(sheet, check_files=False), CONFIG, threads=2)
-    assert [slide.slide for slide in plan.slides] == ["blank", "far", "good", "odd"]
+    assert [slide.slide for slide in plan.slides] == ["blank", "far", "good", "odd", "unit"]
     errors = {problem.slide: problem.text for problem in plan.problems if problem.error}
-    assert set(errors) == {"scaleless", "coarse", "broken", "gone", "far"}
+    assert set(errors) == {"scaleless", "coarse", "broken", "gone", "far", "unit"}
     assert "Set the sheet's column mpp" in errors["scaleless"]
     assert "coarser than the requested 0.5" in errors["coarse"]
     assert "not a slide that OpenSlide can read" in errors["broken"]
     assert "Correct the sheet's column path" in errors["gone"]
+    assert "0 % of the annotated tumour lies on tissue" in errors["far"]
+    assert "100 % would if they were micrometres" in errors["unit"]
     warnings = {problem.slide: problem.text for problem in plan.problems if not problem.error}
     assert set(warnings) == {"odd", "blank"}
     assert "level 1 is downsampled by 3.00 in x but by 2.00 in y" in warnings["odd"]
@@ -177,7 +182,7 @@ def test_problems_are_reported_and_valid_slides_are_planned(tmp_path: Path) -> N
     config.write_text("patches: {mpp: 0.5, size_px: 96}\n")
     code, text = run_plan(sheet, "--config", config)
     assert code == 2
-    assert sum(line.startswith("error: slide ") for line in text.splitlines()) == 5
+    assert sum(line.startswith("error: slide ") for line in text.splitlines()) == 6
     assert sum(line.startswith("warning: slide ") for line in text.splitlines()) == 2
 
 

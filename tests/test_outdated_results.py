@@ -64,6 +64,11 @@ EDITS: list[tuple[Callable[[], object], set[str], str]] = [
     (lambda: edit("slides/tumor-2/patches.json", options={"seed": 2}), {"tumor-2"}, "seed was 2, is 1"),
     (lambda: edit("slides/tumor-2/patches.json", store_sha256="0"), EVERY, "trained on other patches of slide tumor-2"),
     (lambda: edit_row(Path(), "tumor-1", exhaustive="no"), {"tumor-1"}, "exhaustive was True, is False"),
+    (
+        lambda: edit_row(Path(), "tumor-3", annotation_origin="bounds"),
+        {"tumor-3"},
+        "annotation_origin was None, is bounds",
+    ),
     (lambda: edit_row(Path(), "normal-3", mpp="0.6"), {"normal-3"}, "mpp was None, is 0.6"),
     (lambda: edit_row(Path(), "normal-3", label=""), {"normal-3"}, "label was normal, is None"),
     (lambda: edit_row(Path(), "tumor-3", annotation=""), {"tumor-3"}, "drawn from another annotation than None"),

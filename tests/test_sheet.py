@@ -41,6 +41,10 @@ def test_an_annotation_implies_tumor_and_overrides_reach_the_options(tmp_path: P
         (HEAD + "../x\t@a.tif\ttest\n", "cannot be a slide id"),
         (HEAD + "x\t@none.tif\ttest\n", "row 2 (x): path"),
         (HEAD + "x\t@a.tif\ttest\ttumor\t@none.xml\n", "annotation"),
+        (
+            "slide\tpath\tsplit\tannotation_origin\nx\t@a.tif\ttest\tcorner\n",
+            "annotation_origin 'corner' is not one of canvas, bounds",
+        ),
         (HEAD + "x\t@\ttest\n", "is a folder, not a file"),
         (HEAD + "x\t@a.tif\ttrain\ttumor\n", "a tumour training slide without annotation"),
         (HEAD + "x\t@a.tif\ttrain\n", "a training slide without label and annotation"),
@@ -148,6 +152,7 @@ def test_the_digest_changes_with_each_cell(tmp_path: Path) -> None:
         "split": ("validation", "test"),
         "label": ("tumor", "normal"),
         "annotation": ("@a.xml", "@b.xml"),
+        "annotation_origin": ("canvas", "bounds"),
         "exhaustive": ("yes", "no"),
         "patient": ("p1", "p2"),
         "centre": ("north", "south"),

@@ -19,6 +19,7 @@ from wsi_pipeline.errors import StoreError
 from wsi_pipeline.masks import slide_tissue
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import TUMOR
+from wsi_pipeline.masks.outlines import Canvas
 from wsi_pipeline.masks.slide_tissue import read_features
 from wsi_pipeline.masks.tissue_detection import Threshold, clean_mask, segment_tissue, tissue_features
 from wsi_pipeline.pyramid.ome_zarr import read_image
@@ -288,5 +289,6 @@ def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, na
     truth.run(name, truth.Inputs(pyramid.path, xml), drawn, TruthRun(), label="tumor")
     tumor = read_image(tmp_path / "truth.ome.zarr", pyramid.mpp).data == TUMOR
     assert mask[tumor].mean() >= {"otsu_saturation": 0.98, "glass_saturation": 0.995}[method]
-    exact = read_annotation(name, xml, TruthOptions(), pyramid.size).tumor.area * pyramid.mpp**2
+    canvas = Canvas(pyramid.size, pyramid.mpp)
+    exact = read_annotation(name, xml, TruthOptions(), canvas).regions.tumor.area * pyramid.mpp**2
     assert tumor.sum() * 64 == pytest.approx(exact, rel=0.01)

@@ -66,6 +66,7 @@ def write_slide(
         confusion.Inputs(
             pyramid=pyramid,
             truth=found.truth,
+            truth_receipt=found.truth_receipt,
             heatmap=found.heatmap,
             heatmap_receipt=found.heatmap_receipt,
             calibration=calibration,
