@@ -26,14 +26,11 @@ from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.masks.annotations import Annotation
 from wsi_pipeline.masks.outlines import Canvas
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
-from wsi_pipeline.masks.tissue_detection import apply_threshold, find_threshold, tissue_features
+from wsi_pipeline.masks.tissue_detection import find_threshold, tissue_features
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 
 OVERVIEW_PX = 1024
 _SAMPLES_PX = 256
-# The saturation that counts as tissue is at most this one, which glass does not reach: on a section that fills the
-# slide Otsu's threshold divides the tissue.
-_LARGEST_THRESHOLD = 20.0
 _FITS = 0.8
 # Where the file's format decides what it counts from, the other corner may fit better by at most this share. Other
 # readings are named where they fit better by more than this.
@@ -117,12 +114,12 @@ def _samples(area: BaseGeometry) -> Points:
 
 
 def _tissue(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    options = TissueOptions()
-    feature, ink = tissue_features(picture, options)
-    # Half of Otsu's threshold, so that pale tissue counts.
-    threshold = min(find_threshold(feature, ink, options) / 2, _LARGEST_THRESHOLD)
+    # The threshold of the glass keeps pale tissue, and takes all of a section without glass.
+    options = TissueOptions(method="glass_saturation")
+    features = tissue_features(picture, options)
+    known = features.is_tissue(find_threshold(features, options).value, options)
     # Widened, as borders are drawn generously.
-    widened: NDArray[np.bool_] = ndimage.binary_dilation(apply_threshold(feature, threshold, options), iterations=2)
+    widened: NDArray[np.bool_] = ndimage.binary_dilation(known, iterations=2)
     return widened
 
 
