@@ -150,18 +150,19 @@ def test_problems_are_reported_and_valid_slides_are_planned(tmp_path: Path) -> N
     broken.write_text("no")
     far = write_asap(tmp_path / "far.xml", [("Tumor", square(90000, 300, 200))])
     # Micrometres: in pixels it lies on glass.
+    other = write_other_slide(good, tmp_path / "other.tif")
     unit = write_asap(tmp_path / "unit.xml", [("Tumor", square(110, 110, 60))])
     sheet = write_sheet(
         tmp_path,
         ("good", str(good), "test", "", ""),
-        ("unit", str(good), "test", str(unit), ""),
+        ("unit", str(write_other_slide(other, tmp_path / "unit.tif")), "test", str(unit), ""),
         ("scaleless", str(scaleless), "test", "", ""),
         ("coarse", str(coarse), "test", "", ""),
         ("odd", str(odd), "test", "", ""),
         ("blank", str(blank), "test", "", ""),
         ("broken", str(broken), "test", "", ""),
         ("gone", str(tmp_path / "gone.tif"), "test", "", ""),
-        ("far", str(write_other_slide(good, tmp_path / "other.tif")), "train", str(far), ""),
+        ("far", str(other), "train", str(far), ""),
     )
     plan = estimate_cohort(load_sheet(sheet, check_files=False), CONFIG, threads=2)
     assert [slide.slide for slide in plan.slides] == ["blank", "far", "good", "odd", "unit"]

@@ -259,7 +259,11 @@ def test_ignored_tumour_stays_tumour(tissue_slide: Path, tmp_path: Path) -> None
     wanted = painted(cut, 8, size, 64) | (np.maximum(inside, outside) < 30 / 4 + 0.5)
     np.testing.assert_array_equal(images["ignored"] >= IGNORE, wanted)
     assert (wanted & (images["plain"] == TUMOR)).sum() > 500
-    pixels = json.loads((tmp_path / "ignored" / "t.json").read_text())["pixels"]
+    facts = json.loads((tmp_path / "ignored" / "t.json").read_text())
+    drawn = shapely.box(300, 300, 700, 700) - shapely.box(400, 400, 500, 500) | shapely.box(1000, 700, 1060, 760)
+    assert facts["tumor_mm2"] == pytest.approx((drawn - cut).area * 0.25e-6, abs=1e-6)
+    assert facts["ignored_tumor_mm2"] == pytest.approx((drawn & cut).area * 0.25e-6, abs=1e-6)
+    pixels = facts["pixels"]
     assert (pixels["ignore"], pixels["tumor"]) == (wanted.sum(), (images["ignored"] == TUMOR).sum())
 
 

@@ -161,11 +161,11 @@ def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> 
     path, canvas, levels = Path(row.annotation), canvas_of(source), source.metadata.levels
     try:
         annotation = read_annotation(row.slide, path, config.truth, canvas, row.annotation_origin)
-        check_label(row.slide, path, row.label, annotation.regions)
         size = levels[overview_level(levels)]
         if size.width * size.height <= _MAX_MASK_PIXELS:
             overview = read_overview(source)
             check_position(row.slide, path, annotation, canvas, overview, config.truth.min_on_tissue)
+        check_label(row.slide, path, row.label, annotation.regions)
     except AnnotationError as error:
         yield Problem(row.slide, str(error), error=True)
 

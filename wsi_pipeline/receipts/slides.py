@@ -121,7 +121,7 @@ class AnnotationFacts(Facts):
 
 
 class TruthReceipt(Receipt):
-    """The truth image of a slide; `shape` is (height, width), the area is that of the polygons of tumour in mm².
+    """The truth image of a slide; `shape` is (height, width), areas are those of the polygons of tumour in mm².
 
     `annotation_origin` is that of the sheet. `qupath_origin` is the level-0 pixel (x, y) that QuPath counts from.
     """
@@ -135,6 +135,7 @@ class TruthReceipt(Receipt):
     qupath_origin: tuple[int, int] = (0, 0)
     polygons: int
     tumor_mm2: float
+    ignored_tumor_mm2: float = 0.0
     pixels: PixelCounts
     shape: tuple[int, int]
     truth_sha256: str

@@ -74,7 +74,8 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
     histogram = ScoreHistogram.of(labelled.heat.data, labelled.labels)
     histogram.write(outputs.histogram)
     # From the receipt, as an annotation may be smaller than a pixel of the truth image.
-    annotated = read_receipt(inputs.truth_receipt, TruthReceipt).tumor_mm2 > 0
+    drawn = read_receipt(inputs.truth_receipt, TruthReceipt)
+    annotated = drawn.tumor_mm2 + drawn.ignored_tumor_mm2 > 0
     positions = PositionCounts(
         normal=int(histogram.normal.sum()), tumor=int(histogram.tumor.sum()), ignored=int(histogram.ignored.sum())
     )

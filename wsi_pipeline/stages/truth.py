@@ -126,13 +126,12 @@ def run(
     truth = draw_truth(regions, size, options.mpp / pyramid.mpp, background, margin_px)
     stored = store_truth(outputs.store, truth, options.mpp, pyramid.mpp, threads)
     title = f"{slide}: tumour red, normal inside green, ignored grey"
-    save_figure(
-        slide_figure(title, *draw_outlines(pyramid, truth_overlay(stored.overview)), synthetic), outputs.picture
-    )
+    picture = draw_outlines(pyramid, truth_overlay(stored.overview))
+    save_figure(slide_figure(title, *picture, synthetic), outputs.picture)
     qupath_origin = (bounds.x, bounds.y) if bounds else (0, 0)
     _write_outlines(outputs.geojson, regions, qupath_origin)
     normal, tumor, *ignored = stored.pixels
-    tumor_mm2 = float(regions.tumor.area) * pyramid.mpp**2 / 1e6
+    tumor_mm2, ignored_tumor_mm2 = _tumor_mm2(regions, pyramid.mpp)
     write_receipt(
         outputs.receipt,
         TruthReceipt(
@@ -144,7 +143,8 @@ def run(
             annotation=None if annotation is None else annotation.facts,
             qupath_origin=qupath_origin,
             polygons=regions.polygons,
-            tumor_mm2=round(tumor_mm2, 6),
+            tumor_mm2=tumor_mm2,
+            ignored_tumor_mm2=ignored_tumor_mm2,
             pixels=PixelCounts(normal=normal, tumor=tumor, ignore=sum(ignored)),
             shape=truth.shape,
             truth_sha256=stored.sha256,
@@ -195,6 +195,13 @@ def _read_annotation(
         for line in annotation.facts.lines():
             log.info("%s: %s", slide, line)
     return annotation
+
+
+def _tumor_mm2(regions: Regions, mpp: float) -> tuple[float, float]:
+    """Areas in mm²: of tumour that is not ignored, and of tumour that is."""
+    ignored = float((regions.tumor & regions.ignore).area)
+    counted = float(regions.tumor.area) - ignored
+    return round(counted * mpp**2 / 1e6, 6), round(ignored * mpp**2 / 1e6, 6)
 
 
 def _write_outlines(path: Path, regions: Regions, origin: tuple[int, int]) -> None:
