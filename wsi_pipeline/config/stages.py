@@ -157,7 +157,7 @@ class ScoresRun(PatchLevelOptions, StageRun):
 
 class DetectRun(LesionLevelOptions, StageRun):
     stage = "detect"
-    step_version = 3
+    step_version = 4
     section = "evaluation.lesion_level"
 
 
@@ -172,7 +172,7 @@ class CalibrateRun(StageRun):
 
 class ConfusionRun(PatchLevelOptions, StageRun):
     stage = "confusion"
-    step_version = 5
+    step_version = 6
     section = "evaluation.patch_level"
     # Scored patches have as much tissue as training patches: glass is normal and easy, and would raise the figures.
     elsewhere: ClassVar = {"min_tissue": "patches.min_tissue"}
