@@ -132,11 +132,5 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ConfusionRun, *, 
             options=options,
         ),
     )
-    log.info(
-        "%s: %d patches scored, %d true positive, %d false positive, %d false negative",
-        slide,
-        counts.total,
-        counts.tp,
-        counts.fp,
-        counts.fn,
-    )
+    shares = f"{counts.tp} true positive, {counts.fp} false positive, {counts.fn} false negative"
+    log.info("%s: %d patches scored, %s", slide, counts.total, shares)
