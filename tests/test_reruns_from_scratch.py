@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from helpers.reruns import EDITS, OPTIONS, copy_slides, delete_results, replace_slide, shuffle_rows, touch_everything
-from helpers.workflow import CONFIG, edit_row, planned, snakemake
+from helpers.workflow import CONFIG, changed, edit_row, planned, snakemake, started_snakemake
 
 pytestmark = pytest.mark.workflow
 
@@ -95,4 +98,25 @@ def test_a_random_walk_ends_with_the_figures_from_scratch(run: Path, tmp_path: P
         result = snakemake(run, config=config)
         assert result.returncode == 0, f"step {step}: {result.stdout}{result.stderr}"
         assert planned(run, config) == {}, f"step {step}"
+    check_against_a_run_from_scratch(run, tmp_path / "scratch", config)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_is_killed_is_finished_by_the_next(run: Path, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    config = changed(truth={"ignore_margin_um": 25})
+    for _ in range(4):
+        process = started_snakemake(run, "--rerun-incomplete", config=config)
+        assert process.stderr is not None
+        finished_jobs = rng.randrange(6)
+        while finished_jobs and (line := process.stderr.readline()):
+            finished_jobs -= line.startswith("Finished jobid")
+        time.sleep(rng.uniform(0, 3))
+        # As a power failure or a killed allocation does: Snakemake and its jobs end without a chance to clean up.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert snakemake(run, "--unlock", config=config).returncode == 0
+    result = snakemake(run, "--rerun-incomplete", config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
     check_against_a_run_from_scratch(run, tmp_path / "scratch", config)

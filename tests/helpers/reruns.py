@@ -107,6 +107,7 @@ EDITS: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
         ANOTHER_TRAINING_TRUTH,
     ),
     "label removed": (lambda folder: edit_row(folder, "normal-3", label=""), ANOTHER_TRUTH),
+    "training label removed": (lambda folder: edit_row(folder, "normal-1", label=""), ANOTHER_TRAINING_TRUTH),
     "label that contradicts": (lambda folder: edit_row(folder, "tumor-3", label="normal"), ANOTHER_TRUTH),
     "scale given": (lambda folder: edit_row(folder, "normal-3", mpp="0.6"), TEST_SLIDE),
     "tissue threshold given": (
@@ -135,6 +136,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     ),
     "youden": (
         changed(evaluation={"operating_point": {"rule": "youden"}}),
+        {"heatmap": 1, "scores": 1, "calibration_manifest": 1, "calibrate": 1, "confusion": 2, **EVALUATION},
+    ),
+    "false positives": (
+        changed(evaluation={"operating_point": {"rule": "false_positives_per_slide"}}),
         {"heatmap": 1, "scores": 1, "calibration_manifest": 1, "calibrate": 1, "confusion": 2, **EVALUATION},
     ),
     "forest": (

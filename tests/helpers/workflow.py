@@ -69,6 +69,12 @@ def snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) ->
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+def started_snakemake(folder: Path, *arguments: str, config: dict[str, Any]) -> subprocess.Popen[str]:
+    """Start the workflow in `folder`, in a process group of its own."""
+    command = [sys.executable, "-m", "snakemake", *_arguments(folder, config), *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True, start_new_session=True)
+
+
 def planned_snakemake(
     folder: Path, *arguments: str, config: dict[str, Any] = CONFIG
 ) -> subprocess.CompletedProcess[str]:
