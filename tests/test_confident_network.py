@@ -136,6 +136,7 @@ def evaluated(predicted: Path, truths: dict[str, np.ndarray]) -> Callable[..., d
         compared = confusion.Inputs(
             pyramid=root / "slides" / slide / "pyramid.ome.zarr",
             truth=root / f"{slide}.truth.ome.zarr",
+            truth_receipt=root / f"{slide}.truth.json",
             heatmap=root / "heatmaps" / f"{slide}.ome.zarr",
             heatmap_receipt=root / "heatmaps" / f"{slide}.json",
             calibration=calibration,

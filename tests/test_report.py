@@ -32,7 +32,8 @@ def results(tissue_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for slide, label in (("a", "normal"), ("b", "tumor")):
         folder = root / "slides" / slide
         folder.mkdir(parents=True)
-        (folder / "pyramid.ome.zarr").symlink_to(tissue_slide / "pyramid.ome.zarr")
+        for name in ("pyramid.ome.zarr", "pyramid.json"):
+            (folder / name).symlink_to(tissue_slide / name)
         xml = write_asap(folder / "a.xml", [("_0", square(200, 200, 400))]) if label == "tumor" else None
         drawn = truth.Outputs(
             store=folder / "truth.ome.zarr",

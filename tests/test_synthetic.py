@@ -12,6 +12,7 @@ from wsi_pipeline.cohort.synthetic import SLIDE_SPECS, SlideSpec, write_cohort
 from wsi_pipeline.config import TruthOptions
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import read_annotation
+from wsi_pipeline.masks.outlines import Canvas
 
 SIZE = Size(2048, 1536)
 
@@ -50,7 +51,7 @@ def test_tumour_differs_in_texture_but_not_in_mean_colour(cohort: Path) -> None:
     differences = []
     for name in slides:
         row = sheet[name]
-        regions = read_annotation(name, Path(str(row.annotation)), TruthOptions(), SIZE)
+        regions = read_annotation(name, Path(str(row.annotation)), TruthOptions(), Canvas(SIZE, 0.5)).regions
         with openslide.OpenSlide(row.path) as slide:
             rgb = np.asarray(slide.read_region((0, 0), 0, slide.dimensions))[..., :3].astype(float)
         x, y = np.meshgrid(np.arange(SIZE.width), np.arange(SIZE.height))

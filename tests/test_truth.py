@@ -273,7 +273,7 @@ def test_ignored_tumour_stays_tumour(tissue_slide: Path, tmp_path: Path) -> None
     st.integers(1, 4),
     st.sampled_from([0.0, 1.0, 2.3, 7.5, 30.0]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_truth_is_that_of_the_whole_image_for_any_blocks_and_workers(
     boxes: list[tuple[float, float, float]], edge: int, threads: int, margin_px: float
 ) -> None:

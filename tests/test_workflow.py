@@ -249,6 +249,7 @@ def test_mistakes_are_found_before_any_job(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_an_excel_sheet_and_a_folder_with_braces_change_no_result(run: Path) -> None:
     from openpyxl import Workbook
 

@@ -107,7 +107,6 @@ EDITS: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
         ANOTHER_TRAINING_TRUTH,
     ),
     "label removed": (lambda folder: edit_row(folder, "normal-3", label=""), ANOTHER_TRUTH),
-    "training label removed": (lambda folder: edit_row(folder, "normal-1", label=""), ANOTHER_TRAINING_TRUTH),
     "label that contradicts": (lambda folder: edit_row(folder, "tumor-3", label="normal"), ANOTHER_TRUTH),
     "scale given": (lambda folder: edit_row(folder, "normal-3", mpp="0.6"), TEST_SLIDE),
     "tissue threshold given": (
