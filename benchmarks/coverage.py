@@ -109,8 +109,8 @@ def slide_hits(rng: np.random.Generator, normal: int, tumor: int) -> list[SlideH
 
 
 def froc_figures(hits: Sequence[SlideHits], weights: Weights) -> dict[str, Floats]:
-    """FROC with interpolation, (resamples,), over all thresholds and by Camelyon16's rule."""
-    all_thresholds, camelyon16 = PooledHits(hits, missed=0.0).resampled(weights)[:, 0]
+    """FROC with interpolation, (rows,), over all thresholds and by Camelyon16's rule."""
+    all_thresholds, camelyon16 = PooledHits(hits, missed=0.0).weighted(weights)[:, 0]
     return {"FROC": camelyon16, "FROC, all thresholds": all_thresholds}
 
 

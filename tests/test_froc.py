@@ -308,14 +308,14 @@ def test_point_estimates_depend_on_no_order_and_no_duplication(slides: list[Slid
 
 @given(cohorts, st.lists(st.integers(0, 3), min_size=5, max_size=5))
 @settings(max_examples=200, deadline=None)
-def test_froc_of_a_resample_equals_froc_of_its_slides(slides: list[SlideHits], weights: list[int]) -> None:
+def test_froc_of_weighted_slides_equals_froc_of_its_slides(slides: list[SlideHits], weights: list[int]) -> None:
     repeated = [one for one, times in zip(slides, weights, strict=False) for _ in range(times)]
     found = PooledHits(slides).froc(np.array(weights[: len(slides)], np.int32))
     wanted = PooledHits(repeated).froc()
     assert (found is None) == (wanted is None)
     if found is not None and wanted is not None:
         assert_equal_curves(found, wanted)
-        drawn = PooledHits(slides).resampled(np.array([weights[: len(slides)]]))
+        drawn = PooledHits(slides).weighted(np.array([weights[: len(slides)]]))
         scores = [[curve.interpolated_score, curve.step_score] for curve in wanted]
         np.testing.assert_array_equal(drawn[..., 0], scores)
 

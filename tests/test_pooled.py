@@ -1,4 +1,4 @@
-"""Pooled scores of many slides: exact over all slides, nearly exact in resamples, small in memory."""
+"""Pooled scores of many slides: exact over all slides, nearly exact for weighted slides, small in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pooled_of(slides: list[tuple[np.ndarray, np.ndarray]]) -> PooledScores:
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1, 3])
-def test_resampled_metrics_are_close_to_those_of_the_exact_scores(sharpness: float) -> None:
+def test_metrics_of_weighted_slides_are_close_to_those_of_the_exact_scores(sharpness: float) -> None:
     rng = np.random.default_rng(1)
     slides = [draw(rng, 400, sharpness) for _ in range(12)]
     pooled = pooled_of(slides)
@@ -46,7 +46,7 @@ def test_resampled_metrics_are_close_to_those_of_the_exact_scores(sharpness: flo
     assert area == pytest.approx(metrics.roc_auc_score(truth, scores), abs=1e-12)
     assert precision == pytest.approx(metrics.average_precision_score(truth, scores), abs=1e-12)
     weights = rng.multinomial(12, np.full(12, 1 / 12), size=40)
-    # Binning affects average precision more than AUC, especially in resamples with few tumour patches.
+    # Binning affects average precision more than AUC, especially with few tumour patches.
     for statistic, exact, reference, largest, mean in (
         (histogram_aucs, area, metrics.roc_auc_score, 5e-4, 1e-4),
         (histogram_average_precisions, precision, metrics.average_precision_score, 5e-3, 5e-4),
@@ -56,21 +56,21 @@ def test_resampled_metrics_are_close_to_those_of_the_exact_scores(sharpness: flo
             picked = np.repeat(np.arange(12), w)
             s, t = (np.concatenate([slides[k][part] for k in picked]) for part in (0, 1))
             wanted.append(reference(t, s))
-        differences = np.abs(pooled.resampled(statistic, exact, weights) - wanted)
+        differences = np.abs(pooled.weighted(statistic, exact, weights) - wanted)
         assert differences.max() < largest
         assert differences.mean() < mean
-    # The resample that draws each slide once gives the exact value.
-    assert pooled.resampled(histogram_aucs, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
+    # Weights of one give the exact value.
+    assert pooled.weighted(histogram_aucs, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
 
 
-def test_resamples_without_a_class_are_nan() -> None:
+def test_weights_without_a_class_are_nan() -> None:
     steps = np.arange(10)
     pooled = pooled_of([(steps, np.zeros(10, bool)), (steps, np.arange(10) > 6)])
     area = auc(pooled.histogram)
     assert area is not None
-    found = pooled.resampled(histogram_aucs, area, np.array([[2, 0], [1, 1], [0, 2]]))
+    found = pooled.weighted(histogram_aucs, area, np.array([[2, 0], [1, 1], [0, 2]]))
     assert np.isfinite(found).tolist() == [False, True, True]
-    rocs = pooled.resampled_rocs(np.linspace(0, 1, 5), np.array([[2, 0], [1, 1], [0, 2]]))
+    rocs = pooled.weighted_rocs(np.linspace(0, 1, 5), np.array([[2, 0], [1, 1], [0, 2]]))
     assert np.isfinite(rocs).all(axis=1).tolist() == [False, True, True]
     assert pooled.slides_by_class == (2, 1)
     assert np.isnan(pooled.aucs).tolist() == [True, False]

@@ -91,7 +91,7 @@ class Evaluation:
     ) -> Figures:
         """A figure of `total` slides, of which `counted` have what it counts, with its interval.
 
-        `values` maps the weights of resamples, (resamples, total), to the figure of each.
+        `values` maps weights, (rows, total), to the figure of each.
         """
         left_out = None if value is None or too_few_slides(counted) else values(leave_out_weights(total))
         return figure_with_interval(name, value, left_out, counted, self._options.interval.level)
@@ -114,8 +114,8 @@ class Evaluation:
         if too_few_slides(counted):
             return None
         rates, slides = np.linspace(0, 1, _BAND_POINTS), len(self.pooled)
-        (rates_found,) = self.pooled.resampled_rocs(rates, np.ones((1, slides), np.int32))
-        left_out = self.pooled.resampled_rocs(rates, leave_out_weights(slides))
+        (rates_found,) = self.pooled.weighted_rocs(rates, np.ones((1, slides), np.int32))
+        left_out = self.pooled.weighted_rocs(rates, leave_out_weights(slides))
         low, high = jackknife_interval(rates_found, left_out, counted, level)
         # By definition; elsewhere a curve cannot fall, so a limit holds for all rates on one side of its own.
         low[-1] = 1.0
@@ -128,7 +128,7 @@ class Evaluation:
             **self._figure(
                 "average_precision",
                 precision,
-                lambda w: pooled.resampled(histogram_average_precisions, precision or 0.0, w),
+                lambda w: pooled.weighted(histogram_average_precisions, precision or 0.0, w),
                 total=len(pooled),
                 counted=pooled.slides_by_class[1],
             ),
@@ -147,7 +147,7 @@ class Evaluation:
             **self._figure(
                 "auc",
                 area,
-                lambda w: pooled.resampled(histogram_aucs, area or 0.0, w),
+                lambda w: pooled.weighted(histogram_aucs, area or 0.0, w),
                 total=len(pooled),
                 counted=min(pooled.slides_by_class),
             ),
@@ -315,7 +315,7 @@ def lesion_figures(hits: Sequence[SlideHits], interval: IntervalOptions, missed:
     """
     pooled = PooledHits(hits, missed)
     found = pooled.froc()
-    left_out = None if found is None else pooled.resampled(leave_out_weights(len(hits)))
+    left_out = None if found is None else pooled.weighted(leave_out_weights(len(hits)))
     counted = sum(bool(h.lesions) for h in hits)
 
     def figures(number: int) -> Figures:

@@ -58,7 +58,7 @@ class CalibrationSums:
 
 
 class PooledCalibration:
-    """The calibration sums of many slides, for figures of all slides and of resamples of slides."""
+    """The calibration sums of many slides, for figures of all slides and of weighted slides."""
 
     def __init__(self, slides: Sequence[CalibrationSums]) -> None:
         self._bins = np.array([one.bins for one in slides]).reshape(len(slides), 3, RELIABILITY_BINS)
@@ -73,14 +73,14 @@ class PooledCalibration:
         return rows
 
     def expected_errors(self, weights: Weights) -> Floats:
-        """Expected calibration error of each resample, (resamples,)."""
+        """Expected calibration error for each row of weights, (rows,)."""
         drawn: Floats = (weights @ self._bins.reshape(len(self._bins), -1)).reshape(-1, 3, RELIABILITY_BINS)
         with np.errstate(invalid="ignore"):
             errors: Floats = np.abs(drawn[:, 1] / _UNIT - drawn[:, 2]).sum(axis=1) / drawn[:, 0].sum(axis=1)
         return errors
 
     def brier_scores(self, weights: Weights) -> Floats:
-        """Brier score (mean squared difference between score and truth) of each resample, (resamples,)."""
+        """Brier score (mean squared difference between score and truth) for each row of weights, (rows,)."""
         counts = self._bins[:, 0].sum(axis=1)
         with np.errstate(invalid="ignore"):
             # Not `weights @ squares`: the sum of a BLAS product of non-integers depends on the number of threads.

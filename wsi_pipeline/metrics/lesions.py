@@ -197,7 +197,7 @@ class FrocCurves(NamedTuple):
 
 
 class PooledHits:
-    """The hits of many slides, sorted once for all resamples.
+    """The hits of many slides, sorted once for all weights.
 
     `missed` is the confidence that Camelyon16's script lists for a missed lesion and for a label of isolated tumour
     cells: 0 where confidences are probabilities. None may be lower.
@@ -240,8 +240,8 @@ class PooledHits:
         kept = slice(int(np.searchsorted(curve[0], lowest, side="right")), None)
         return FrocCurves(Froc(*curve), Froc(*(values[kept] for values in curve)))
 
-    def resampled(self, weights: Weights) -> NDArray[np.float64]:
-        """FROC scores of each resample, (curves, rules, resamples); NaN without lesions.
+    def weighted(self, weights: Weights) -> NDArray[np.float64]:
+        """FROC scores for each row of weights, (curves, rules, rows); NaN without lesions.
 
         Curves in the order of `FrocCurves`; the rules are interpolation and the step rule.
         """

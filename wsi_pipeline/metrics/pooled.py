@@ -1,7 +1,7 @@
-"""Pooled scores of many slides: exact figures over all slides, and figures of resamples of slides.
+"""Pooled scores of many slides: exact figures over all slides, and figures of weighted slides.
 
 Slides are added one at a time. Only two things are kept: the exact histogram of all slides, and per slide a histogram
-of 1,601 bins, from 1/107 of log odds wide at 0 to 1/13 at ±12. Figures of resamples come from the binned
+of 1,601 bins, from 1/107 of log odds wide at 0 to 1/13 at ±12. Figures of weighted slides come from the binned
 histograms, shifted by the binning error of the figure over all slides. All sums are of integers below 2**53, so they
 are exact in any order.
 """
@@ -25,7 +25,7 @@ _RESAMPLES_AT_ONCE = 100
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
-# Maps normal and tumour histograms (resamples, bins) to figures (resamples,), NaN where undefined.
+# Maps normal and tumour histograms (rows, bins) to figures (rows,), NaN where undefined.
 Statistic = Callable[[Floats, Floats], Floats]
 
 
@@ -87,8 +87,8 @@ class PooledScores:
         """AUC of each slide, (slides,); NaN where a class is missing."""
         return np.array([summary.auc for summary in self._summaries], np.float64)
 
-    def resampled(self, statistic: Statistic, exact: float, weights: Weights) -> Floats:
-        """A statistic between 0 and 1 of each resample, (resamples,); `exact` is its exact value over all slides."""
+    def weighted(self, statistic: Statistic, exact: float, weights: Weights) -> Floats:
+        """A statistic between 0 and 1 for each row of weights, (rows,); `exact` is its exact value over all slides."""
         normal = np.array([summary.normal for summary in self._summaries], np.float64)
         tumor = np.array([summary.tumor for summary in self._summaries], np.float64)
         found = np.concatenate([statistic(w @ normal, w @ tumor) for w in _batches(weights)])
@@ -96,8 +96,8 @@ class PooledScores:
         shifted: Floats = np.clip(found + (exact - binned[0]), 0.0, 1.0)
         return shifted
 
-    def resampled_rocs(self, rates: Floats, weights: Weights) -> Floats:
-        """True positive rates at false positive `rates`, (resamples, rates); NaN without both classes."""
+    def weighted_rocs(self, rates: Floats, weights: Weights) -> Floats:
+        """True positive rates at false positive `rates`, (rows, rates); NaN without both classes."""
         normal = np.array([summary.normal for summary in self._summaries], np.float64)
         tumor = np.array([summary.tumor for summary in self._summaries], np.float64)
         return np.concatenate([_rocs(w @ normal, w @ tumor, rates) for w in _batches(weights)])

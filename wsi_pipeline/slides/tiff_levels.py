@@ -96,7 +96,7 @@ def _same_aspect(size: Size, base: Size) -> bool:
 def show_the_same(finer: PageReader, coarser: PageReader) -> bool:
     """Whether two pages show the same image at two scales: whether the mean colours of most windows agree.
 
-    Unreadable windows are left out.
+    Unreadable windows are left out; a page without a readable window shows nothing.
     """
     different = list[bool]()
     for window in _windows(finer, coarser):
@@ -108,7 +108,7 @@ def show_the_same(finer: PageReader, coarser: PageReader) -> bool:
         except ValueError:
             continue
         different.append(bool(np.abs(means[0] - means[1]).max() > _MEAN_TOLERANCE))
-    return sum(different) <= _MAX_DIFFERENT_SHARE * len(different)
+    return bool(different) and sum(different) <= _MAX_DIFFERENT_SHARE * len(different)
 
 
 def _windows(finer: PageReader, coarser: PageReader) -> list[Box]:
