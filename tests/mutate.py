@@ -60,7 +60,7 @@ def run_tests(package: Path, names: Iterable[str]) -> tuple[int, str]:
             # For child processes of tests; without PYTHONSAFEPATH the working directory would come first.
             os.environ |= {"PYTHONPATH": str(package.parent), "PYTHONSAFEPATH": "1"}
             sys.path.insert(0, str(package.parent))
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not nightly"]
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not nightly"]
             code = pytest.ExitCode.INTERNAL_ERROR
             try:
                 code = pytest.main([*options, *(f"tests/test_{name}.py" for name in names)])

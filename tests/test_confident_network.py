@@ -41,6 +41,8 @@ from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import DetectReceipt
 from wsi_pipeline.stages import calibrate, confusion, convert, detect, evaluate, heatmap, predict, scores, tissue
 
+pytestmark = pytest.mark.slow
+
 STRIDE_UM = 50.0
 TRUTH_MPP = 8.0
 SLIDES = ("a", "b", "c", "d")

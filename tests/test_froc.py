@@ -84,6 +84,7 @@ def random_cases(rng: np.random.Generator) -> list[Case]:
     return cases
 
 
+@pytest.mark.slow
 def test_the_official_curve_in_10_000_random_cohorts() -> None:
     rng = np.random.default_rng(0)
     seen = dict.fromkeys(("no lesion", "no detection", "nothing missed", "isolated, nothing missed", "tie"), 0)

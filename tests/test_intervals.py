@@ -73,6 +73,7 @@ def test_perfect_separation_has_a_one_sided_bound(m: int, n: int) -> None:
     assert low == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("area", [0.8, 0.97, 0.994])
 @pytest.mark.parametrize(("m", "n"), [(49, 80), (6, 9)])
 def test_auc_intervals_cover(area: float, m: int, n: int) -> None:

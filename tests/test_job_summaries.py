@@ -25,6 +25,7 @@ def test_the_last_line_with_text_is_found(tmp_path: Path, text: str, found: str)
     assert last_line(tmp_path / "none") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_snakemake_prints_the_summary_of_each_job(run: Path) -> None:
     result = snakemake(run, "--quiet", "rules", "--forcerun", "patches", "--until", "patches")

@@ -118,6 +118,7 @@ def test_highest_scores_above_a_minimum_are_chosen() -> None:
     assert highest_scores(scores, 0.95, 9).tolist() == []
 
 
+@pytest.mark.slow
 def test_training_continues_with_hard_negatives(predicted: Path, tissue_slide: Path, tmp_path: Path) -> None:
     hard = tmp_path / "negatives"
     hard.mkdir()

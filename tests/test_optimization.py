@@ -113,6 +113,7 @@ def test_frozen_layers_do_not_change_until_unfrozen(tmp_path: Path) -> None:
     assert len(moved) > 0.95 * len(before)
 
 
+@pytest.mark.slow
 def test_label_smoothing_changes_the_loss_and_clipping_the_gradient(tmp_path: Path) -> None:
     plain, smooth = trainer(tmp_path / "a"), trainer(tmp_path / "b", label_smoothing=0.5)
     clipped = trainer(tmp_path / "c", clip_norm=1e-3)
@@ -124,6 +125,7 @@ def test_label_smoothing_changes_the_loss_and_clipping_the_gradient(tmp_path: Pa
     assert torch.cat([p.grad.flatten() for p in plain._network.parameters()]).norm().item() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_auxiliary_head_learns_and_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="needs patches of 299 px, these have 75"):
         trainer(tmp_path / "small", auxiliary_weight=0.4)

@@ -58,7 +58,10 @@ def mapped(slide: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
-@pytest.mark.parametrize(("batch_size", "threads"), [(2, 3), (7, 2), (64, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("batch_size", "threads"),
+    [(2, 3), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((7, 2), (64, 1), (1, 2)))],
+)
 def test_heatmaps_do_not_depend_on_batches_and_threads(
     slide: Path,
     model: Path,
@@ -72,6 +75,7 @@ def test_heatmaps_do_not_depend_on_batches_and_threads(
     np.testing.assert_array_equal(found, heat_of(mapped(precision=precision)))
 
 
+@pytest.mark.slow
 @needs_bfloat16
 def test_bfloat16_is_close_to_float32_and_reports_the_difference(
     slide: Path, model: Path, mapped: Callable[..., Path], tmp_path: Path
@@ -224,6 +228,7 @@ def stopping_at(number: int) -> Callable[..., None]:
     return stop
 
 
+@pytest.mark.slow
 def test_a_change_of_the_overlap_mean_needs_no_inference(
     slide: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +295,7 @@ def test_patches_unread_by_predict_stay_unread(
     assert json.loads((tmp_path / "b" / "s1.json").read_text())["unread_positions"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_predictions_started_on_another_device_type_are_discarded(
     slide: Path,

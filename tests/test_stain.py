@@ -97,6 +97,7 @@ def draw(stained: Path, out: Path, kind: str) -> tuple[dict[str, Any], PatchStor
     return json.loads((out / "patches.json").read_text()), PatchStore(out / "patches.zarr")
 
 
+@pytest.mark.slow
 def test_patches_and_heatmap_use_the_same_normalisation(stained: Path, tmp_path: Path) -> None:
     plain, raw = draw(stained, tmp_path / "a", "none")
     facts, normalised = draw(stained, tmp_path / "b", "macenko")

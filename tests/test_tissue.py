@@ -151,6 +151,7 @@ def test_a_slide_with_ink_only_is_an_error_that_names_pen_marks(tmp_path: Path) 
         run(folder, tmp_path, mpp=8)
 
 
+@pytest.mark.slow
 @given(st.integers(5, 130), st.integers(1, 4), st.sampled_from((64, 128, 192, 512)))
 @settings(max_examples=10, deadline=None)
 def test_the_mask_is_the_same_for_any_chunks_blocks_and_workers(
@@ -274,7 +275,7 @@ def test_the_glass_finds_pale_mucin_that_otsu_omits() -> None:
 
 @needs_data
 @pytest.mark.parametrize("method", ["otsu_saturation", "glass_saturation"])
-@pytest.mark.parametrize("name", ["tumor_072", "tumor_102"])
+@pytest.mark.parametrize("name", ["tumor_072", pytest.param("tumor_102", marks=pytest.mark.slow)])
 def test_real_slides_keep_their_annotated_tumour_and_its_area(tmp_path: Path, name: str, method: str) -> None:
     source, xml = (DATA / "camelyon16-level7" / f"{name}_level7.{kind}" for kind in ("tif", "xml"))
     folder = converted(tmp_path, source)
