@@ -137,10 +137,17 @@ def test_a_run_survives_interruption_kill_and_node_loss(finished: Path, folder: 
     unlock = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile"), "--unlock"]
     subprocess.run([*unlock, "--configfile", "config.yaml"], cwd=folder, check=True, capture_output=True)
     before = {job.number for job in slurm_jobs(folder)}
-    process = start(folder)
-    until(180, "a job of the next run", lambda: {job.number for job in slurm_jobs(folder)} - before)
+    process, cancelled = start(folder), ""
+    while not ({job.number for job in slurm_jobs(folder)} - before):
+        if process.poll() is not None:
+            # The cancelled jobs had just written files that were planned with, and removed them.
+            cancelled = (folder / "snakemake.log").read_text()
+            assert "after this run was planned. Start it again" in cancelled
+            process = start(folder)
+        time.sleep(1)
     assert all(job.state in OVER for job in slurm_jobs(folder) if job.number in before)
-    assert "orphaned SLURM jobs of an earlier run" in (folder / "snakemake.log").read_text()
+    cancelled += (folder / "snakemake.log").read_text()
+    assert "orphaned SLURM jobs of an earlier run" in cancelled
 
     # SLURM requeues the jobs of a lost node.
     until(900, "the training", lambda: is_running(folder, "train"))

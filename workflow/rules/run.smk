@@ -65,6 +65,20 @@ def partial_evaluation():
     shell(join(command).replace("{", "{{").replace("}", "}}"))
 
 
+def check_finished_results():
+    """A job that is cancelled removes the files of its step, also those that this run was planned with as finished."""
+    needed = set(workflow.dag.needrun_jobs())
+    finished = (job for job in workflow.dag.jobs if job not in needed)
+    lost = sorted(
+        file for job in finished for file in job.output if file.endswith(".json") and not Path(file).exists()
+    )
+    if lost and not REMOTE:
+        raise WorkflowError(
+            f"{lost[0]} (and {len(lost) - 1} more files) went with the cancelled jobs after this run was planned. "
+            "Start it again"
+        )
+
+
 def before_jobs():
     """Check clock and cluster before hundreds of jobs fail on them, and record the run beside its results."""
     slurm = workflow.executor_plugin.name == "slurm"
@@ -75,7 +89,8 @@ def before_jobs():
             jobs = {job.rule.name: job for job in workflow.dag.needrun_jobs() if not job.is_local}
             partitions = {rule: job.resources.get("slurm_partition") for rule, job in jobs.items()}
             check_slurm({rule: name for rule, name in partitions.items() if isinstance(name, str)})
-            cancel_leftovers(runs)
+            if cancel_leftovers(runs):
+                check_finished_results()
         # The plugin gives all jobs of a run this name in SLURM, and exposes it nowhere else.
         name = workflow.scheduler._executor.run_uuid if slurm else None
         FINGERPRINTS.save()
