@@ -11,7 +11,7 @@ import yaml
 from helpers.paths import ROOT
 from wsi_pipeline.config import STAGES, Config, Section, TissueRun, TrainRun
 from wsi_pipeline.config.generated import defaults_yaml, schema_json
-from wsi_pipeline.config.loading import load_config, options_json, parse_options
+from wsi_pipeline.config.loading import check_weights, load_config, options_json, parse_options
 from wsi_pipeline.errors import ConfigError
 
 
@@ -81,6 +81,30 @@ def test_every_field_has_a_description() -> None:
 def test_weights_file_and_retrain_are_not_options_of_the_stage_train() -> None:
     here = TrainRun.of(load_config({"training": {"weights_file": "a.pth", "retrain": "frozen"}}))
     assert here == TrainRun.of(Config())
+
+
+@pytest.mark.parametrize(
+    ("training", "key"),
+    [
+        ({"weights": "none.safetensors"}, "weights"),
+        ({"start": "none.safetensors"}, "start"),
+        ({"weights_file": "none.pth"}, "weights_file"),
+        ({"weights_file": "none.pth", "start": "random"}, None),
+        ({}, None),
+    ],
+)
+def test_weights_that_do_not_exist_are_refused(training: dict[str, str], key: str | None) -> None:
+    config = load_config({"training": training})
+    if key is None:
+        check_weights(config)
+    else:
+        with pytest.raises(ConfigError, match=rf"training\.{key}: none\.\w+: no such file"):
+            check_weights(config)
+
+
+def test_the_path_of_given_weights_is_no_option_of_the_stage_train() -> None:
+    one, other = (TrainRun.of(load_config({"training": {"start": f"{name}.safetensors"}})) for name in "ab")
+    assert one == other != TrainRun.of(Config())
 
 
 def test_the_slurm_profile_covers_every_rule() -> None:

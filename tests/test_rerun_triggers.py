@@ -25,6 +25,8 @@ PATHS = {
     "batch_flags": "slides_of_batch",
     "source_path": "fingerprint",
     "annotation_flags": "fingerprint",
+    "given_weights": "fingerprint",
+    "start_flags": "fingerprint",
     "sheet_path": "rows or flags",
 }
 

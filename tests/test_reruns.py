@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from helpers.reruns import ANOTHER_TRAINING_TRUTH, EDITS, OPTIONS, TEST_SLIDE, add_slide, replace_slide
 from helpers.workflow import (
@@ -117,6 +118,53 @@ def test_a_batch_with_a_removed_slide_is_predicted_again(batched_run: Path) -> N
     result = snakemake(batched_run, config=config)
     assert result.returncode == 0, result.stdout + result.stderr
     assert planned(batched_run, config) == {}
+
+
+def swap_last_layer(weights: Path) -> None:
+    """Exchange the two classes: other weights of the same size."""
+    state = load_file(weights)
+    save_file({name: tensor.flip(0) if name.startswith("fc.") else tensor for name, tensor in state.items()}, weights)
+
+
+@pytest.mark.slow
+def test_given_weights_are_tracked_by_content(run: Path) -> None:
+    given = Path(shutil.copytree(run / "results" / "model" / "inception_v3", run / "theirs"))
+    config = changed(training={"weights": "theirs/weights.safetensors"})
+    result = snakemake(run, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert planned(run, config) == {}
+    (given / "weights.safetensors").touch()
+    (given / "model.json").touch()
+    assert planned(run, config) == {}
+    given.rename(run / "moved")
+    assert "training.weights: theirs/weights.safetensors: no such file" in planned_snakemake(run, config=config).stderr
+    config = changed(training={"weights": "moved/weights.safetensors"})
+    assert planned(run, config) == {}
+    # A copy, as the file is a link to that of other runs of this cohort.
+    swap_last_layer(Path(shutil.copyfile(run / "moved" / "weights.safetensors", run / "moved" / "other.safetensors")))
+    (run / "moved" / "other.safetensors").replace(run / "moved" / "weights.safetensors")
+    assert planned(run, config) == {"train": 1, **PREDICTED, **EVALUATION}
+    result = snakemake(run, "--rerun-triggers", "mtime", "--forcerun", "evaluate", config=config)
+    assert result.returncode == 1
+    log = (run / "results" / "logs" / "evaluate" / "inception_v3.log").read_text()
+    assert "results/model/inception_v3/model.json (made from other weights than those in the config)" in log
+
+
+@pytest.mark.slow
+def test_weights_to_start_from_are_tracked_by_content(run: Path) -> None:
+    model = "results/model/inception_v3/model.json"
+    shutil.copyfile(run / "results" / "model" / "inception_v3" / "weights.safetensors", run / "start.safetensors")
+    config = changed(training={"start": "start.safetensors"})
+    result = snakemake(run, model, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    everything_after = PREDICTED | EVALUATION
+    assert planned(run, config) == everything_after
+    (run / "start.safetensors").rename(run / "moved.safetensors")
+    (run / "moved.safetensors").touch()
+    config = changed(training={"start": "moved.safetensors"})
+    assert planned(run, config) == everything_after
+    swap_last_layer(run / "moved.safetensors")
+    assert planned(run, config) == {"train": 1, **everything_after}
 
 
 def test_a_file_in_two_splits_is_refused(run: Path) -> None:

@@ -8,7 +8,7 @@ from shlex import quote
 from snakemake.utils import validate
 
 from wsi_pipeline.config import STAGES, TissueRun
-from wsi_pipeline.config.loading import load_config, options_json
+from wsi_pipeline.config.loading import check_weights, load_config, options_json
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.io.fingerprints import Fingerprints
 from wsi_pipeline.io.layout import keeps_model
@@ -29,7 +29,9 @@ try:
     CONFIG = load_config(config)
     SHEET = load_sheet(Path(CONFIG.cohort.slides), exclude=CONFIG.cohort.exclude)
     SHEET.check_evaluation(CONFIG.evaluation)
-    # Slides and annotations are tracked by content: neither path nor time of a file makes a job run again.
+    if not keeps_model(CONFIG):
+        check_weights(CONFIG)
+    # Slides, annotations and given weights are tracked by content: neither path nor time of a file makes a job run again.
     FINGERPRINTS = Fingerprints.of_results(Path(CONFIG.results))
     # Jobs of a cluster, each of which parses the workflow again, need those of their own slide only.
     if workflow.is_main_process:
@@ -232,23 +234,33 @@ def evaluation_flags(wildcards, input):
 
 def imagenet_weights(wildcards):
     needed = CONFIG.training.start == "imagenet" and not earlier(wildcards)
+    # The stage accepts no other content than that of the published file, so its time does not count.
     downloaded = IMAGENET if CONFIG.training.weights_file is None else local(IMAGENET)
-    return [downloaded] if needed else []
+    return [ancient(downloaded)] if needed else []
 
 
-def start_weights(wildcards):
-    """The weights that the options name."""
-    start = CONFIG.training.start
-    return [] if start in ("random", "imagenet") or earlier(wildcards) else [local(start)]
+def given_weights_fingerprint(model):
+    """The fingerprint of the weights that the config gives for a model, which is that of the first round."""
+    given = CONFIG.training.given_weights
+    return None if given is None or model != MODELS[0] else FINGERPRINTS[given]
+
+
+def weights_fingerprint(wildcards):
+    return given_weights_fingerprint(wildcards.model)
+
+
+def given_weights(wildcards, input):
+    return CONFIG.training.given_weights
+
+
+def start_flags(wildcards, input):
+    start = CONFIG.training.given_weights
+    weights = input.go_on_from or ([start] if start else [])
+    return [f"--imagenet={path}" for path in input.imagenet] + [f"--go-on-from={path}" for path in weights]
 
 
 def weights_of_the_round_before(wildcards):
     return [f"{RESULTS}/model/{model}/weights.safetensors" for model in earlier(wildcards)[-1:]]
-
-
-def taken_model_json(wildcards):
-    beside = Path(CONFIG.training.weights).with_name("model.json")
-    return [local(str(beside))] if beside.is_file() else []
 
 
 def patch_slides():

@@ -30,6 +30,7 @@ def expected_results():
     return {
         "options": {stage: json.loads(options(stage)) for stage in stages},
         "predicted_splits": ["test", *CONFIG.evaluation.extra_predicted_splits],
+        "weights_fingerprint": None if FROZEN else given_weights_fingerprint(MODEL),
     }
 
 

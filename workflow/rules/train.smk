@@ -6,9 +6,6 @@ if FROZEN:
 elif CONFIG.training.weights:
 
     rule train:
-        input:
-            taken_model_json,
-            weights=local(CONFIG.training.weights),
         output:
             weights="<results>/model/{model}/weights.safetensors",
             receipt="<results>/model/{model}/model.json",
@@ -21,11 +18,13 @@ elif CONFIG.training.weights:
             mem_mb=2000,
             runtime=10,
         params:
+            weights=given_weights,
+            fingerprint=weights_fingerprint,
             size_px=CONFIG.patches.size_px,
             mpp=CONFIG.patches.mpp,
             folder=lambda wildcards, output: folder_of([output.weights]),
         shell:
-            "wsi-pipeline train --take {input.weights:q} --size-px {params.size_px} --mpp {params.mpp}"
+            "wsi-pipeline train --take {params.weights:q} --size-px {params.size_px} --mpp {params.mpp}"
             " --output {params.folder:q} > {log:q} 2>&1"
 
 else:
@@ -56,7 +55,6 @@ else:
         input:
             fetched(negatives(".zarr")),
             fetched(negatives(".parquet")),
-            start_weights,
             imagenet=imagenet_weights,
             go_on_from=weights_of_the_round_before,
             manifest="<results>/manifests/{model}/training.tsv",
@@ -100,10 +98,8 @@ else:
             sheet=sheet_path,
             rows=SHEET.digest("train", "validation"),
             exclude=excluded("train", "validation"),
-            start=lambda wildcards, input: [
-                *(f"--imagenet={path}" for path in input.imagenet),
-                *(f"--go-on-from={path}" for path in input.go_on_from),
-            ],
+            start=start_flags,
+            fingerprint=weights_fingerprint,
             negatives=lambda wildcards, input: [
                 f"--negatives={folder}" for folder in negatives_folders(wildcards, input)
             ],

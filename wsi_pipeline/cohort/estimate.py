@@ -20,7 +20,8 @@ import numpy as np
 
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow, is_remote
 from wsi_pipeline.config import Config, TissueRun
-from wsi_pipeline.errors import AnnotationError, PipelineError, SheetError, SlideError
+from wsi_pipeline.config.loading import check_weights
+from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
 from wsi_pipeline.geometry import Box, Grid, Size
 from wsi_pipeline.io.fingerprints import Fingerprints
 from wsi_pipeline.io.layout import keeps_model
@@ -114,12 +115,14 @@ def _sheet_problems(sheet: Sheet, config: Config) -> Iterator[Problem]:
 
     found = list(sheet.warnings)
     checks: list[Callable[[], None]] = [check_splits, partial(sheet.check_evaluation, config.evaluation)]
+    if not keeps_model(config):
+        checks.append(partial(check_weights, config))
     if not (config.training.weights or keeps_model(config)):
         checks.append(sheet.check_training)
     for check in checks:
         try:
             check()
-        except SheetError as error:
+        except PipelineError as error:
             yield from (Problem(None, line, error=True) for line in str(error).splitlines())
     yield from (Problem(None, line, error=False) for line in found)
 

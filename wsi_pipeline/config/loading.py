@@ -23,6 +23,15 @@ def load_config(values: dict[str, Any]) -> Config:
     return validate(Config, values, "config")
 
 
+def check_weights(config: Config) -> None:
+    """Raise `ConfigError` where a file of weights that the config names does not exist."""
+    training = config.training
+    key = "weights" if training.weights else "start" if training.given_weights else "weights_file"
+    path = training.given_weights or (training.weights_file if training.start == "imagenet" else None)
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"training.{key}: {path}: no such file")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file. Raises `ConfigError` if it cannot be read or does not hold a mapping."""
     try:

@@ -101,13 +101,15 @@ class TrainRun(TrainingOptions, StageRun):
     def of(cls, config: Config) -> Self:
         """The options of one training.
 
-        Paths of weights are inputs of the rule, and each round of hard negatives is a model of its own: as options
-        they would train again whenever a path or the number of rounds changes.
+        Given weights are tracked by content, and each round of hard negatives is a model of its own: as options they
+        would train again whenever a path or the number of rounds changes.
         """
-        training = config.training.model_copy(
+        given = config.training
+        training = given.model_copy(
             update={
                 "weights": None,
                 "weights_file": None,
+                "start": "weights" if given.given_weights else given.start,
                 "retrain": "always",
                 "hard_negatives": HardNegativesOptions(),
             }

@@ -157,6 +157,11 @@ class TrainingOptions(Section):
         """Names of the models of all rounds; the last one is evaluated."""
         return self.model, *(f"{self.model}-hard{k + 1}" for k in range(self.hard_negatives.rounds))
 
+    @property
+    def given_weights(self) -> str | None:
+        """Path of the weights that are the model or that its training starts from; None for random and ImageNet."""
+        return self.weights or (None if self.start in ("random", "imagenet") else self.start)
+
     @model_validator(mode="after")
     def _given_weights_are_not_trained(self) -> Self:
         if self.weights is not None and self.hard_negatives.rounds:

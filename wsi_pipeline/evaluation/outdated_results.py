@@ -23,6 +23,7 @@ from wsi_pipeline.receipts.base import read_any_version
 # Problems and files that an error lists.
 _LISTED = 10
 _MISSING = "missing or damaged"
+_GIVEN = ("options", "predicted_splits", "weights_fingerprint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Expected:
 
     `options` has the options of each stage to check, by name, as JSON values with their `step_version`. The slides that
     the model is trained on are checked where it has those of the stage patches; slides of `predicted_splits` are those
-    that the model predicts.
+    that the model predicts. `weights_fingerprint` is that of the weights that the config gives.
     """
 
     sheet: Sheet
@@ -39,16 +40,17 @@ class Expected:
     options: Mapping[str, Mapping[str, Any]]
     predicted_splits: Collection[str]
     fingerprints: Fingerprints
+    weights_fingerprint: str | None = None
 
     @classmethod
     def parse(cls, sheet: Sheet, layout: Layout, text: str) -> Expected:
-        """From the fields `options` and `predicted_splits` as JSON. Raises `ConfigError`."""
+        """From the fields `options`, `predicted_splits` and `weights_fingerprint` as JSON. Raises `ConfigError`."""
         try:
             given = json.loads(text)
-            options, splits = given["options"], given["predicted_splits"]
+            options, splits, weights = (given[name] for name in _GIVEN)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--expected: not the options and splits of a run ({error!r})") from error
-        return cls(sheet, layout, options, splits, Fingerprints.of_results(layout.results))
+        return cls(sheet, layout, options, splits, Fingerprints.of_results(layout.results), weights)
 
     def stages(self, split: str) -> list[str]:
         """The stages that leave a receipt for each slide of a split."""
@@ -155,6 +157,10 @@ def _cohort_problems(expected: Expected, model: Mapping[str, Any] | None) -> Ite
             receipt = _content(path, stage)
             reasons = [_MISSING] if receipt is None else _option_reasons(expected.options[stage], receipt)
             yield from (_Problem(None, stage, path, reason) for reason in reasons)
+    # Models of earlier versions lack the fingerprint.
+    source = (model or {}).get("source_fingerprint")
+    if source and expected.weights_fingerprint and source != expected.weights_fingerprint:
+        yield _Problem(None, "train", layout.model_json, "made from other weights than those in the config")
     if model is not None and "train" in expected.options:
         for slide in _trained_on(model).keys() - {*expected.sheet.of_split("train", "validation")}:
             yield _Problem(None, "train", layout.model_json, f"trained with {slide}, which is no training slide")

@@ -1,7 +1,7 @@
 """Fingerprints of files by content, remembered by size and modification time.
 
-The workflow tracks slides and annotations by fingerprint instead of path and time: files that were moved, copied or
-touched are the same files.
+The workflow tracks slides, annotations and given weights by fingerprint instead of path and time: files that were
+moved, copied or touched are the same files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EMPTY, UNREADABLE = "empty", "unreadable"
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of the size and the content (of large files: of samples) of a file; for MIRAX, also of its data files.
+    """SHA-256 of the size and the content (of large files: of samples) of a file and of those that belong to it.
 
     An empty file is `EMPTY`. Raises `OSError` for a file that cannot be read.
     """
@@ -78,8 +78,10 @@ class Fingerprints:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The file itself; for MIRAX also the files in its data folder."""
-    folder = path.with_suffix("")
+    """The file itself; for MIRAX also the files in its data folder, for weights also the model.json beside them."""
+    folder, model_json = path.with_suffix(""), path.with_name("model.json")
+    if path.suffix == ".safetensors" and model_json.is_file():
+        return [path, model_json]
     if path.suffix.lower() == ".mrxs" and folder.is_dir():
         return [path, *sorted(file for file in folder.rglob("*") if file.is_file())]
     return [path]

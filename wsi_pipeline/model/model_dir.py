@@ -50,8 +50,8 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> str:
     return digest_file(path)
 
 
-def write_model_json(path: Path, metadata: ModelMetadata) -> None:
-    """Write the `model.json` of weights that were taken from elsewhere."""
+def write_model_json(path: Path, metadata: ModelMetadata, source_fingerprint: str | None = None) -> None:
+    """Write the `model.json` of weights that were taken from elsewhere, from a file with `source_fingerprint`."""
     write_receipt(
         path,
         ModelReceipt(
@@ -63,6 +63,7 @@ def write_model_json(path: Path, metadata: ModelMetadata) -> None:
             stain_normalisation=metadata.stain_normalisation,
             weights_sha256=metadata.weights_sha256,
             taken=True,
+            source_fingerprint=source_fingerprint,
         ),
     )
 

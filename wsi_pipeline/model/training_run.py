@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wsi_pipeline.config import CLASSES, TrainRun
 from wsi_pipeline.io.digests import digest_file, digest_json
+from wsi_pipeline.io.fingerprints import fingerprint
 from wsi_pipeline.model.checkpoints import Checkpoints
 from wsi_pipeline.model.dataset import PatchDataset
 from wsi_pipeline.model.device import Device, pick_device
@@ -40,7 +41,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """A trainer and the facts about its inputs; `went_on_from` is the digest of the weights of the round before."""
+    """A trainer and the facts about its inputs; `went_on_from` is the file of weights that the training starts from."""
 
     trainer: Trainer
     training_log: TrainingLog
@@ -51,7 +52,7 @@ class TrainingRun:
     receipts: Sequence[PatchStoreReceipt]
     training: PatchSetFacts
     validation: PatchSetFacts
-    went_on_from: str | None
+    went_on_from: Path | None
 
     @property
     def kept_step(self) -> int:
@@ -82,7 +83,8 @@ class TrainingRun:
             options=self.options,
             device=self.device.kind,
             dtype=self.device.precision,
-            went_on_from=self.went_on_from,
+            went_on_from=self.went_on_from and digest_file(self.went_on_from),
+            source_fingerprint=self.went_on_from and fingerprint(self.went_on_from),
             processes=self.distributed.world_size,
             versions=dict(versions),
         )
@@ -113,13 +115,12 @@ def prepare_training(
     validation_patches = _open_dataset(validation, own)
     start = options.start if go_on_from is None else str(go_on_from)
     network = initial_network(start, len(CLASSES), options.seed, imagenet, auxiliary=options.auxiliary_weight > 0)
-    went_on_from = None if go_on_from is None else digest_file(go_on_from)
     digest = digest_json(
         {
             "options": options.model_dump(mode="json"),
             "device": device.kind,
             "dtype": device.precision,
-            "went_on_from": went_on_from,
+            "went_on_from": go_on_from and digest_file(go_on_from),
             "patches": [receipt.as_json() for receipt in receipts],
         }
     )
@@ -142,7 +143,7 @@ def prepare_training(
         for paths, patches in ((training, training_patches), (validation, validation_patches))
     ]
     return TrainingRun(
-        trainer, training_log, kept, distributed, device, options, receipts, facts[0], facts[1], went_on_from
+        trainer, training_log, kept, distributed, device, options, receipts, facts[0], facts[1], go_on_from
     )
 
 

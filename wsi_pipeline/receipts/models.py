@@ -21,7 +21,8 @@ class ModelReceipt(Receipt):
     """`model.json` of a model folder, the receipt of the stage train.
 
     `taken` is given for weights that were taken from elsewhere, and the fields after it for weights that were trained
-    here. `patches_sha256` has (stage, slide, digest of the store) of each set of patches.
+    here. `source_fingerprint` is that of given weights: of those taken, or of those that the training started from.
+    `patches_sha256` has (stage, slide, digest of the store) of each set of patches.
     """
 
     architecture: str
@@ -41,6 +42,7 @@ class ModelReceipt(Receipt):
     device: str | None = None
     dtype: str | None = None
     went_on_from: str | None = None
+    source_fingerprint: str | None = None
     processes: int | None = None
     versions: dict[str, str | None] | None = None
 

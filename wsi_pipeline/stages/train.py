@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Receipts of patches, beside whose stores they lie. Training starts from the weights `go_on_from` where given.
+    """Receipts of patches, beside whose stores they lie. Training starts from the weights `go_on_from` where given: of
+    the round before, or of another model.
 
     `imagenet` is torchvision's file of weights, for the option `start: imagenet`.
     """
@@ -71,7 +72,7 @@ def command(
     negatives: Annotated[
         list[Path] | None, typer.Option(help="Folders that the stage negatives wrote into, of earlier rounds.")
     ] = None,
-    go_on_from: Annotated[Path | None, typer.Option(help="Weights of the round before.")] = None,
+    go_on_from: Annotated[Path | None, typer.Option(help="Weights that the training starts from.")] = None,
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("checkpoints"),
     imagenet: Annotated[Path | None, typer.Option(help="inception_v3_google-0cc3c7bd.pth.")] = None,
     take: Annotated[Path | None, typer.Option(help="Take these trained weights instead of training.")] = None,
@@ -194,6 +195,7 @@ def run(
 
 def take_weights(source: Path, outputs: Outputs, *, size_px: int, mpp: float) -> None:
     """Write a model folder of trained weights. `size_px` and `mpp` count where no model.json lies beside them."""
+    from wsi_pipeline.io.fingerprints import fingerprint
     from wsi_pipeline.model.model_dir import (
         ModelMetadata,
         load_network,
@@ -206,7 +208,7 @@ def take_weights(source: Path, outputs: Outputs, *, size_px: int, mpp: float) ->
     known = read_model_json(described) if described.is_file() else ModelMetadata(size_px, mpp, CLASSES, "")
     network = load_network(source, known)
     digest = save_weights(outputs.weights, network.state_dict())
-    write_model_json(outputs.receipt, replace(known, weights_sha256=digest))
+    write_model_json(outputs.receipt, replace(known, weights_sha256=digest), fingerprint(source))
     log.info("took trained weights %s (%d px at %g um per pixel)", digest[:12], known.size_px, known.mpp)
 
 
