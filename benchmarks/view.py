@@ -100,7 +100,7 @@ def times(address: str, paths: list[str]) -> list[float]:
     found = []
     for path in paths:
         began = time.perf_counter()
-        connection.request("GET", path)
+        connection.request("GET", where.path.rstrip("/") + path)
         answer = connection.getresponse()
         answer.read()
         if answer.status not in (200, 204):

@@ -66,8 +66,9 @@ def address(results: Path) -> Iterator[str]:
 
 
 def get(address: str, path: str, host: str | None = None) -> tuple[int, str, bytes]:
-    """Status, media type and body of a GET request; the path is sent unchanged."""
+    """Status, media type and body of a GET request; the path below that of the address is sent unchanged."""
     where = urlsplit(address)
+    path = where.path.rstrip("/") + path
     connection = http.client.HTTPConnection(where.hostname or "", where.port)
     connection.putrequest("GET", path, skip_host=host is not None)
     if host is not None:
@@ -230,6 +231,19 @@ def test_other_paths_cannot_be_read(address: str, path: str) -> None:
     assert b"Traceback" not in content
 
 
+def test_requests_without_the_token_are_refused(address: str, results: Path) -> None:
+    where = urlsplit(address)
+    server = f"{where.scheme}://{where.netloc}/"
+    token = where.path.strip("/")
+    for other in ("", "0" * 32, token[:-1], token.upper(), f"x/{token}"):
+        for path in ("/", "/results", "/slides/copied", "/tiles/copied/0/0/0", "/view.js"):
+            status, _, content = get(f"{server}{other}", path)
+            assert status == 403
+            assert token.encode() not in content
+    with served(results) as again:
+        assert urlsplit(again).path != where.path
+
+
 def test_foreign_host_headers_are_refused(address: str) -> None:
     port = urlsplit(address).port
     assert get(address, "/results", host=f"localhost:{port}")[0] == 200
@@ -241,7 +255,7 @@ def test_foreign_host_headers_are_refused(address: str) -> None:
 def test_the_page_has_security_headers_and_its_files_exist(address: str) -> None:
     where = urlsplit(address)
     connection = http.client.HTTPConnection(where.hostname or "", where.port)
-    connection.request("GET", "/")
+    connection.request("GET", where.path)
     response = connection.getresponse()
     assert "default-src 'self'" in (response.getheader("Content-Security-Policy") or "")
     assert response.getheader("X-Content-Type-Options") == "nosniff"

@@ -16,7 +16,7 @@ def served(results: Path) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("wsi-pipeline")), "view", str(results), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    printed = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+    printed = re.search(r"http://127\.0\.0\.1:\d+/[0-9a-f]{32}/", process.stdout.readline())
     try:
         assert printed
         yield printed[0]

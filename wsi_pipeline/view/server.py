@@ -1,7 +1,9 @@
 """A web server on the loopback interface for one results folder.
 
-Only names of existing slides and models from a URL become parts of paths. Requests with another host name are refused,
-against DNS rebinding: a foreign web page could otherwise point a name of its own at this server and read results.
+All users of a machine reach its loopback interface, so each URL starts with a token that only the user who started the
+server knows. Only names of existing slides and models from a URL become parts of paths. Requests with another host name
+are refused, against DNS rebinding: a foreign web page could otherwise point a name of its own at this server and read
+results.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import errno
 import json
 import logging
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -103,7 +106,9 @@ class _Handler(RequestHandler):
 class _NotFound(_Handler):
     def prepare(self) -> None:
         super().prepare()
-        raise HTTPError(404)
+        if self.request.path.startswith(f"/{self.settings['token']}/"):
+            raise HTTPError(404)
+        raise HTTPError(403, reason="The URL lacks the token that wsi-pipeline view printed")
 
 
 class _ResponseSentError(Exception):
@@ -204,21 +209,25 @@ class _TruthTile(_TissueTile):
     stage = "truth"
 
 
-def make_application(results: Results, pool: ThreadPoolExecutor) -> Application:
-    """The routes of the viewer: its static page, and the JSON, heatmaps and tiles that the page fetches."""
+def make_application(results: Results, pool: ThreadPoolExecutor, token: str) -> Application:
+    """The routes of the viewer: its static page, and the JSON, heatmaps and tiles that the page fetches.
+
+    All are below the path `token`; other paths are answered with 403.
+    """
     shared = {"results": results, "tiles": TileReader(), "pool": pool}
     return Application(
         [
-            (r"/(|view\.js|panels\.js|panels\.css|view\.css)", _Static, shared),
-            (r"/results", _Overview, shared),
-            (r"/slides/([^/]+)", _Slide, shared),
-            (r"/heat/([^/]+)", _Heat, shared),
-            (rf"/tiles{_TILE}", _Tile, shared),
-            (rf"/tissue{_TILE}", _TissueTile, shared),
-            (rf"/truth{_TILE}", _TruthTile, shared),
+            (rf"/{token}/(|view\.js|panels\.js|panels\.css|view\.css)", _Static, shared),
+            (rf"/{token}/results", _Overview, shared),
+            (rf"/{token}/slides/([^/]+)", _Slide, shared),
+            (rf"/{token}/heat/([^/]+)", _Heat, shared),
+            (rf"/{token}/tiles{_TILE}", _Tile, shared),
+            (rf"/{token}/tissue{_TILE}", _TissueTile, shared),
+            (rf"/{token}/truth{_TILE}", _TruthTile, shared),
         ],
         default_handler_class=_NotFound,
         default_handler_args=shared,
+        token=token,
         log_function=lambda _: None,
     )
 
@@ -237,10 +246,11 @@ def serve(folder: Path, port: int, threads: int = 4) -> None:
         raise ConfigError(f"port {port} is in use", remedy="Name another one with --port, or 0 for any") from error
 
     async def serve_forever() -> None:
+        token = secrets.token_hex(16)
         with ThreadPoolExecutor(threads) as pool:
-            server = HTTPServer(make_application(results, pool))
+            server = HTTPServer(make_application(results, pool, token))
             server.add_sockets(sockets)
-            url = f"http://{HOST}:{sockets[0].getsockname()[1]}/"
+            url = f"http://{HOST}:{sockets[0].getsockname()[1]}/{token}/"
             print(f"{folder} at {url} (Ctrl-C to stop)", flush=True)
             await asyncio.Event().wait()
 
