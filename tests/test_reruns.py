@@ -107,6 +107,25 @@ def test_an_option_reruns_the_same_with_several_slides_per_job(batched_run: Path
 
 
 @pytest.mark.slow
+def test_slides_that_were_predicted_together_stay_together(batched_run: Path) -> None:
+    for slides_per_job in (1, 3):
+        assert planned(batched_run, changed(heatmap={"slides_per_job": slides_per_job})) == {}
+    alone = changed(heatmap={"slides_per_job": 1, "stride_um": 20})
+    assert planned(batched_run, alone) == {"predict": 1} | PREDICTED | EVALUATION
+
+
+@pytest.mark.slow
+def test_slides_that_were_predicted_alone_stay_alone(run: Path) -> None:
+    config = changed(heatmap={"slides_per_job": 2, "stride_um": 20})
+    assert planned(run, config) == PREDICTED | EVALUATION
+    add_slide(run, "normal-3")
+    assert planned(run, BATCHED) == {"predict": 1} | TEST_SLIDE
+    result = snakemake(run, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert planned(run, config) == {}
+
+
+@pytest.mark.slow
 def test_a_batch_with_a_removed_slide_is_predicted_again(batched_run: Path) -> None:
     remove_row(batched_run, "normal-3")
     config = changed(heatmap={"slides_per_job": 2, "stride_um": 20})

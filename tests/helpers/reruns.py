@@ -159,6 +159,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "training": (changed(training={"learning_rate": 2e-3}), {"train": 1, **PREDICTED, **EVALUATION}),
     "stride": (changed(heatmap={"stride_um": 20}), PREDICTED | EVALUATION),
     "orientations": (changed(heatmap={"orientations": True}), PREDICTED | EVALUATION),
+    "slides per job": (changed(heatmap={"slides_per_job": 2}), {}),
     "smoothing": (changed(heatmap={"smoothing_um": 100}), PREDICTED | EVALUATION),
     "exclude a test slide": (changed(cohort={"exclude": ["tumor-3"]}), EVALUATION),
     "exclude a training slide": (changed(cohort={"exclude": ["normal-1"]}), MODEL),

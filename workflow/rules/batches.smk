@@ -2,6 +2,7 @@
 import re
 
 from wsi_pipeline.io.digests import digest_json
+from wsi_pipeline.provenance.snakemake_metadata import job_of_output
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.models import PredictReceipt
 
@@ -11,7 +12,8 @@ def batches(model):
     """The slides of each batch that a model predicts, by the name of the batch.
 
     The batches of finished jobs stay as they are, also where a slide has left the sheet, as long as its files are
-    there. So new slides are predicted in batches of their own.
+    there, and slides that were predicted alone stay alone. So new slides are predicted in batches of their own, and
+    another number of slides per job makes no job run again.
     """
     # A model of an earlier round predicts the training slides, to draw hard negatives.
     names = sorted(CHOSEN_ON + FITTED_ON + TEST if model == MODEL else TRAINING)
@@ -25,12 +27,21 @@ def batches(model):
             continue
         if set(slides) & set(names) and all(slide in SHEET or can_be_predicted(slide) for slide in slides):
             found[path.stem] = slides
+    if CONFIG.heatmap.slides_per_job == 1:
+        return found
     placed = {slide for slides in found.values() for slide in slides}
-    waiting = [slide for slide in names if slide not in placed]
+    waiting = [slide for slide in names if slide not in placed and not was_predicted_alone(model, slide)]
     for start in range(0, len(waiting), CONFIG.heatmap.slides_per_job):
         slides = waiting[start : start + CONFIG.heatmap.slides_per_job]
         found[digest_json(slides)[:12]] = slides
     return found
+
+
+def was_predicted_alone(model, slide):
+    """Whether a heatmap exists that Snakemake's records call the result of a job without predictions of a batch."""
+    receipt = f"{RESULTS}/heatmaps/{model}/{slide}.json"
+    job = job_of_output(Path(".snakemake"), receipt) if Path(receipt).is_file() else None
+    return job is not None and not any(file.startswith(f"{RESULTS}/predictions/") for file in job.inputs)
 
 
 def can_be_predicted(slide):
@@ -39,8 +50,6 @@ def can_be_predicted(slide):
 
 
 def batched_slides_without_row():
-    if CONFIG.heatmap.slides_per_job == 1:
-        return []
     batched = {slide for model in MODELS for slides in batches(model).values() for slide in slides}
     return sorted(batched - SHEET.keys())
 
@@ -61,9 +70,8 @@ def of_batch(name):
 
 def batch_of_slide(wildcards):
     """The predictions of a slide's batch; nothing where the rule heatmap predicts its slide itself."""
-    if CONFIG.heatmap.slides_per_job == 1 or wildcards.slide not in batch_by_slide(wildcards.model):
-        return []
-    return [f"{RESULTS}/predictions/{wildcards.model}/{batch_by_slide(wildcards.model)[wildcards.slide]}"]
+    batch = batch_by_slide(wildcards.model).get(wildcards.slide)
+    return [f"{RESULTS}/predictions/{wildcards.model}/{batch}"] if batch else []
 
 
 wildcard_constraints:

@@ -1,40 +1,38 @@
 # Predictions of the slides that are evaluated or calibrated on, and their errors.
 
 
-if CONFIG.heatmap.slides_per_job > 1:
-
-    # Predicts several slides with a model that is loaded once. Checkpoints keep the predictions of each slide, so that
-    # a killed job goes on.
-    rule predict:
-        input:
-            of_batch("pyramid.json"),
-            of_batch("tissue.json"),
-            model="<results>/model/{model}/model.json",
-            weights=ancient("<results>/model/{model}/weights.safetensors"),
-            pyramids=ancient(of_batch("pyramid.ome.zarr")),
-            tissue=ancient(of_batch("tissue.ome.zarr")),
-        output:
-            predictions=directory("<results>/predictions/{model}/{batch}"),
-            receipt="<results>/predictions/{model}/{batch}.json",
-        log:
-            "<logs>/predict/{model}/{batch}.log",
-        benchmark:
-            "<logs>/predict/{model}/{batch}.tsv"
-        threads: 8
-        resources:
-            mem_mb=4000,
-            runtime=240 * CONFIG.heatmap.slides_per_job,
-            gpu=1,
-        params:
-            options=options("predict"),
-            slides=lambda wildcards, input: slides_folder(input.pyramids[0]),
-            slide=lambda wildcards: [f"--slide={slide}" for slide in batch_slides(wildcards)],
-            checkpoints=f"{RESULTS}/checkpoints/predictions/{{model}}",
-        shell:
-            "wsi-pipeline predict --slides {params.slides:q} {params.slide:q} --weights {input.weights:q}"
-            " --model {input.model:q} --output {output.predictions:q} --receipt {output.receipt:q}"
-            " --checkpoints {params.checkpoints:q} --options {params.options:q} --threads {threads}"
-            " > {log:q} 2>&1"
+# Predicts several slides with a model that is loaded once. Checkpoints keep the predictions of each slide, so that
+# a killed job goes on.
+rule predict:
+    input:
+        of_batch("pyramid.json"),
+        of_batch("tissue.json"),
+        model="<results>/model/{model}/model.json",
+        weights=ancient("<results>/model/{model}/weights.safetensors"),
+        pyramids=ancient(of_batch("pyramid.ome.zarr")),
+        tissue=ancient(of_batch("tissue.ome.zarr")),
+    output:
+        predictions=directory("<results>/predictions/{model}/{batch}"),
+        receipt="<results>/predictions/{model}/{batch}.json",
+    log:
+        "<logs>/predict/{model}/{batch}.log",
+    benchmark:
+        "<logs>/predict/{model}/{batch}.tsv"
+    threads: 8
+    resources:
+        mem_mb=4000,
+        runtime=lambda wildcards: 240 * len(batch_slides(wildcards)),
+        gpu=1,
+    params:
+        options=options("predict"),
+        slides=lambda wildcards, input: slides_folder(input.pyramids[0]),
+        slide=lambda wildcards: [f"--slide={slide}" for slide in batch_slides(wildcards)],
+        checkpoints=f"{RESULTS}/checkpoints/predictions/{{model}}",
+    shell:
+        "wsi-pipeline predict --slides {params.slides:q} {params.slide:q} --weights {input.weights:q}"
+        " --model {input.model:q} --output {output.predictions:q} --receipt {output.receipt:q}"
+        " --checkpoints {params.checkpoints:q} --options {params.options:q} --threads {threads}"
+        " > {log:q} 2>&1"
 
 
 rule heatmap:
@@ -54,11 +52,11 @@ rule heatmap:
     benchmark:
         "<logs>/heatmap/{model}/{slide}.tsv"
     # Results do not depend on the number of threads.
-    threads: 8 if CONFIG.heatmap.slides_per_job == 1 else 1
+    threads: lambda wildcards, input: 1 if input.predictions else 8
     resources:
         mem_mb=4000,
         runtime=240,
-        gpu=1 if CONFIG.heatmap.slides_per_job == 1 else 0,
+        gpu=lambda wildcards, input: 0 if input.predictions else 1,
     params:
         options=options("heatmap"),
         slides=lambda wildcards, input: slides_folder(input.pyramid),
