@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,27 @@ def test_a_level_that_differs_from_openslide_is_not_copied(tmp_path: Path, monke
     folder = converted(tmp_path, source)
     assert set(methods(folder)) == {"read"}
     assert levels_of(folder)[0]["mean_difference"] < 3
+
+
+def test_tiles_that_cannot_be_compared_are_no_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the slide or the tile cannot be read: the level is read, which names what is damaged."""
+    source = write_tiff(tmp_path / "s.tif", tissue_picture())
+    with closing(SourceSlide("s1", source, 0.5)) as slide, TiledTiff(source, slide.pages) as tiff:
+        (page,) = tiff.levels(slide.metadata.levels[0])
+        assert passthrough.tiles_match_source(slide, tiff, page, 0)
+        damage = ValueError("of no use")
+        with monkeypatch.context() as patch:
+            patch.setattr(TiledTiff, "read", lambda *given: [damage] * len(given[-1]))
+            assert not passthrough.tiles_match_source(slide, tiff, page, 0)
+        assert "s1: level 0 is read, not copied: none of 8 tiles could be compared with it (of no use)" in caplog.text
+
+        def unreadable(self: SourceSlide, box: Box, level: int) -> np.ndarray:
+            raise self.error("damaged", "")
+
+        monkeypatch.setattr(SourceSlide, "read", unreadable)
+        assert not passthrough.tiles_match_source(slide, tiff, page, 0)
 
 
 def changed_chunk(self: Level, column: int, row: int, real: Callable[[Level, int, int], np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from wsi_pipeline.slides.jpeg import JpegCodec, merge_tables
 from wsi_pipeline.slides.openslide_reader import WHITE, SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff, TileLevel, TileStream
 
+log = logging.getLogger(__name__)
+
 # Where merged tables would add more than this share to a level, they are stored once, in its metadata.
 MAX_TABLES_SHARE = 0.02
 _PROBES = 8
@@ -38,7 +41,8 @@ def tiles_match_source(source: SourceSlide, tiff: TiledTiff, page: TileLevel, nu
     """Whether the tiles of the page, put on a regular grid, equal the level as the slide is read.
 
     False where a format overlaps or shifts its tiles, where the page is another level, which tiles at the corners and
-    all over the page reveal, and where OpenSlide does not render missing tiles as white. Unreadable tiles are skipped.
+    all over the page reveal, and where OpenSlide does not render missing tiles as white. Unreadable tiles are skipped;
+    False, with a warning, where no other was found.
     """
     if page.has_missing_tiles and source.metadata.background != WHITE:
         return False
@@ -47,19 +51,29 @@ def tiles_match_source(source: SourceSlide, tiff: TiledTiff, page: TileLevel, nu
     codec = JpegCodec(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=page.tables)
     grid = ChunkGrid.of(page.size, page.tile, 0)
     tiles = spread_tiles(grid, _PROBES, generator(0, "probe", source.slide, number))
+    compared, problem = 0, ""
     for (column, row), stream in zip(tiles, tiff.read(page, tiles), strict=True):
         box = grid.box(column, row).clipped(page.size)
         try:
             if isinstance(stream, ValueError):
-                continue
+                raise stream
             pixels = (
                 np.uint8(BACKGROUND) if stream is None else codec.decode(b"".join(stream))[: box.height, : box.width]
             )
             if not (pixels == source.read(box, number)).all():
                 return False
-        except (ValueError, SlideError):
-            continue
-    return True
+            compared += 1
+        except (ValueError, SlideError) as error:
+            problem = str(error)
+    if not compared:
+        log.warning(
+            "%s: level %d is read, not copied: none of %d tiles could be compared with it (%s)",
+            source.slide,
+            number,
+            len(tiles),
+            problem,
+        )
+    return compared > 0
 
 
 def copy_level(
