@@ -75,26 +75,47 @@ def test_pen_is_removed_and_reported(tmp_path: Path, ink: tuple[int, int, int]) 
     assert with_pen[:9].any() == (ink[2] > 50)
 
 
-def test_ink_on_tissue_is_removed(tmp_path: Path) -> None:
-    """Strokes 28 um wide are excluded although closing would cover them; a dot of 28 um is not."""
+@pytest.mark.parametrize("ink", [(30, 70, 180), (20, 140, 60)], ids=["blue", "green"])
+@pytest.mark.parametrize("on_tissue", [True, False])
+def test_no_colored_ink_is_filled_or_closed_as_tissue(
+    tmp_path: Path, ink: tuple[int, int, int], on_tissue: bool
+) -> None:
+    """A dot in tissue, smaller than the holes that are filled, and a stroke through a gap that is closed."""
     rgb = tissue_picture()
-    stroke = np.zeros(rgb.shape[:2], bool)
-    stroke[400:456] = stroke[700:756] = stroke[400:756, :56] = True
-    dot = np.zeros_like(stroke)
-    dot[560:616, 760:816] = True
-    rgb[stroke | dot] = (rgb[stroke | dot] * np.array([0.15, 0.35, 0.75])).astype(np.uint8)
+    rgb[(slice(400, 480), slice(400, 496)) if on_tissue else (slice(300, 900), slice(700, 740))] = ink
+    if not on_tissue:
+        rgb[200:1000, 690:700] = rgb[200:1000, 740:750] = 244
+    mask = run(converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb)), tmp_path, mpp=4)
+    inked = mask[52:58, 52:60] if on_tissue else mask[40:110, 89:91]
+    assert not inked.any()
+    assert mask[70:90, 30:80].all()
+
+
+def test_small_dark_pieces_of_tissue_are_nuclei(tmp_path: Path) -> None:
+    rgb = tissue_picture()
+    rgb[400:480, 400:480] = (40, 20, 50)
+    mask = run(converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb)), tmp_path, mpp=4)
+    assert mask[45:65, 45:65].all()
+
+
+def test_ink_on_tissue_is_removed(tmp_path: Path) -> None:
+    """Strokes 28 um wide and a dot are excluded although closing covers them, and filling where holes may be large."""
+    rgb = tissue_picture()
+    ink = np.zeros(rgb.shape[:2], bool)
+    ink[400:456] = ink[700:756] = ink[400:756, :56] = True
+    ink[560:656, 760:856] = True
+    rgb[ink] = (rgb[ink] * np.array([0.15, 0.35, 0.75])).astype(np.uint8)
     folder = converted(tmp_path, write_tiff(tmp_path / "s.tif", rgb))
-    mask = run(folder, tmp_path, mpp=4)
-    # Except for a few pixels whose colours JPEG has changed.
-    assert mask[51:56].mean() < 0.02
-    assert mask[89:93].mean() < 0.02
-    assert mask[30:48, 30:170].all()
-    assert mask[60:86, 30:170].all()
-    # The strokes measure 50,000 um². Below the minimum area of holes they are filled on tissue, as dark nuclei are.
-    filled = run(folder, tmp_path, mpp=4, min_hole_um2=100_000)
-    assert filled[51:56, 30:170].all()
-    assert not filled[51:56, :22].any()
-    assert not filled[:24].any()
+    # The strokes measure 50,000 um².
+    for min_hole_um2 in (40_000, 100_000):
+        mask = run(folder, tmp_path, mpp=4, min_hole_um2=min_hole_um2)
+        # Except for a few pixels whose colours JPEG has changed.
+        assert mask[51:56].mean() < 0.02
+        assert mask[89:93].mean() < 0.02
+        assert mask[72:80, 97:105].mean() < 0.02
+        assert mask[30:48, 30:170].all()
+        assert mask[60:68, 30:170].all()
+        assert not mask[:24].any()
 
 
 def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:

@@ -65,7 +65,7 @@ class ConvertRun(StorageOptions, StageRun):
 
 class TissueRun(TissueOptions, StageRun):
     stage = "tissue"
-    step_version = 5
+    step_version = 6
     section = "tissue"
 
 

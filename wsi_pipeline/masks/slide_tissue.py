@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import TissueOptions
 from wsi_pipeline.geometry import Box
-from wsi_pipeline.masks.tissue_detection import Features, Threshold, segment_tissue, tissue_features
+from wsi_pipeline.masks.tissue_detection import NO_INK, Features, Threshold, segment_tissue, tissue_features
 from wsi_pipeline.progress_bar import ProgressBar
 from wsi_pipeline.pyramid.pyramid import Pyramid
 
@@ -34,7 +34,7 @@ def find_tissue(
     block_px = _SMALL_BLOCK_PX if size.width * size.height <= _FEW_PIXELS else _BLOCK_PX
     features = read_features(pyramid, options, threads, block_px)
     mask, threshold = segment_tissue(features, options)
-    return mask, features.ink, threshold
+    return mask, features.ink != NO_INK, threshold
 
 
 def read_features(pyramid: Pyramid, options: TissueOptions, threads: int, block_px: int) -> Features:
@@ -53,4 +53,4 @@ def read_features(pyramid: Pyramid, options: TissueOptions, threads: int, block_
     blocks = da.map_blocks(block, name="tissue", chunks=chunks, meta=np.empty((0, 0, 0), np.uint8))
     with shown, dask.config.set(scheduler="threads", num_workers=threads):
         gray, saturation, ink = blocks.compute()
-    return Features(gray, saturation, ink.astype(bool))
+    return Features(gray, saturation, ink)

@@ -20,7 +20,7 @@ from wsi_pipeline.config import TissueOptions
 
 GRAY_THRESHOLD = 150.0
 # Pen ink: green is not the weakest channel, which no mixture of haematoxylin and eosin produces, or all channels are
-# dark.
+# dark, which nuclei may be too.
 _MIN_INK_MARGIN = 8
 _MIN_INK_SPREAD = 24
 _MAX_INK_VALUE = 60
@@ -34,16 +34,17 @@ _SATURATION_WITHOUT_GLASS, _GRAY_WITHOUT_GLASS = 20.0, 220.0
 # Otsu's threshold may take this share of the glass, and always omit this share of the slide (dust and smears).
 _MAX_GLASS_TAKEN, _MIN_OMITTED = 0.05, 0.005
 _BAND_PX = 512
+NO_INK, COLORED_INK, DARK_INK = 0, 1, 2
 _VALUES = np.arange(256, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Of each pixel of an image, (h, w): Rec. 601 grey and HSV saturation (uint8), and whether it is pen ink (bool)."""
+    """Of each pixel of an image, (h, w) uint8: Rec. 601 grey, HSV saturation, and which ink, if any, it may be."""
 
     gray: NDArray[np.uint8]
     saturation: NDArray[np.uint8]
-    ink: NDArray[np.bool_]
+    ink: NDArray[np.uint8]
 
     def is_tissue(self, threshold: float, options: TissueOptions) -> NDArray[np.bool_]:
         """Tissue before cleaning, (h, w) bool: more saturated, or darker, than the threshold."""
@@ -70,21 +71,23 @@ def tissue_features(rgb: NDArray[np.uint8], options: TissueOptions) -> Features:
     gray = ((np.uint32(299) * red + np.uint32(587) * green + np.uint32(114) * blue + 500) // 1000).astype(np.uint8)
     # No overflow: at most 255 * 255 + 127.
     saturation = ((np.uint16(255) * spread + brightest // 2) // np.maximum(brightest, 1)).astype(np.uint8)
-    ink = np.zeros(gray.shape, bool)
+    ink = np.full(gray.shape, NO_INK, np.uint8)
     if options.remove_pen:
-        is_colored = (green > red) & (green - red > _MIN_INK_MARGIN) & (spread > _MIN_INK_SPREAD)
-        ink = is_colored | (brightest < _MAX_INK_VALUE)
+        ink[brightest < _MAX_INK_VALUE] = DARK_INK
+        ink[(green > red) & (green - red > _MIN_INK_MARGIN) & (spread > _MIN_INK_SPREAD)] = COLORED_INK
     return Features(gray, saturation, ink)
 
 
 def segment_tissue(features: Features, options: TissueOptions) -> tuple[NDArray[np.bool_], Threshold]:
     """Cleaned tissue mask (h, w) bool, and the threshold.
 
-    Only ink components larger than `min_hole_um2` are excluded at the end: smaller ones may be dark nuclei.
+    Ink stays out of closed gaps and filled holes too, but for dark components smaller than `min_hole_um2` that may be
+    nuclei.
     """
-    threshold, ink = find_threshold(features, options), features.ink
+    threshold, ink = find_threshold(features, options), features.ink != NO_INK
     mask = clean_mask(features.is_tissue(threshold.value, options) & ~ink, options)
-    return mask & ~_remove_small(ink, options.min_hole_um2 / options.mpp**2), threshold
+    excluded = (features.ink == COLORED_INK) | _remove_small(ink, options.min_hole_um2 / options.mpp**2)
+    return mask & ~excluded, threshold
 
 
 def find_threshold(features: Features, options: TissueOptions) -> Threshold:
@@ -125,7 +128,7 @@ def _joint_histogram(features: Features) -> NDArray[np.int64]:
     for top in range(0, len(features.gray), _BAND_PX):
         band = slice(top, top + _BAND_PX)
         pairs = (features.gray[band].astype(np.uint16) << 8) | features.saturation[band]
-        counts += np.bincount(pairs[~features.ink[band]], minlength=1 << 16)
+        counts += np.bincount(pairs[features.ink[band] == NO_INK], minlength=1 << 16)
     return counts.reshape(256, 256)
 
 
