@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,19 @@ import numpy as np
 import pytest
 import shapely
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from helpers.annotations import Ring, feature, polygon, square, write_asap, write_geojson
-from helpers.slides import tissue_picture
-from wsi_pipeline.config import TruthOptions, TruthRun
-from wsi_pipeline.config.base import Origin
+from helpers.slides import converted, tissue_picture, write_tiff
+from wsi_pipeline.cli.app import app
+from wsi_pipeline.cohort.estimate import estimate_cohort
+from wsi_pipeline.cohort.sheet import Sheet, SlideRow
+from wsi_pipeline.config import TissueOptions, TruthOptions, TruthRun
+from wsi_pipeline.config.base import Origin, TissueMethod
+from wsi_pipeline.config.loading import load_config
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.masks.annotation_position import canvas_of, check_position, read_overview
+from wsi_pipeline.masks.annotation_position import canvas_of, check_position, position_tissue, read_overview
 from wsi_pipeline.masks.annotations import Annotation, read_annotation
 from wsi_pipeline.masks.outlines import Canvas
 from wsi_pipeline.pyramid.ome_zarr import read_image
@@ -43,9 +50,10 @@ def checked(
     picture: NDArray[np.uint8] = PICTURE,
     origin: Origin | None = None,
     min_share: float = 0.5,
+    tissue: TissueOptions | None = None,
 ) -> Annotation:
     found = read_annotation("s1", path, TruthOptions(), canvas, origin)
-    return check_position("s1", path, found, canvas, picture, min_share)
+    return check_position("s1", path, found, canvas, picture, min_share, tissue)
 
 
 def asap(tmp_path: Path, *rings: Ring) -> Path:
@@ -99,6 +107,41 @@ def test_tissue_without_glass_and_pale_tissue_is_tissue(tmp_path: Path) -> None:
     dark = rng.normal((150, 70, 150), 12, (1200, 800, 3))
     picture = np.concatenate((pale, dark), axis=1).clip(0, 255).astype(np.uint8)
     assert checked(asap(tmp_path, square(200, 300, 400)), picture=picture).facts.on_tissue == 1
+
+
+@pytest.mark.parametrize(("method", "threshold"), [("otsu_gray", None), ("gray_threshold", None), (None, 0.0)])
+def test_tissue_is_found_as_the_sheet_says(
+    tmp_path: Path, method: TissueMethod | None, threshold: float | None
+) -> None:
+    """Tissue with hardly any colour, which the threshold of the glass does not find."""
+    picture = np.where(PICTURE.min(axis=2, keepdims=True) < 200, np.uint8([120, 119, 120]), np.uint8(244))
+    path = asap(tmp_path, square(300, 300, 400))
+    with pytest.raises(AnnotationError, match=r"0 % of the annotated tumour lies on tissue"):
+        checked(path, picture=picture)
+    assert checked(path, picture=picture, tissue=position_tissue(method, threshold)).facts.on_tissue == 1
+
+
+def test_stage_plan_and_check_find_tissue_as_the_sheet_says(tmp_path: Path) -> None:
+    picture = np.where(PICTURE.min(axis=2, keepdims=True) < 200, np.uint8(120), np.uint8(244)).repeat(3, axis=2)
+    source = write_tiff(tmp_path / "s1.tif", picture)
+    path, folder = asap(tmp_path, square(300, 300, 400)), converted(tmp_path, source)
+    outputs = truth.Outputs(
+        store=tmp_path / "t.ome.zarr",
+        receipt=tmp_path / "t.json",
+        picture=tmp_path / "t.png",
+        geojson=tmp_path / "t.geojson",
+    )
+    row = SlideRow("s1", str(source), "train", "tumor", str(path))
+    command = ["check-annotation", str(path), "--slide", str(source)]
+    for method in (None, "otsu_gray"):
+        expected = pytest.raises(AnnotationError, match="0 % of the annotated") if method is None else nullcontext()
+        with expected:
+            inputs = truth.Inputs(folder / "pyramid.ome.zarr", path)
+            truth.run("s1", inputs, outputs, TruthRun(), label="tumor", tissue=position_tissue(method))
+        problems = estimate_cohort(Sheet({"s1": replace(row, tissue_method=method)}), load_config({})).problems
+        assert any("0 % of the annotated tumour" in one.text for one in problems) == (method is None)
+        flags = [] if method is None else [f"--tissue-method={method}"]
+        assert isinstance(CliRunner().invoke(app, [*command, *flags]).exception, AnnotationError) == (method is None)
 
 
 def test_formats_count_from_their_own_corner(tmp_path: Path) -> None:

@@ -147,8 +147,11 @@ def sheet_path(wildcards, input):
 def truth_flags(wildcards):
     row = SHEET[wildcards.slide]
     flags = ["--exhaustive" if row.exhaustive else "--no-exhaustive"]
-    given = {"label": row.label, "annotation-origin": row.annotation_origin}
-    return flags + [f"--{name}={value}" for name, value in given.items() if value]
+    given = ("label", "annotation_origin")
+    if row.annotation:
+        given += ("tissue_method", "tissue_threshold")
+    values = {name.replace("_", "-"): getattr(row, name) for name in given}
+    return flags + [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 def folder_of(files):

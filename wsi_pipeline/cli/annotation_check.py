@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsi_pipeline.stages.arguments import AnnotationOrigin
+from wsi_pipeline.stages.arguments import AnnotationOrigin, TissueMethodArg, TissueThresholdArg
 
 if TYPE_CHECKING:
     from wsi_pipeline.masks.annotations import Annotation
@@ -25,10 +25,12 @@ def command(
     config: Annotated[Path | None, typer.Option(help="Config file (YAML) with the meaning of the groups.")] = None,
     mpp: Annotated[float | None, typer.Option(min=0.05, max=50, help="Scale, where the slide has none.")] = None,
     annotation_origin: AnnotationOrigin = None,
+    tissue_method: TissueMethodArg = None,
+    tissue_threshold: TissueThresholdArg = None,
 ) -> None:
     """Report what an annotation says, draw it over its slide, and check that its tumour lies on tissue."""
     from wsi_pipeline.config.loading import load_config, read_yaml
-    from wsi_pipeline.masks.annotation_position import canvas_of, check_position, read_overview
+    from wsi_pipeline.masks.annotation_position import canvas_of, check_position, position_tissue, read_overview
     from wsi_pipeline.masks.annotations import read_annotation
     from wsi_pipeline.slides.openslide_reader import SourceSlide
 
@@ -42,7 +44,8 @@ def command(
     if output is not None:
         _draw(found, canvas, overview, output)
     try:
-        found = check_position(slide.name, annotation, found, canvas, overview, options.min_on_tissue)
+        tissue = position_tissue(tissue_method, tissue_threshold)
+        found = check_position(slide.name, annotation, found, canvas, overview, options.min_on_tissue, tissue)
     finally:
         for line in found.facts.lines():
             print(line)

@@ -25,7 +25,13 @@ from wsi_pipeline.errors import AnnotationError, PipelineError, SlideError
 from wsi_pipeline.geometry import Box, Grid, Size
 from wsi_pipeline.io.fingerprints import Fingerprints
 from wsi_pipeline.io.layout import keeps_model
-from wsi_pipeline.masks.annotation_position import canvas_of, check_position, overview_level, read_overview
+from wsi_pipeline.masks.annotation_position import (
+    canvas_of,
+    check_position,
+    overview_level,
+    position_tissue,
+    read_overview,
+)
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import grid_fractions
 from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
@@ -167,7 +173,8 @@ def _annotation_problems(row: SlideRow, source: SourceSlide, config: Config) -> 
         size = levels[overview_level(levels)]
         if size.width * size.height <= _MAX_MASK_PIXELS:
             overview = read_overview(source)
-            check_position(row.slide, path, annotation, canvas, overview, config.truth.min_on_tissue)
+            tissue = position_tissue(row.tissue_method, row.tissue_threshold)
+            check_position(row.slide, path, annotation, canvas, overview, config.truth.min_on_tissue, tissue)
         check_label(row.slide, path, row.label, annotation.regions)
     except AnnotationError as error:
         yield Problem(row.slide, str(error), error=True)

@@ -18,7 +18,7 @@ from typing import Any, cast, get_args
 
 from wsi_pipeline.cohort.tables import read_table
 from wsi_pipeline.config import CLASSES, NAME_PATTERN, EvaluationOptions, TissueRun
-from wsi_pipeline.config.base import MPP_RANGE, Origin
+from wsi_pipeline.config.base import MPP_RANGE, Origin, TissueMethod
 from wsi_pipeline.config.loading import validate
 from wsi_pipeline.errors import ConfigError, SheetError
 from wsi_pipeline.io.digests import digest_json
@@ -27,7 +27,6 @@ from wsi_pipeline.io.fingerprints import EMPTY, UNREADABLE, Fingerprints
 REMOTE = "s3://"
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("slide", "path", "split")
-TISSUE_METHODS: tuple[str, ...] = get_args(TissueRun.model_fields["method"].annotation)
 # Similarity of an unknown column to a known one (difflib) from which it looks misspelt: lable, exhaustiv, center.
 _SIMILAR = 0.75
 
@@ -46,7 +45,7 @@ class SlideRow:
     patient: str | None = None
     centre: str | None = None
     mpp: float | None = None
-    tissue_method: str | None = None
+    tissue_method: TissueMethod | None = None
     tissue_threshold: float | None = None
     excluded_from: tuple[str, ...] = ()
 
@@ -271,7 +270,7 @@ def _parse(cells: dict[str, str], mistakes: _Mistakes) -> SlideRow:
         patient=cells.get("patient") or None,
         centre=cells.get("centre") or None,
         mpp=number("mpp", *MPP_RANGE),
-        tissue_method=one_of("tissue_method", TISSUE_METHODS),
+        tissue_method=cast("TissueMethod | None", one_of("tissue_method", get_args(TissueMethod))),
         tissue_threshold=number("tissue_threshold", 0, 255),
         excluded_from=tuple(cells.get("excluded_from", "").split()),
     )

@@ -24,6 +24,7 @@ LabelRule = Literal["centre_nearest", "centre_region", "area_fraction"]
 LesionProtocol = Literal["slide_scale", "camelyon16"]
 # The corner that coordinates count from: that of the whole level 0, or of the part of it that was scanned.
 Origin = Literal["canvas", "bounds"]
+TissueMethod = Literal["otsu_saturation", "glass_saturation", "otsu_gray", "gray_threshold"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 

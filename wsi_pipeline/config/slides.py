@@ -16,6 +16,7 @@ from wsi_pipeline.config.base import (
     Positive,
     PositiveFraction,
     Section,
+    TissueMethod,
 )
 
 
@@ -86,7 +87,7 @@ class TissueOptions(Section):
     """Tissue detection (stage tissue)."""
 
     mpp: Mpp = Field(8.0, description="Scale of the mask, um per pixel.")
-    method: Literal["otsu_saturation", "glass_saturation", "otsu_gray", "gray_threshold"] = Field(
+    method: TissueMethod = Field(
         "otsu_saturation",
         description="Tissue is: saturation above Otsu's threshold of the whole slide (otsu_saturation), saturation "
         "above that of the glass (glass_saturation: keeps pale tissue), grey value below Otsu's threshold (otsu_gray), "

@@ -20,7 +20,7 @@ from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.config import TissueOptions
-from wsi_pipeline.config.base import Origin
+from wsi_pipeline.config.base import Origin, TissueMethod
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.masks.annotations import Annotation
@@ -54,9 +54,17 @@ class _Reading:
 
 
 def check_position(
-    slide: str, path: Path, annotation: Annotation, canvas: Canvas, overview: NDArray[np.uint8], min_share: float
+    slide: str,
+    path: Path,
+    annotation: Annotation,
+    canvas: Canvas,
+    overview: NDArray[np.uint8],
+    min_share: float,
+    tissue_options: TissueOptions | None = None,
 ) -> Annotation:
     """The annotation with the share of its tumour that lies on tissue in `overview`, (h, w, 3) uint8 of the canvas.
+
+    Tissue is found by method and threshold of `tissue_options`, by default those of `position_tissue`.
 
     Raises `AnnotationError` where it is less than `min_share`, and where coordinates whose origin was not given fit
     clearly better from the other corner. The error names other readings that fit better: the other corner, x and y
@@ -64,7 +72,7 @@ def check_position(
     """
     if annotation.outlined.is_empty:
         return annotation
-    tissue, points = _tissue(overview), _samples(annotation.outlined)
+    tissue, points = _tissue(overview, tissue_options or position_tissue()), _samples(annotation.outlined)
     share, origin = _share(points, tissue, canvas), annotation.facts.origin
     fits = [(_share(reading.points, tissue, canvas), reading) for reading in _readings(points, origin, canvas)]
     fits = [(fit, reading) for fit, reading in fits if fit > share + _CLEARLY_BETTER]
@@ -113,9 +121,15 @@ def _samples(area: BaseGeometry) -> Points:
     return np.stack((columns + 0.5, rows + 0.5), axis=1) * pixel + (left, top)
 
 
-def _tissue(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    # The threshold of the glass keeps pale tissue, and takes all of a section without glass.
-    options = TissueOptions(method="glass_saturation")
+def position_tissue(method: TissueMethod | None = None, threshold: float | None = None) -> TissueOptions:
+    """How the check finds tissue, given the sheet's `tissue_method` and `tissue_threshold` of the slide.
+
+    Without them by the threshold of the glass, which keeps pale tissue, and takes all of a section without glass.
+    """
+    return TissueOptions(method=method or "glass_saturation", threshold=threshold)
+
+
+def _tissue(picture: NDArray[np.uint8], options: TissueOptions) -> NDArray[np.bool_]:
     features = tissue_features(picture, options)
     known = features.is_tissue(find_threshold(features, options).value, options)
     # Widened, as borders are drawn generously.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wsi_pipeline.config.base import Origin
+from wsi_pipeline.config.base import Origin, TissueMethod
 
 Slide = Annotated[str, typer.Option(help="Slide id.")]
 Options = Annotated[str, typer.Option(metavar="JSON", help="Options of the stage; missing keys take their defaults.")]
@@ -29,6 +29,14 @@ TruthReceiptArg = Annotated[Path, typer.Option(help="Receipt of the truth.")]
 AnnotationOrigin = Annotated[
     Origin | None,
     typer.Option(help="Corner that the annotation counts from; by default that of its format."),
+]
+TissueMethodArg = Annotated[
+    TissueMethod | None,
+    typer.Option("--tissue-method", help="How to find the tissue under the annotation; by default glass_saturation."),
+]
+TissueThresholdArg = Annotated[
+    float | None,
+    typer.Option("--tissue-threshold", min=0, max=255, help="Threshold of the tissue, where none is to be computed."),
 ]
 HeatmapArg = Annotated[Path, typer.Option("--heatmap", help="The slide's heatmap (OME-Zarr).")]
 HeatmapReceiptArg = Annotated[Path, typer.Option(help="Receipt of the heatmap.")]

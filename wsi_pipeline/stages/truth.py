@@ -27,12 +27,16 @@ from wsi_pipeline.stages.arguments import (
     Store,
     Synthetic,
     Threads,
+    TissueMethodArg,
+    TissueThresholdArg,
 )
 
 if TYPE_CHECKING:
+    from wsi_pipeline.config import TissueOptions
     from wsi_pipeline.config.base import Origin
     from wsi_pipeline.geometry import Box
     from wsi_pipeline.masks.annotations import Annotation, Regions
+    from wsi_pipeline.pyramid.ome_zarr import Image
     from wsi_pipeline.pyramid.pyramid import Pyramid
 
 log = logging.getLogger(__name__)
@@ -73,6 +77,8 @@ def command(
         Path | None, typer.Option(help="ASAP, ImageScope or HALO XML, or QuPath GeoJSON.", readable=False)
     ] = None,
     annotation_origin: AnnotationOrigin = None,
+    tissue_method: TissueMethodArg = None,
+    tissue_threshold: TissueThresholdArg = None,
     label: Annotated[str | None, typer.Option(help="normal or tumor.")] = None,
     exhaustive: Annotated[bool, typer.Option(help="Whether all tumour is annotated.")] = True,
     options: Options = "{}",
@@ -80,12 +86,15 @@ def command(
     synthetic: Synthetic = False,
 ) -> None:
     """Draw the annotations of a slide as a label image: normal, tumour, ignore."""
+    from wsi_pipeline.masks.annotation_position import position_tissue
+
     run(
         slide,
         Inputs(pyramid, annotation, pyramid_receipt=pyramid_receipt),
         Outputs(store=store, receipt=receipt, picture=picture, geojson=geojson),
         parse_options(TruthRun, options),
         origin=annotation_origin,
+        tissue=position_tissue(tissue_method, tissue_threshold),
         label=label,
         exhaustive=exhaustive,
         threads=threads,
@@ -100,6 +109,7 @@ def run(
     options: TruthRun,
     *,
     origin: Origin | None = None,
+    tissue: TissueOptions | None = None,
     label: str | None = None,
     exhaustive: bool = True,
     threads: int = 1,
@@ -107,27 +117,26 @@ def run(
 ) -> None:
     """Write the truth of one slide; `origin` is what the annotation counts from, by default that of its format.
 
+    `tissue` says how the tissue is found on which tumour is expected; by default from the slide's glass.
     Raises `AnnotationError` where annotation and label contradict, and where annotated tumour does not lie on tissue.
     """
     from wsi_pipeline.io.digests import digest_file
     from wsi_pipeline.masks.annotations import NO_REGIONS
     from wsi_pipeline.masks.truth import background_value, draw_truth, store_truth
-    from wsi_pipeline.plots.figures import save_figure, slide_figure
-    from wsi_pipeline.plots.overlays import draw_outlines, truth_overlay
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.slides import PixelCounts, TruthReceipt
 
     pyramid, bounds = Pyramid(inputs.pyramid), _bounds(inputs)
-    annotation = _read_annotation(slide, inputs.annotation, options, pyramid, bounds, origin=origin, label=label)
+    annotation = _read_annotation(
+        slide, inputs.annotation, options, pyramid, bounds, origin=origin, tissue=tissue, label=label
+    )
     regions = NO_REGIONS if annotation is None else annotation.regions
     background = background_value(label, annotation is not None, exhaustive)
     size, margin_px = pyramid.size_at(options.mpp), options.ignore_margin_um / options.mpp
     truth = draw_truth(regions, size, options.mpp / pyramid.mpp, background, margin_px)
     stored = store_truth(outputs.store, truth, options.mpp, pyramid.mpp, threads)
-    title = f"{slide}: tumour red, normal inside green, ignored grey"
-    picture = draw_outlines(pyramid, truth_overlay(stored.overview))
-    save_figure(slide_figure(title, *picture, synthetic), outputs.picture)
+    _save_picture(slide, pyramid, stored.overview, outputs.picture, synthetic)
     qupath_origin = (bounds.x, bounds.y) if bounds else (0, 0)
     _write_outlines(outputs.geojson, regions, qupath_origin)
     normal, tumor, *ignored = stored.pixels
@@ -174,6 +183,7 @@ def _read_annotation(
     bounds: Box | None,
     *,
     origin: Origin | None,
+    tissue: TissueOptions | None,
     label: str | None,
 ) -> Annotation | None:
     """The annotation, if there is one, which is checked and reported."""
@@ -189,12 +199,20 @@ def _read_annotation(
     annotation = read_annotation(slide, path, options, canvas, origin)
     overview, _ = pyramid.thumbnail(OVERVIEW_PX)
     try:
-        annotation = check_position(slide, path, annotation, canvas, overview, options.min_on_tissue)
+        annotation = check_position(slide, path, annotation, canvas, overview, options.min_on_tissue, tissue)
         check_label(slide, path, label, annotation.regions)
     finally:
         for line in annotation.facts.lines():
             log.info("%s: %s", slide, line)
     return annotation
+
+
+def _save_picture(slide: str, pyramid: Pyramid, truth: Image, path: Path, synthetic: bool) -> None:
+    from wsi_pipeline.plots.figures import save_figure, slide_figure
+    from wsi_pipeline.plots.overlays import draw_outlines, truth_overlay
+
+    picture = draw_outlines(pyramid, truth_overlay(truth))
+    save_figure(slide_figure(f"{slide}: tumour red, normal inside green, ignored grey", *picture, synthetic), path)
 
 
 def _tumor_mm2(regions: Regions, mpp: float) -> tuple[float, float]:
