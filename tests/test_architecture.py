@@ -27,7 +27,7 @@ LAYERS = (
     {"slides", "metrics", "receipts"},
     {"io"},
     {"config", "progress_bar", "seeds"},
-    {"geometry"},
+    {"geometry", "morphology"},
     {"errors"},
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))

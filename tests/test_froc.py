@@ -20,6 +20,7 @@ from wsi_pipeline.evaluation.detections import match_lesions
 from wsi_pipeline.evaluation.external import judge_detections
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.metrics.lesions import Detection, FrocCurves, Lesions, PooledHits, SlideHits, match_detections
+from wsi_pipeline.morphology import Runs
 from wsi_pipeline.pyramid.ome_zarr import Image
 
 LIMITS = (0.25, 0.5, 1, 2, 4, 8)
@@ -66,7 +67,9 @@ def hits_of(cases: list[Case], pixel: int = 1) -> list[SlideHits]:
     matched = []
     for case in cases:
         counted = tuple(sorted(set(range(1, int(case.labels.max(initial=0)) + 1)) - case.isolated))
-        lesions = Lesions(case.labels.astype(np.int32), counted, tuple(case.isolated))
+        runs = Runs.of(case.labels > 0)
+        of_run = case.labels[runs.rows, runs.starts]
+        lesions = Lesions(runs, of_run, Runs.of(case.labels < 0), counted, tuple(case.isolated))
         matched.append(match_detections([Detection(*point) for point in case.points], lesions, pixel))
     return matched
 

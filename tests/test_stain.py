@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +14,7 @@ import torch
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, write_tiff
 from wsi_pipeline.config import HeatmapRun, PatchesRun, TissueRun, TruthRun
+from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.model.augment import to_input, to_unit
 from wsi_pipeline.model.inception import InceptionV3, initialize
 from wsi_pipeline.model.model_dir import ModelMetadata, save_weights, write_model_json
@@ -21,6 +22,7 @@ from wsi_pipeline.pyramid.ome_zarr import Image, read_image
 from wsi_pipeline.pyramid.patch_store import PatchStore
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.pyramid.stain import REFERENCE, REFERENCE_MAXIMA, Stains, fit_stains
+from wsi_pipeline.seeds import generator
 from wsi_pipeline.stages import heatmap, patches, tissue, truth
 
 PALE = np.array([[0.60, 0.72, 0.35], [0.10, 0.95, 0.30]])
@@ -135,3 +137,27 @@ def test_a_real_slide_has_two_stains(tmp_path: Path) -> None:
     assert found.vectors[0][0] > found.vectors[1][0] + 0.1
     assert found.vectors[1][1] > 0.7
     assert (found.maxima > 0.5).all()
+
+
+def test_samples_are_drawn_from_all_pixels_of_tissue(tmp_path: Path) -> None:
+    """The positions are those of the same draw from the coordinates of all pixels."""
+    rng = np.random.default_rng(1)
+    tissue = Image.from_corner((rng.uniform(size=(700, 90)) < 0.3).astype(np.uint8), 8.0)
+    asked = list[tuple[list[int], list[int]]]()
+
+    class Asked:
+        mpp = 0.5
+
+        def patch_spec(self, size_px: int, mpp: float) -> PatchSpec:
+            return PatchSpec(size_px, mpp, 0, size_px, size_px * 2.0, size_px * mpp, 1.0)
+
+        def read_patches(self, x: list[int], y: list[int], spec: PatchSpec) -> np.ndarray:
+            asked.append((x, y))
+            return np.full((len(x), 8, 8, 3), 255, np.uint8)
+
+    assert fit_stains("s1", cast("Pyramid", Asked()), tissue) is None
+    rows, columns = np.nonzero(tissue.data)
+    chosen = np.sort(generator(0, "stain", "s1").choice(len(rows), 32, replace=False))
+    wanted = [np.rint((at[chosen] + 0.5) * 16 - 224).astype(int).tolist() for at in (columns, rows)]
+    assert asked == [tuple(wanted)]
+    assert fit_stains("s1", cast("Pyramid", Asked()), Image.from_corner(np.zeros((5, 5), np.uint8), 8.0)) is None

@@ -11,7 +11,7 @@ from scipy.special import expit
 from wsi_pipeline.config import LesionLevelOptions
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.masks.geojson import Feature, feature
-from wsi_pipeline.masks.label_images import IGNORE, TRUTH_LABELS, TUMOR, resample_labels
+from wsi_pipeline.masks.label_images import TRUTH_LABELS, TUMOR, AnyImage, is_ignored, resample_labels
 from wsi_pipeline.metrics.lesions import (
     CAMELYON16_LEVEL,
     CAMELYON16_MPP,
@@ -23,6 +23,7 @@ from wsi_pipeline.metrics.lesions import (
     non_maximum_suppression,
 )
 from wsi_pipeline.metrics.steps import log_odds_of
+from wsi_pipeline.morphology import MappedRows
 from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.receipts.slides import TruthReceipt
 
@@ -73,14 +74,15 @@ def not_scored_reason(truth: TruthReceipt) -> str | None:
 
 
 def match_lesions(
-    found: Sequence[Detection], truth: Image, slide_mpp: float, options: LesionLevelOptions
+    found: Sequence[Detection], truth: AnyImage, slide_mpp: float, options: LesionLevelOptions
 ) -> LesionMatch:
     """Match detections with the lesions of a truth image, which has ignored tumour as TUMOR | IGNORE."""
     mpp = truth.mpp
     if options.protocol == "camelyon16":
         mpp = CAMELYON16_MPP * 2**CAMELYON16_LEVEL
         truth = resample_labels(truth, slide_mpp * 2**CAMELYON16_LEVEL)
-    tumor, ignored = (truth.data & value > 0 for value in (TUMOR, IGNORE))
+    tumor = MappedRows(truth.data, lambda values: values & TUMOR > 0)
+    ignored = is_ignored(truth)
     lesions = find_lesions(tumor, mpp, merge_um=options.merge_um, itc_um=options.itc_um, ignored=ignored)
     pixel_px = truth.mpp / slide_mpp
     centroids = tuple((round((x + 0.5) * pixel_px, 1), round((y + 0.5) * pixel_px, 1)) for x, y in lesions.ignored)

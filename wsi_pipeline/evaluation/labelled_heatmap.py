@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import ConfusionRun, ScoresRun
 from wsi_pipeline.masks.label_images import IGNORE, grid_truth
 from wsi_pipeline.pyramid.heatmap_store import read_log_odds, read_tissue
-from wsi_pipeline.pyramid.ome_zarr import Image, read_image
+from wsi_pipeline.pyramid.ome_zarr import Image, StoredImage, open_image
 from wsi_pipeline.receipts.models import HeatmapReceipt, read_heatmap_receipt
 
 
@@ -25,14 +25,14 @@ class LabelledHeatmap:
 
     heat: Image
     receipt: HeatmapReceipt
-    truth: Image
+    truth: StoredImage
     labels: NDArray[np.uint8]
 
     @classmethod
     def read(cls, slide: str, heatmap: Path, receipt: Path, truth: Path, options: ScoresRun | ConfusionRun) -> Self:
         """Raises `StoreError` for the heatmap of another slide."""
         facts = read_heatmap_receipt(receipt, slide)
-        truth_image = read_image(truth, facts.slide_mpp)
+        truth_image = open_image(truth, facts.slide_mpp)
         labels = grid_truth(truth_image, facts.grid, facts.slide_mpp, options)
         labels[read_tissue(heatmap, facts.slide_mpp) < options.min_tissue] = IGNORE
         return cls(read_log_odds(heatmap, facts.slide_mpp), facts, truth_image, labels)

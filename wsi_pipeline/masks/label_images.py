@@ -10,13 +10,19 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import PatchesOptions, PatchLevelOptions
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue
+from wsi_pipeline.morphology import MappedRows, Rows, bands
+from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue, StoredImage
 
 Floats = NDArray[np.floating[Any]]
+AnyImage = Image | StoredImage
 
 # Tumour that is ignored is TUMOR | IGNORE: it is not scored, but lesions consist of it too.
 NORMAL, TUMOR, IGNORE = 0, 1, 2
 _ROUNDING_PX = 1e-6
+# Larger label images are reduced for pictures; in a pixel of those the label of the highest rank wins.
+_OVERVIEW_PIXELS = 1 << 25
+_LABEL_OF_RANK = np.array([NORMAL, IGNORE, TUMOR], np.uint8)
+_RANK_OF_LABEL = np.array([0, 2, 1, 1], np.uint8)
 TISSUE_LABELS = (LabelValue(1, "tissue", (0, 114, 178, 96)),)
 TRUTH_LABELS = (
     LabelValue(NORMAL, "normal", (0, 0, 0, 0)),
@@ -26,53 +32,78 @@ TRUTH_LABELS = (
 )
 
 
+def is_tissue(tissue: AnyImage) -> Rows:
+    """Where a tissue mask is set, (h, w) bool, read in bands."""
+    return MappedRows(tissue.data, lambda values: values > 0)
+
+
+def is_scored_tumor(truth: AnyImage) -> Rows:
+    """Where a truth image is tumour that is not ignored, (h, w) bool, read in bands."""
+    return MappedRows(truth.data, lambda values: values == TUMOR)
+
+
+def is_ignored(truth: AnyImage) -> Rows:
+    """Where a truth image is ignored, tumour or not, (h, w) bool, read in bands."""
+    return MappedRows(truth.data, lambda values: values >= IGNORE)
+
+
 class AreaFractions:
     """Fraction of boxes that a mask covers, from a summed-area table; exact for boxes at fractional positions.
 
-    `mask` is a boolean image (y, x) with pixels `mpp` um wide; pixels outside it count as False.
+    `mask` is a boolean image (y, x) with pixels `mpp` um wide; pixels outside it count as False. It is read in bands,
+    and only the entries of the table that are used are kept.
     """
 
-    def __init__(self, mask: NDArray[np.bool_], mpp: float) -> None:
-        self._table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-        np.cumsum(mask, axis=0, dtype=np.int64, out=self._table[1:, 1:])
-        np.cumsum(self._table[1:, 1:], axis=1, out=self._table[1:, 1:])
+    def __init__(self, mask: Rows, mpp: float) -> None:
+        self._mask = mask
         self._mpp = mpp
 
     def of(self, x_um: Floats, y_um: Floats, edge_um: float) -> Floats:
         """Covered fraction of squares of `edge_um` with top left corners at (x_um, y_um), (len(y), len(x))."""
-        top, bottom = self._edges(y_um, 0), self._edges(y_um + edge_um, 0)
-        left, right = self._edges(x_um, 1), self._edges(x_um + edge_um, 1)
+        rows, columns = len(y_um), len(x_um)
+        edges = (np.concatenate((um, um + edge_um)) for um in (y_um, x_um))
+        table = self._at(*(np.clip(um / self._mpp, 0, self._mask.shape[axis]) for axis, um in enumerate(edges)))
         area = (edge_um / self._mpp) ** 2
-        total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
+        total = table[rows:, columns:] - table[:rows, columns:] - table[rows:, :columns] + table[:rows, :columns]
         # Snap rounding errors to exactly 0 and 1: thresholds compare with > 0 and >= 1.
         total = np.where(total < _ROUNDING_PX, 0.0, np.where(total > area - _ROUNDING_PX, area, total))
         fractions: Floats = total / area
         return fractions
 
-    def _edges(self, um: Floats, axis: int) -> Floats:
-        edges: Floats = np.clip(um / self._mpp, 0, self._table.shape[axis] - 1)
-        return edges
-
     def _at(self, y: Floats, x: Floats) -> Floats:
+        """The table at fractional positions, (len(y), len(x))."""
         # The integral is bilinear within a mask pixel, so bilinear interpolation of the table is exact.
-        y0 = np.minimum(y.astype(np.int64), self._table.shape[0] - 2)
-        x0 = np.minimum(x.astype(np.int64), self._table.shape[1] - 2)
+        height, width = self._mask.shape
+        y0, x0 = (np.minimum(at.astype(np.int64), length - 1) for at, length in ((y, height), (x, width)))
         fy, fx = (y - y0)[:, None], (x - x0)[None, :]
-        t = self._table
-        upper = t[y0[:, None], x0] * (1 - fx) + t[y0[:, None], x0 + 1] * fx
-        lower = t[y0[:, None] + 1, x0] * (1 - fx) + t[y0[:, None] + 1, x0 + 1] * fx
-        result: Floats = upper * (1 - fy) + lower * fy
-        return result
+        # Columns of the table that are used, and those at its borders.
+        used = np.unique(np.concatenate(([0, width], x0, x0 + 1)))
+        left, right = np.searchsorted(used, (x0, x0 + 1))
+        found = np.empty((len(y), len(x)))
+        above = np.zeros(len(used), np.int64)
+        for band in bands(height):
+            table = np.zeros((band.stop - band.start + 1, len(used)), np.int64)
+            table[1:, 1:] = np.add.reduceat(self._mask[band], used[:-1], axis=1, dtype=np.int64).cumsum(axis=1)
+            table[0] = above
+            table.cumsum(axis=0, out=table)
+            above = table[-1]
+            here = np.flatnonzero((y0 >= band.start) & (y0 < band.stop))
+            upper, lower = (
+                rows[:, left] * (1 - fx) + rows[:, right] * fx
+                for rows in (table[y0[here] - band.start], table[y0[here] - band.start + 1])
+            )
+            found[here] = upper * (1 - fy[here]) + lower * fy[here]
+        return found
 
 
-def grid_fractions(mask: NDArray[np.bool_], mask_mpp: float, grid: Grid, slide_mpp: float) -> Floats:
-    """Fraction of each patch of a grid that `mask` covers, (rows, columns) float64."""
+def grid_fractions(mask: Rows, mask_mpp: float, grid: Grid, slide_mpp: float) -> Floats:
+    """Fraction of each patch of a grid that `mask` (h, w) bool covers, (rows, columns) float64."""
     fractions = AreaFractions(mask, mask_mpp)
     return fractions.of(grid.x() * slide_mpp, grid.y() * slide_mpp, grid.patch_px * slide_mpp)
 
 
 def grid_truth(
-    truth: Image, grid: Grid, slide_mpp: float, options: PatchLevelOptions | PatchesOptions
+    truth: AnyImage, grid: Grid, slide_mpp: float, options: PatchLevelOptions | PatchesOptions
 ) -> NDArray[np.uint8]:
     """Truth of each patch of a grid (0 normal, 1 tumour, 2 ignore), (rows, columns) uint8.
 
@@ -86,23 +117,66 @@ def grid_truth(
     if rule == "centre_nearest":
         rows = _nearest(y_um + patch_um / 2, truth.mpp, truth.data.shape[0])
         columns = _nearest(x_um + patch_um / 2, truth.mpp, truth.data.shape[1])
-        picked: NDArray[np.uint8] = np.minimum(truth.data[rows[:, None], columns[None, :]], IGNORE)
+        picked: NDArray[np.uint8] = np.minimum(_pick(truth.data, rows, columns), IGNORE)
         return picked
     edge_um = options.region_um if rule == "centre_region" else patch_um
     margin = (patch_um - edge_um) / 2
-    tumor = AreaFractions(truth.data == TUMOR, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
-    ignored = AreaFractions(truth.data >= IGNORE, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
+    tumor, ignored = (
+        AreaFractions(mask, truth.mpp).of(x_um + margin, y_um + margin, edge_um)
+        for mask in (is_scored_tumor(truth), is_ignored(truth))
+    )
     is_tumor = tumor > 0 if rule == "centre_region" else tumor >= options.min_tumor
     return np.where(is_tumor, TUMOR, np.where(ignored > 0, IGNORE, NORMAL)).astype(np.uint8)
 
 
-def resample_labels(image: Image, mpp: float) -> Image:
+def resample_labels(image: AnyImage, mpp: float) -> Image:
     """A label image that starts at the slide's corner, with pixels `mpp` um wide, each with the value at its centre."""
     rows, columns = (
         _nearest((np.arange(math.ceil(length * image.mpp / mpp)) + 0.5) * mpp, image.mpp, length)
         for length in image.data.shape
     )
-    return Image.from_corner(image.data[rows[:, None], columns], mpp)
+    return Image.from_corner(_pick(image.data, rows, columns), mpp)
+
+
+def _pick(image: Rows, rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
+    """The pixels at `rows`, ascending, and `columns`, (len(rows), len(columns))."""
+    parts = []
+    for band in bands(image.shape[0]):
+        first, last = np.searchsorted(rows, (band.start, band.stop))
+        if first < last:
+            parts.append(image[band][rows[first:last, None] - band.start, columns])
+    return np.concatenate(parts)
+
+
+class LabelOverview:
+    """A copy for pictures of a truth image or tissue mask of `shape` (h, w), reduced where that is large.
+
+    A pixel is tumour, or tissue, where any of its pixels are, else ignored where any are.
+    """
+
+    def __init__(self, shape: tuple[int, ...], mpp: float) -> None:
+        self._factor = math.ceil(math.sqrt(math.prod(shape) / _OVERVIEW_PIXELS))
+        self._ranks = np.zeros([-(-length // self._factor) for length in shape], np.uint8)
+        self._mpp = mpp
+
+    @classmethod
+    def of(cls, image: AnyImage) -> Image:
+        """The reduced copy of an image, which is read in bands."""
+        overview = cls(image.data.shape, image.mpp)
+        for band in bands(image.data.shape[0]):
+            overview.add(band.start, image.data[band])
+        return overview.image
+
+    def add(self, top: int, rows: NDArray[np.uint8]) -> None:
+        """Add the rows of the image from `top` on."""
+        starts = np.arange(0, rows.shape[1], self._factor)
+        columns = np.maximum.reduceat(_RANK_OF_LABEL[rows], starts, axis=1)
+        place, starts = np.unique(np.arange(top, top + len(rows)) // self._factor, return_index=True)
+        self._ranks[place] = np.maximum(self._ranks[place], np.maximum.reduceat(columns, starts, axis=0))
+
+    @property
+    def image(self) -> Image:
+        return Image.from_corner(_LABEL_OF_RANK[self._ranks], self._factor * self._mpp)
 
 
 def _nearest(um: Floats, mpp: float, length: int) -> NDArray[Any]:

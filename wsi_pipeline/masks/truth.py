@@ -12,19 +12,15 @@ import dask
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import Regions
-from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR, LabelOverview
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
+from wsi_pipeline.morphology import BAND_PX, within
 from wsi_pipeline.progress_bar import track
 from wsi_pipeline.pyramid.ome_zarr import IMAGE_SHARD_PX, Image, new_image
-
-_BAND_PX = 512
-# A larger truth image is reduced for its picture.
-_OVERVIEW_PIXELS = 1 << 25
 
 
 def background_value(label: str | None, annotated: bool, exhaustive: bool) -> int:
@@ -60,7 +56,7 @@ def draw_truth(regions: Regions, size: Size, pixel_px: float, background: int, m
         ignore_border(out, margin_px)
         return out[top - first : bottom - first]
 
-    chunks = da.core.normalize_chunks((_BAND_PX, size.width), (size.height, size.width))
+    chunks = da.core.normalize_chunks((BAND_PX, size.width), (size.height, size.width))
     # With a name of its own: for another one dask would hash the crossings of all outlines.
     image: da.Array = da.map_blocks(band, name="truth", chunks=chunks, meta=np.empty((0, 0), np.uint8))
     return image
@@ -71,24 +67,13 @@ def ignore_border(truth: NDArray[np.uint8], margin_px: float) -> None:
     if margin_px == 0:
         return
     # Distances are between pixel centres, and the border lies half a pixel from either.
-    reach, halo = margin_px + 0.5, math.ceil(margin_px)
-    tumor = truth == TUMOR
-    # Block by block: a distance transform takes some 50 bytes a pixel. Pixels out of reach need no true distance.
-    for left in range(0, truth.shape[1], _BAND_PX):
-        start = max(0, left - halo)
-        part = tumor[:, start : left + _BAND_PX + halo]
-        if not part.any() or part.all():
-            continue
-        near = np.logical_or.reduce([side & (ndimage.distance_transform_edt(side) < reach) for side in (part, ~part)])
-        truth[:, left : left + _BAND_PX][near[:, left - start :][:, :_BAND_PX]] |= IGNORE
+    reach, tumor = margin_px + 0.5, truth == TUMOR
+    truth[np.where(tumor, within(~tumor, reach), within(tumor, reach))] |= IGNORE
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTruth:
-    """A truth image in a store: its pixels by value, (4,), the SHA-256 of its rows, and a reduced copy.
-
-    A pixel of `overview` is tumour where any of its pixels are, else ignored where any are.
-    """
+    """A truth image in a store: its pixels by value, (4,), the SHA-256 of its rows, and its `LabelOverview`."""
 
     pixels: list[int]
     sha256: str
@@ -97,14 +82,9 @@ class StoredTruth:
 
 def store_truth(path: Path, truth: da.Array, mpp: float, slide_mpp: float, threads: int) -> StoredTruth:
     """Draw the truth image and write it, a row of shards at a time; `slide_mpp` is the scale of level 0."""
-    height, width = truth.shape
-    factor = math.ceil(math.sqrt(height * width / _OVERVIEW_PIXELS))
-    # In the overview the highest rank wins.
-    by_rank = np.array([NORMAL, IGNORE, TUMOR], np.uint8)
-    rank = np.array([0, 2, 1, 1], np.uint8)
-    overview = np.zeros((-(-height // factor), -(-width // factor)), np.uint8)
+    overview = LabelOverview(truth.shape, mpp)
     counts, digest = np.zeros(4, np.int64), hashlib.sha256()
-    tops = range(0, height, IMAGE_SHARD_PX)
+    tops = range(0, truth.shape[0], IMAGE_SHARD_PX)
     # Without memory: only the shape counts.
     image = Image.from_corner(np.broadcast_to(np.uint8(0), truth.shape), mpp)
     with new_image(path, image, name="truth", slide_mpp=slide_mpp, labels=TRUTH_LABELS) as stored:
@@ -113,12 +93,10 @@ def store_truth(path: Path, truth: da.Array, mpp: float, slide_mpp: float, threa
                 rows: NDArray[np.uint8] = truth[top : top + IMAGE_SHARD_PX].compute()
             stored[top : top + IMAGE_SHARD_PX] = rows
             digest.update(rows.data)
-            for first in range(0, len(rows), _BAND_PX):
-                counts += np.bincount(rows[first : first + _BAND_PX].ravel(), minlength=4)
-            columns = np.maximum.reduceat(rank[rows], np.arange(0, width, factor), axis=1)
-            place, starts = np.unique(np.arange(top, top + len(rows)) // factor, return_index=True)
-            overview[place] = np.maximum(overview[place], np.maximum.reduceat(columns, starts, axis=0))
-    return StoredTruth(counts.tolist(), digest.hexdigest(), Image.from_corner(by_rank[overview], factor * mpp))
+            for first in range(0, len(rows), BAND_PX):
+                counts += np.bincount(rows[first : first + BAND_PX].ravel(), minlength=4)
+            overview.add(top, rows)
+    return StoredTruth(counts.tolist(), digest.hexdigest(), overview.image)
 
 
 def check_label(slide: str, annotation: Path, label: str | None, regions: Regions) -> None:

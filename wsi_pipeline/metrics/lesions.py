@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.measure import regionprops
 
 from wsi_pipeline.metrics.intervals import Weights
+from wsi_pipeline.morphology import Index, Mask, Rows, Runs, bands, within
 
 FALSE_POSITIVES_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # The challenge measures all slides at this scale of level 0, um per pixel, in masks of this level.
@@ -28,49 +28,87 @@ _IGNORED = -1
 
 @dataclass(frozen=True, slots=True)
 class Lesions:
-    """The lesions of a slide, labelled from 1 on.
+    """The lesions of a slide, labelled from 1 on, as runs of pixels with the label of each, (n,).
 
-    `labels` (h, w) int32 is 0 outside lesions and -1 where detections are ignored. `counted` has the labels of the
-    lesions that are hit or missed, `isolated` those of isolated tumour cells, and `ignored` the centroids (x, y), in
-    pixels of the label image, of lesions that are mostly ignored.
+    `ignored_runs` is where detections are ignored. `counted` has the labels of the lesions that are hit or missed,
+    `isolated` those of isolated tumour cells, and `ignored` the centroids (x, y), in pixels of the mask, of lesions
+    that are mostly ignored.
     """
 
-    labels: NDArray[np.int32]
+    runs: Runs
+    labels: Index
+    ignored_runs: Runs
     counted: tuple[int, ...] = ()
     isolated: tuple[int, ...] = ()
     ignored: tuple[tuple[float, float], ...] = ()
 
+    def labels_at(self, rows: Index, columns: Index) -> Index:
+        """The label at each pixel (k,): 0 outside lesions and the mask, -1 where detections are ignored."""
+        labels = np.append(self.labels, NO_LESION)[self.runs.index_at(rows, columns)]
+        return np.where(self.ignored_runs.index_at(rows, columns) >= 0, _IGNORED, labels)
 
-NO_LESIONS = Lesions(np.zeros((0, 0), np.int32))
+
+_NO_RUNS = Runs.of_bands((0, 0), ())
+NO_LESIONS = Lesions(_NO_RUNS, np.zeros(0, np.int64), _NO_RUNS)
 
 
-def find_lesions(
-    tumor: NDArray[np.bool_], mpp: float, *, merge_um: float, itc_um: float, ignored: NDArray[np.bool_] | None = None
-) -> Lesions:
+def find_lesions(tumor: Rows, mpp: float, *, merge_um: float, itc_um: float, ignored: Rows | None = None) -> Lesions:
     """Lesions of a tumour mask (h, w): foci closer than `merge_um` are merged, and holes are filled.
 
     A lesion with a major axis shorter than `itc_um` is isolated tumour cells. `ignored` (h, w) is where detections are
     ignored; tumour there belongs to its lesion, and a lesion with more than half of its tumour there is ignored.
+    The masks are read in bands, and lesions are labelled as runs of pixels.
     """
-    if tumor.any():
-        near = ndimage.distance_transform_edt(~tumor) < merge_um / (2 * mpp)
-        filled = ndimage.binary_fill_holes(near | tumor)
-        labels: NDArray[np.int32] = ndimage.label(filled, structure=np.ones((3, 3), bool))[0].astype(np.int32)
-    else:
-        labels = np.zeros(tumor.shape, np.int32)
-    regions = regionprops(labels)
-    isolated = {r.label for r in regions if r.axis_major_length < itc_um / mpp}
-    hidden = np.zeros(len(regions) + 1, bool)
+    reach, height = merge_um / (2 * mpp), tumor.shape[0]
+    halo = math.ceil(reach)
+
+    def near(band: slice) -> Mask:
+        first = max(0, band.start - halo)
+        part: Mask = tumor[first : band.stop + halo]
+        return (within(part, reach) | part)[band.start - first :][: band.stop - band.start]
+
+    runs = Runs.of_bands(tumor.shape, map(near, bands(height))).filled()
+    labels = runs.components() + 1
+    axes, centroids = axes_and_centroids(runs, labels)
+    isolated = axes < itc_um / mpp
+    hidden, ignored_runs = np.zeros(len(axes), bool), _NO_RUNS
     if ignored is not None:
-        pixels, of_ignored = (np.bincount(labels[mask], minlength=len(hidden)) for mask in (tumor, tumor & ignored))
+        ignored_runs = Runs.of(ignored)
+        both = Runs.of_bands(tumor.shape, (tumor[band] & ignored[band] for band in bands(height)))
+        # Each run of tumour lies in one of a lesion.
+        pixels, of_ignored = (
+            np.bincount(labels[runs.index_at(part.rows, part.starts)] - 1, part.lengths, len(axes))
+            for part in (Runs.of(tumor), both)
+        )
         hidden = 2 * of_ignored > pixels
-        labels = np.where(ignored, _IGNORED, labels)
     return Lesions(
+        runs,
         labels,
-        counted=tuple(r.label for r in regions if r.label not in isolated and not hidden[r.label]),
-        isolated=tuple(sorted(isolated)),
-        ignored=tuple(r.centroid[::-1] for r in regions if r.label not in isolated and hidden[r.label]),
+        ignored_runs,
+        counted=tuple((np.flatnonzero(~isolated & ~hidden) + 1).tolist()),
+        isolated=tuple((np.flatnonzero(isolated) + 1).tolist()),
+        ignored=tuple((x, y) for x, y in centroids[~isolated & hidden].tolist()),
     )
+
+
+def axes_and_centroids(runs: Runs, labels: Index) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of the pixels of each label, from 1 on: the major axis (k,) of the ellipse with their second moments, in pixels,
+    as `skimage.measure.regionprops` defines it, and the centroid (x, y), (k, 2).
+    """
+    y, n = runs.rows, runs.lengths
+    x = n * (runs.starts + runs.stops - 1) // 2
+    # Of squares: n (n + 1) (2 n + 1) / 6 up to n.
+    xx = np.subtract(*((end - 1) * end * (2 * end - 1) // 6 for end in (runs.stops, runs.starts)))
+    sums = np.zeros((int(labels.max(initial=0)), 6), np.int64)
+    np.add.at(sums, labels - 1, np.stack((n, x, n * y, xx, x * y, n * y * y), axis=1))
+    # Exact: products of the sums exceed 64 bits.
+    area, x, y, xx, xy, yy = sums.T.astype(object)
+    across, both, down = (
+        ((area * product - one * other) / (area * area)).astype(np.float64)
+        for product, one, other in ((xx, x, x), (xy, x, y), (yy, y, y))
+    )
+    longest = (across + down) / 2 + np.hypot((across - down) / 2, both)
+    return 4 * np.sqrt(longest), np.stack((x / area, y / area), axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +183,10 @@ def match_detections(detections: Sequence[Detection], lesions: Lesions, mask_px:
     """Match detections with lesions; a pixel of the label image is `mask_px` level-0 pixels wide."""
     best: dict[int, float | None] = dict.fromkeys(lesions.counted)
     false_positives = []
-    height, width = lesions.labels.shape
-    for d in detections:
-        row, column = int(d.y / mask_px), int(d.x / mask_px)
-        inside = 0 <= row < height and 0 <= column < width
-        label = int(lesions.labels[row, column]) if inside else NO_LESION
+    # Towards 0.
+    rows, columns = (np.array([getattr(d, axis) for d in detections], np.float64) / mask_px for axis in "yx")
+    labels = lesions.labels_at(rows.astype(np.int64), columns.astype(np.int64))
+    for d, label in zip(detections, labels.tolist(), strict=True):
         if label == NO_LESION:
             false_positives.append(d.confidence)
         elif label in best:

@@ -16,11 +16,19 @@ from wsi_pipeline.config import PatchesRun
 from wsi_pipeline.geometry import Grid, PatchSpec, Size
 from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_file, digest_tree
-from wsi_pipeline.masks.label_images import IGNORE, TUMOR, grid_fractions, grid_truth
+from wsi_pipeline.masks.label_images import (
+    IGNORE,
+    TUMOR,
+    AnyImage,
+    grid_fractions,
+    grid_truth,
+    is_ignored,
+    is_scored_tumor,
+    is_tissue,
+)
 from wsi_pipeline.metrics.exact import share_of
 from wsi_pipeline.model.patch_set import class_counts
 from wsi_pipeline.pyramid.codecs import image_codec
-from wsi_pipeline.pyramid.ome_zarr import Image
 from wsi_pipeline.pyramid.patch_store import write_patches
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.pyramid.stain import stain_normalizer
@@ -62,15 +70,15 @@ class StoredPatches:
     index_sha256: str
 
 
-def find_candidates(tissue: Image, truth: Image, grid: Grid, slide_mpp: float, options: PatchesRun) -> Candidates:
+def find_candidates(tissue: AnyImage, truth: AnyImage, grid: Grid, slide_mpp: float, options: PatchesRun) -> Candidates:
     """Grid positions with enough tissue and a label by the rule of `options`, row by row."""
-    tissue_fraction = grid_fractions(tissue.data > 0, tissue.mpp, grid, slide_mpp)
-    tumor_fraction = grid_fractions(truth.data == TUMOR, truth.mpp, grid, slide_mpp)
+    tissue_fraction = grid_fractions(is_tissue(tissue), tissue.mpp, grid, slide_mpp)
+    tumor_fraction = grid_fractions(is_scored_tumor(truth), truth.mpp, grid, slide_mpp)
     usable = tissue_fraction >= options.min_tissue
     if options.label_rule == "area_fraction":
         is_tumor = tumor_fraction >= options.min_tumor
         usable &= is_tumor | (tumor_fraction == 0)
-        usable &= grid_fractions(truth.data >= IGNORE, truth.mpp, grid, slide_mpp) == 0
+        usable &= grid_fractions(is_ignored(truth), truth.mpp, grid, slide_mpp) == 0
     else:
         labels = grid_truth(truth, grid, slide_mpp, options)
         is_tumor = labels == TUMOR
@@ -119,7 +127,7 @@ def highest_scores(scores: NDArray[np.float32], min_score: float, count: int) ->
 def store_patches(
     slide: str,
     pyramid: Pyramid,
-    tissue: Image,
+    tissue: AnyImage,
     drawn: Candidates,
     options: PatchesRun,
     *,

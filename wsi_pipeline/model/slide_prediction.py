@@ -18,13 +18,13 @@ from wsi_pipeline.config import PredictionOptions, PredictRun
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.io.digests import digest_bytes, digest_json
-from wsi_pipeline.masks.label_images import grid_fractions
+from wsi_pipeline.masks.label_images import grid_fractions, is_tissue
 from wsi_pipeline.model.device import pick_device
 from wsi_pipeline.model.inference import run_inference
 from wsi_pipeline.model.model_dir import ModelMetadata, load_network, read_model_json, weights_digest
 from wsi_pipeline.model.prediction_cache import PredictionCache
 from wsi_pipeline.model.predictor import Predictor
-from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.ome_zarr import open_image
 from wsi_pipeline.pyramid.patch_reader import PatchReader
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.pyramid.stain import stain_normalizer
@@ -94,8 +94,8 @@ class SlidePatches:
         pyramid = Pyramid(folder / "pyramid.ome.zarr")
         spec = pyramid.patch_spec(metadata.size_px, metadata.mpp, allow_upsampling=options.allow_upsampling)
         grid = pyramid.grid(spec, options.stride_um)
-        tissue = read_image(folder / "tissue.ome.zarr", pyramid.mpp)
-        share = grid_fractions(tissue.data > 0, tissue.mpp, grid, pyramid.mpp)
+        tissue = open_image(folder / "tissue.ome.zarr", pyramid.mpp)
+        share = grid_fractions(is_tissue(tissue), tissue.mpp, grid, pyramid.mpp)
         wanted = share > options.min_tissue
         if not wanted.any():
             log.warning("%s: no position has more than %g tissue, the map is empty", slide, options.min_tissue)

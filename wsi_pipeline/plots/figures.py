@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.evaluation.summary import SYNTHETIC
 from wsi_pipeline.io.atomic import atomic_output
+from wsi_pipeline.masks.label_images import AnyImage, LabelOverview
 from wsi_pipeline.plots.colors import (
     HEATMAP_COLOR_MAP,
     RgbImage,
@@ -120,14 +121,15 @@ def _show(axes: Axes, picture: RgbImage, mpp: float, title: str) -> None:
 
 
 def slide_panels(
-    slide: str, pyramid: Pyramid, truth: Image, heat: Image, confusion: Image, *, threshold: float, synthetic: bool
+    slide: str, pyramid: Pyramid, truth: AnyImage, heat: Image, confusion: Image, *, threshold: float, synthetic: bool
 ) -> Figure:
     """Truth, heatmap and confusion codes of one slide over its thumbnail, side by side."""
     picture, mpp = pyramid.thumbnail(PANEL_PX)
     probabilities = resample_to_thumbnail(heat, picture, mpp)
     codes = resample_to_thumbnail(confusion, picture, mpp)
+    outlines = truth_overlay(LabelOverview.of(truth))
     panels = (
-        (draw_outlines(pyramid, truth_overlay(truth), PANEL_PX)[0], "truth: tumour red, normal inside green"),
+        (draw_outlines(pyramid, outlines, PANEL_PX)[0], "truth: tumour red, normal inside green"),
         (blend(picture, *color_heatmap(probabilities)), "tumour probability"),
         (blend(picture, *color_confusion(codes)), f"threshold {threshold:.4g}: TP red, FP cyan, FN yellow"),
     )

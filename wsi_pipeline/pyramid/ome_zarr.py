@@ -116,6 +116,36 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredRows:
+    """The pixels of a stored image, (h, w), of which rows are read when they are taken, `image[first:last]`.
+
+    Raises `StoreError` for damaged files.
+    """
+
+    path: Path
+    array: zarr.Array[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        try:
+            return np.asarray(self.array[rows])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StoreError(f"{self.path}: damaged ({error})", remedy="Run again the stage that writes it") from error
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """As `Image`, with the pixels in a store."""
+
+    data: StoredRows
+    mpp: float
+    first_centre_um: float
+
+
+@dataclass(frozen=True, slots=True)
 class LabelValue:
     """A value of a label image with its name and colour (red, green, blue, alpha; 0 to 255)."""
 
@@ -193,13 +223,15 @@ def read_image(path: Path, slide_mpp: float, name: str = "0") -> Image:
 
     Raises `StoreError` for damaged or missing files.
     """
+    stored = open_image(path, slide_mpp, name)
+    return Image(stored.data[:], stored.mpp, stored.first_centre_um)
+
+
+def open_image(path: Path, slide_mpp: float, name: str = "0") -> StoredImage:
+    """As `read_image`, without reading the pixels. Raises `StoreError` for missing files."""
     group = open_group(path)
     scale, translation = transformations(group.attrs, path)[0]
     array = open_array(group, name)
-    try:
-        data = np.asarray(array[...])
-    except (OSError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{path}: damaged ({error})", remedy="Run again the stage that writes it") from error
     shards = zip(array.shape, array.shards or array.chunks, strict=True)
     places = list(product(*(range(-(-edge // shard)) for edge, shard in shards)))
     missing = [place for place in places if not path.joinpath(name, "c", *map(str, place)).is_file()]
@@ -208,7 +240,7 @@ def read_image(path: Path, slide_mpp: float, name: str = "0") -> Image:
             f"{path}: {len(missing)} of {len(places)} shard files are missing",
             remedy="Run again the stage that writes it",
         )
-    return Image(data, mpp=scale[-1], first_centre_um=translation[-1] + slide_mpp / 2)
+    return StoredImage(StoredRows(path, array), mpp=scale[-1], first_centre_um=translation[-1] + slide_mpp / 2)
 
 
 def transformations(attributes: Mapping[str, Any], path: Path) -> list[tuple[list[float], list[float]]]:

@@ -15,7 +15,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.pyramid.ome_zarr import Image
+from wsi_pipeline.morphology import MappedRows, Runs
+from wsi_pipeline.pyramid.ome_zarr import Image, StoredImage
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.receipts.slides import StainFacts
 from wsi_pipeline.seeds import generator
@@ -86,7 +87,7 @@ def identity(pixels: Pixels) -> Pixels:
 
 
 def stain_normalizer(
-    kind: str, slide: str, pyramid: Pyramid, tissue: Image
+    kind: str, slide: str, pyramid: Pyramid, tissue: Image | StoredImage
 ) -> tuple[Callable[[Pixels], Pixels], StainFacts | None]:
     """The function that normalizes patches of a slide by `kind` (none or macenko), and its stains for the receipt.
 
@@ -101,16 +102,19 @@ def stain_normalizer(
     return stains.normalize, stains.facts()
 
 
-def fit_stains(slide: str, pyramid: Pyramid, tissue: Image) -> Stains | None:
+def fit_stains(slide: str, pyramid: Pyramid, tissue: Image | StoredImage) -> Stains | None:
     """Fit the stains of a slide to pixels of tissue sampled by a generator seeded by the slide's id."""
-    rows, columns = np.nonzero(tissue.data)
-    if not len(rows):
+    runs = Runs.of(MappedRows(tissue.data, lambda values: values > 0))
+    pixels = np.cumsum(runs.lengths)
+    if not len(runs):
         return None
     rng = generator(0, "stain", slide)
-    chosen = np.sort(rng.choice(len(rows), min(_SAMPLES, len(rows)), replace=False))
+    chosen = np.sort(rng.choice(pixels[-1], min(_SAMPLES, pixels[-1]), replace=False))
+    run = np.searchsorted(pixels, chosen, "right")
+    rows, columns = runs.rows[run], runs.stops[run] - (pixels[run] - chosen)
     spec = pyramid.patch_spec(_SAMPLE_PX, max(_SAMPLE_MPP, pyramid.mpp))
     scale = tissue.mpp / pyramid.mpp
     half = spec.level0_px / 2
-    x = np.rint((columns[chosen] + 0.5) * scale - half).astype(int)
-    y = np.rint((rows[chosen] + 0.5) * scale - half).astype(int)
+    x = np.rint((columns + 0.5) * scale - half).astype(int)
+    y = np.rint((rows + 0.5) * scale - half).astype(int)
     return Stains.fit(pyramid.read_patches(x.tolist(), y.tolist(), spec).reshape(-1, 3))

@@ -15,9 +15,10 @@ from PIL import Image as Pillow
 from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.io.layout import Layout, SlideLayout
+from wsi_pipeline.masks.label_images import LabelOverview
 from wsi_pipeline.plots.colors import RgbImage
 from wsi_pipeline.plots.overlays import outline_png, tissue_overlay, truth_overlay
-from wsi_pipeline.pyramid.ome_zarr import read_image
+from wsi_pipeline.pyramid.ome_zarr import open_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import ScoresReceipt
@@ -118,8 +119,8 @@ def _pictures(files: SlideLayout, longest_px: int) -> list[Json]:
     """The slide and its outlines as data URIs, with their geometry, in each of the sizes."""
     pyramid = Pyramid(files.pyramid())
     layers = {
-        "tissue": tissue_overlay(read_image(files.slide_file("tissue.ome.zarr"), pyramid.mpp)),
-        "truth": truth_overlay(read_image(files.slide_file("truth.ome.zarr"), pyramid.mpp)),
+        "tissue": tissue_overlay(LabelOverview.of(open_image(files.slide_file("tissue.ome.zarr"), pyramid.mpp))),
+        "truth": truth_overlay(LabelOverview.of(open_image(files.slide_file("truth.ome.zarr"), pyramid.mpp))),
     }
     found = []
     for share in _SHARES:

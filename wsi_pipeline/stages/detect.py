@@ -73,7 +73,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> Non
     from wsi_pipeline.io.digests import digest_file
     from wsi_pipeline.masks.geojson import write_features
     from wsi_pipeline.pyramid.heatmap_store import read_log_odds
-    from wsi_pipeline.pyramid.ome_zarr import read_image
+    from wsi_pipeline.pyramid.ome_zarr import open_image
     from wsi_pipeline.receipts.base import read_receipt, write_receipt
     from wsi_pipeline.receipts.evaluation import DetectReceipt
     from wsi_pipeline.receipts.models import read_heatmap_receipt
@@ -86,7 +86,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> Non
     write_features(outputs.geojson, map(detection_feature, found), truth.qupath_origin)
     matched, reason = None, not_scored_reason(truth)
     if reason is None:
-        matched = match_lesions(found, read_image(inputs.truth, facts.slide_mpp), facts.slide_mpp, options)
+        matched = match_lesions(found, open_image(inputs.truth, facts.slide_mpp), facts.slide_mpp, options)
     write_receipt(
         outputs.receipt,
         DetectReceipt(

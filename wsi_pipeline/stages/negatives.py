@@ -72,7 +72,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: NegativesRun, *, 
     from wsi_pipeline.metrics.steps import log_odds_of
     from wsi_pipeline.model.patch_selection import find_candidates, highest_scores, scores_of, store_patches
     from wsi_pipeline.pyramid.heatmap_store import read_log_odds
-    from wsi_pipeline.pyramid.ome_zarr import read_image
+    from wsi_pipeline.pyramid.ome_zarr import open_image
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.models import read_heatmap_receipt
@@ -81,8 +81,8 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: NegativesRun, *, 
     pyramid = Pyramid(inputs.pyramid)
     facts = read_heatmap_receipt(inputs.heatmap_receipt, slide)
     heatmap = read_log_odds(inputs.heatmap, pyramid.mpp)
-    tissue = read_image(inputs.tissue, pyramid.mpp)
-    truth = read_image(inputs.truth, pyramid.mpp)
+    tissue = open_image(inputs.tissue, pyramid.mpp)
+    truth = open_image(inputs.truth, pyramid.mpp)
     grid = facts.grid
     candidates = find_candidates(tissue, truth, grid, pyramid.mpp, options)
     normal = candidates.take(np.flatnonzero(candidates.label == 0))

@@ -59,15 +59,15 @@ def command(
 def run(slide: str, inputs: Inputs, outputs: Outputs, options: PatchesRun, *, threads: int = 1) -> None:
     """Draw and store the training patches of one slide."""
     from wsi_pipeline.model.patch_selection import draw_candidates, find_candidates, store_patches
-    from wsi_pipeline.pyramid.ome_zarr import read_image
+    from wsi_pipeline.pyramid.ome_zarr import open_image
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.slides import PatchesReceipt
 
     pyramid = Pyramid(inputs.pyramid)
     grid = pyramid.grid(pyramid.patch_spec(options.size_px, options.mpp), options.stride_um)
-    tissue = read_image(inputs.tissue, pyramid.mpp)
-    truth = read_image(inputs.truth, pyramid.mpp)
+    tissue = open_image(inputs.tissue, pyramid.mpp)
+    truth = open_image(inputs.truth, pyramid.mpp)
     candidates = find_candidates(tissue, truth, grid, pyramid.mpp, options)
     drawn = candidates.take(draw_candidates(candidates.label, slide, options))
     found, kept = candidates.counts(), drawn.counts()

@@ -64,7 +64,6 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
     from wsi_pipeline.evaluation.labelled_heatmap import LabelledHeatmap
     from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
     from wsi_pipeline.evaluation.slide_features import slide_features
-    from wsi_pipeline.masks.label_images import IGNORE
     from wsi_pipeline.pyramid.heatmap_store import probabilities
     from wsi_pipeline.receipts.base import read_receipt, write_receipt
     from wsi_pipeline.receipts.evaluation import PositionCounts, ScoresReceipt, SlideTruth
@@ -87,7 +86,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
             counts_sha256=histogram.digest,
             positions=positions,
             unread_positions=labelled.receipt.unread_positions,
-            truth=SlideTruth(tumor=annotated, ignored=bool((labelled.truth.data >= IGNORE).any())),
+            truth=SlideTruth(tumor=annotated, ignored=drawn.pixels.ignore > 0),
             features=slide_features(labelled.heat),
             options=options,
         ),

@@ -10,13 +10,14 @@ import numpy as np
 
 from wsi_pipeline.geometry import Box
 from wsi_pipeline.io.layout import ResultNotFoundError
+from wsi_pipeline.masks.label_images import LabelOverview
 from wsi_pipeline.plots.overlays import outline_png, tissue_overlay, truth_overlay
 from wsi_pipeline.pyramid.level import LruCache, level_caches
-from wsi_pipeline.pyramid.ome_zarr import Image, read_image
+from wsi_pipeline.pyramid.ome_zarr import Image, open_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.slides.jpeg import JpegCodec, to_jpeg_file
 
-# Masks of a slide of 100,000 px have 20 MB each.
+# Masks of a slide of 100,000 px have 20 MB each, and none has more than 32 MiB.
 _MASK_BYTES = 96 << 20
 _OPEN_SLIDES = 256
 
@@ -55,8 +56,12 @@ class TileReader:
         prepare = truth_overlay if store.name == "truth.ome.zarr" else tissue_overlay
         # Browsers request all tiles of a slide at once: without the lock each request would read the whole mask.
         with self._reading:
-            overlay = self._overlays.get((store, version), lambda: prepare(read_image(store, pyramid.mpp)))
+            overlay = self._overlays.get((store, version), lambda: prepare(_overview(store, pyramid)))
         return outline_png(overlay, box, pyramid.mpps[level])
+
+
+def _overview(store: Path, pyramid: Pyramid) -> Image:
+    return LabelOverview.of(open_image(store, pyramid.mpp))
 
 
 def _box(pyramid: Pyramid, level: int, column: int, row: int) -> Box:
