@@ -151,7 +151,7 @@ def test_samples_are_drawn_from_all_pixels_of_tissue(tmp_path: Path) -> None:
         def patch_spec(self, size_px: int, mpp: float) -> PatchSpec:
             return PatchSpec(size_px, mpp, 0, size_px, size_px * 2.0, size_px * mpp, 1.0)
 
-        def read_patches(self, x: list[int], y: list[int], spec: PatchSpec) -> np.ndarray:
+        def read_patches(self, x: list[int], y: list[int], _: PatchSpec) -> np.ndarray:
             asked.append((x, y))
             return np.full((len(x), 8, 8, 3), 255, np.uint8)
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from helpers.annotations import square, write_asap
+from wsi_pipeline import morphology
 from wsi_pipeline.config import TruthOptions, TruthRun
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.io.digests import digest_bytes
+from wsi_pipeline.masks import label_images
 from wsi_pipeline.masks import truth as masks_truth
 from wsi_pipeline.masks.annotations import Regions, read_annotation
 from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TUMOR
@@ -105,7 +107,8 @@ def test_truth_does_not_depend_on_bands(tmp_path: Path, monkeypatch: pytest.Monk
     rings = [("_0", square(30 + 250 * k, 40 + 150 * k, 200)) for k in range(5)]
     regions = regions_of(tmp_path, rings)
     whole = draw_truth(regions, Size(400, 300), 4, NORMAL).compute()
-    monkeypatch.setattr(masks_truth, "_BAND_PX", 7)
+    monkeypatch.setattr(masks_truth, "BAND_PX", 7)
+    monkeypatch.setattr(morphology, "BAND_PX", 7)
     image = draw_truth(regions, Size(400, 300), 4, NORMAL)
     np.testing.assert_array_equal(image.compute(scheduler="threads", num_workers=threads), whole)
 
@@ -294,9 +297,10 @@ def test_truth_is_that_of_the_whole_image_for_any_blocks_and_workers(
         for points, nearest in ((inside, squares.min(axis=1)), (outside, squares.min(axis=0))):
             wanted[tuple(points[np.sqrt(nearest) < margin_px + 0.5].T)] |= IGNORE
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(masks_truth, "_BAND_PX", edge)
+        patch.setattr(masks_truth, "BAND_PX", edge)
+        patch.setattr(morphology, "BAND_PX", edge)
         patch.setattr(masks_truth, "IMAGE_SHARD_PX", 2 * edge)
-        patch.setattr(masks_truth, "_OVERVIEW_PIXELS", 1000)
+        patch.setattr(label_images, "_OVERVIEW_PIXELS", 1000)
         path = Path(folder) / "t.ome.zarr"
         stored = store_truth(path, draw_truth(regions, size, 1.0, IGNORE, margin_px), 2.0, 0.5, threads)
         np.testing.assert_array_equal(read_image(path, 0.5).data, wanted)
