@@ -249,6 +249,27 @@ def test_mistakes_are_found_before_any_job(
     assert not (tmp_path / "results").exists()
 
 
+def test_the_sheet_says_how_tissue_is_found_for_the_check_of_an_annotation(tmp_path: Path) -> None:
+    (tmp_path / "cohort").mkdir()
+    for name in "xyz":
+        (tmp_path / f"{name}.tif").write_text(name)
+    (tmp_path / "a.xml").touch()
+    (tmp_path / "cohort" / "slides.tsv").write_text(
+        "slide\tpath\tsplit\tlabel\tannotation\ttissue_method\ttissue_threshold\n"
+        "x\tx.tif\ttrain\t\ta.xml\totsu_gray\t0\n"
+        "y\ty.tif\ttrain\tnormal\t\totsu_gray\t\n"
+        "z\tz.tif\ttest\t\ta.xml\t\t\n"
+    )
+    result = planned_snakemake(tmp_path, "--dry-run", "--printshellcmds", "--until", "truth")
+    assert result.returncode == 0, result.stdout + result.stderr
+    flags = {
+        line.split("--slide ")[1][0]: sorted(word for word in line.split() if word.startswith("--tissue-"))
+        for line in (result.stdout + result.stderr).splitlines()
+        if "wsi-pipeline truth " in line
+    }
+    assert flags == {"x": ["--tissue-method=otsu_gray", "--tissue-threshold=0.0"], "y": [], "z": []}
+
+
 @pytest.mark.slow
 def test_an_excel_sheet_and_a_folder_with_braces_change_no_result(run: Path) -> None:
     from openpyxl import Workbook
