@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.errors import PipelineError
 from wsi_pipeline.evaluation.external import read_detections, read_mask
-from wsi_pipeline.metrics.delong import auc_covariance, compare, structural_components
+from wsi_pipeline.metrics.delong import auc_contributions, compare, structural_components
 
 
 def command(*arguments: object) -> str:
@@ -45,7 +45,7 @@ def test_delong_matches_the_computation_over_all_pairs(cases: list[tuple[int, in
     scores = np.stack((first, second)).astype(float)
     tumors = int(is_tumor.sum())
     if min(tumors, len(cases) - tumors) < 2:
-        assert auc_covariance(scores, is_tumor) is None
+        assert auc_contributions(scores, is_tumor) is None
         return
     psi = np.stack([direct(s[is_tumor], s[~is_tumor]) for s in scores])
     areas = psi.mean(axis=(1, 2))
@@ -60,9 +60,13 @@ def test_delong_matches_the_computation_over_all_pairs(cases: list[tuple[int, in
             s10 = ((psi[r].mean(axis=1) - areas[r]) * (psi[s].mean(axis=1) - areas[s])).sum() / (m - 1)
             s01 = ((psi[r].mean(axis=0) - areas[r]) * (psi[s].mean(axis=0) - areas[s])).sum() / (n - 1)
             wanted[r, s] = s10 / m + s01 / n
-    found = auc_covariance(scores, is_tumor)
+    found = auc_contributions(scores, is_tumor)
     assert found is not None
-    np.testing.assert_allclose(found, wanted, atol=1e-12)
+    np.testing.assert_allclose(found @ found.T, wanted, atol=1e-12)
+    compared = compare(*scores, is_tumor, level=0.95, permutations=100, seed=1)
+    assert compared is not None
+    error = np.sqrt(max(0.0, wanted[0, 0] + wanted[1, 1] - 2 * wanted[0, 1]))
+    assert compared.standard_error == pytest.approx(error, abs=1e-7)
     assert areas[0] == pytest.approx(sk.roc_auc_score(is_tumor, first), abs=1e-12)
 
 
@@ -71,21 +75,23 @@ def test_p_values_of_different_and_of_equal_models() -> None:
     is_tumor = np.arange(120) % 3 == 0
     good = is_tumor + rng.normal(0, 0.5, 120)
     bad = is_tumor + rng.normal(0, 4, 120)
-    found = compare(good, bad, is_tumor, permutations=2000, seed=1)
+    found = compare(good, bad, is_tumor, level=0.95, permutations=2000, seed=1)
     assert found is not None
     assert found.difference > 0.2
     assert found.p_delong is not None
     assert found.p_delong < 1e-3
     assert found.p_permutation < 2e-3
     # Only the order of the scores matters, not their scale.
-    same = compare(good, np.exp(good) * 7, is_tumor, permutations=500, seed=1)
+    same = compare(good, np.exp(good) * 7, is_tumor, level=0.95, permutations=500, seed=1)
     assert same is not None
-    assert (same.difference, same.p_delong, same.p_permutation) == (0, None, 1)
+    assert (same.difference, same.p_delong, same.p_permutation) == (0, 1, 1)
+    assert same.difference_interval is None
     # For equally good models p-values are uniform: about one in ten is below 0.1.
     small = 0
     for _ in range(100):
         truth = np.arange(60) % 2 == 0
-        one = compare(truth + rng.normal(0, 1, 60), truth + rng.normal(0, 1, 60), truth, permutations=100, seed=1)
+        scores = truth + rng.normal(0, 1, (2, 60))
+        one = compare(*scores, truth, level=0.95, permutations=100, seed=1)
         assert one is not None
         small += one.p_permutation < 0.1
     assert 2 <= small <= 22

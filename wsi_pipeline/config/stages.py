@@ -149,7 +149,7 @@ class ExportRun(StageRun):
 
 class ScoresRun(PatchLevelOptions, StageRun):
     stage = "scores"
-    step_version = 4
+    step_version = 5
     section = "evaluation.patch_level"
     # Scored patches have as much tissue as training patches: glass is normal and easy, and would raise the figures.
     elsewhere: ClassVar = {"min_tissue": "patches.min_tissue"}
@@ -159,7 +159,7 @@ class ScoresRun(PatchLevelOptions, StageRun):
 
 class DetectRun(LesionLevelOptions, StageRun):
     stage = "detect"
-    step_version = 4
+    step_version = 5
     section = "evaluation.lesion_level"
 
 
@@ -184,7 +184,7 @@ class ConfusionRun(PatchLevelOptions, StageRun):
 
 class EvaluateRun(StageRun):
     stage = "evaluate"
-    step_version = 11
+    step_version = 12
     section = "evaluation"
     elsewhere: ClassVar = {
         "seed": "seed",

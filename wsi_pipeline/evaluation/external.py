@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.config import CLASSES, IntervalOptions, LesionLevelOptions
 from wsi_pipeline.errors import PredictionError
 from wsi_pipeline.evaluation.cohort_metrics import lesion_figures, slide_figures
-from wsi_pipeline.evaluation.summary import Figures, format_figure
+from wsi_pipeline.evaluation.summary import Figures, format_difference, format_figure
 from wsi_pipeline.io.digests import digest_file, digest_names
 from wsi_pipeline.metrics.delong import Comparison, Labels, Scores, compare
 from wsi_pipeline.metrics.lesions import (
@@ -30,7 +30,7 @@ from wsi_pipeline.metrics.lesions import (
     match_detections,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _MASK_SUFFIXES = ("", "_mask", "_evaluation_mask")
 _MASK_FILES = (".tif", ".tiff", ".png")
 _SCORE_COLUMNS = ("slide", "score", "label")
@@ -194,7 +194,7 @@ def judge_scores(path: Path, other: Path | None, *, interval: IntervalOptions, s
     if not np.array_equal(is_tumor, labels):
         slide = next(slide for slide, row in slides.items() if is_tumor[row] != labels[row])
         raise PredictionError(f"{slide} has another label in {other} than in {path}")
-    found = compare(scores, second, is_tumor, permutations=permutations, seed=seed)
+    found = compare(scores, second, is_tumor, level=interval.level, permutations=permutations, seed=seed)
     compared = dict.fromkeys(field.name for field in fields(Comparison)) if found is None else asdict(found)
     figures["against"] = {
         **slide_figures(second, labels, interval),
@@ -291,6 +291,6 @@ def roc_text(figures: Figures) -> str:
         if other["difference"] is not None:
             p = "not computed" if other["p_delong"] is None else f"{other['p_delong']:.4g}"
             lines.append(
-                f"difference {other['difference']:+.4f}; p {p} (DeLong), {other['p_permutation']:.4g} (permutation)"
+                f"difference {format_difference(other)}; p {p} (DeLong), {other['p_permutation']:.4g} (permutation)"
             )
     return "\n".join(lines)

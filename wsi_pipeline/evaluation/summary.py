@@ -30,6 +30,15 @@ def format_figure(figures: Figures, key: str) -> str:
     return f"{figures[key]:.4f}{_interval_text(figures, key)}"
 
 
+def format_difference(figures: Figures) -> str:
+    """The key `difference` with its sign and its interval, or the reason why it was not computed."""
+    if figures["difference"] is None:
+        return f"not computed ({figures['reason']})"
+    interval, reason = figures["difference_interval"], figures.get("difference_interval_reason")
+    limits = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else f" ({reason})" if reason else ""
+    return f"{figures['difference']:+.4f}{limits}"
+
+
 def _interval_text(figures: Figures, key: str) -> str:
     interval, reason = figures.get(f"{key}_interval"), figures.get(f"{key}_interval_reason")
     if not interval:

@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import ndtri, owens_t
 
+from wsi_pipeline.metrics.intervals import paired_difference
 from wsi_pipeline.seeds import generator
 
 Scores = NDArray[np.float64]
@@ -31,9 +32,10 @@ _CASES_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Difference of two AUCs (first minus second), its standard error, and two-sided p-values."""
+    """Difference of two AUCs (first minus second), its standard error and interval, and two-sided p values."""
 
     difference: float
+    difference_interval: tuple[float, float] | None
     standard_error: float
     p_delong: float | None
     p_permutation: float
@@ -55,13 +57,20 @@ def structural_components(scores: Scores, is_tumor: Labels) -> tuple[Scores, Sco
     return of_tumor, of_normal
 
 
-def auc_covariance(scores: Scores, is_tumor: Labels) -> NDArray[np.float64] | None:
-    """Covariance of the AUCs of (models, cases) scores, (models, models); None with fewer than 2 cases of a class."""
+def auc_contributions(scores: Scores, is_tumor: Labels) -> Scores | None:
+    """Contributions (..., cases) of the cases to the standard error of the AUC; None with fewer than 2 of a class.
+
+    Products of the contributions to the AUCs of two models, summed over the cases, are DeLong's covariance of the AUCs.
+    They are the deviations of the structural components from their mean, over the square root of k (k - 1) for the k
+    cases of a class: nearly the change of the AUC without the case.
+    """
     if min(np.count_nonzero(is_tumor), np.count_nonzero(~is_tumor)) < 2:
         return None
-    parts = (np.atleast_2d(np.cov(of)) / of.shape[-1] for of in structural_components(scores, is_tumor))
-    total: NDArray[np.float64] = np.sum(list(parts), axis=0)
-    return total
+    contributions = np.empty(scores.shape)
+    for of, cases in zip(structural_components(scores, is_tumor), (is_tumor, ~is_tumor), strict=True):
+        k = of.shape[-1]
+        contributions[..., cases] = (of - of.mean(axis=-1, keepdims=True)) / math.sqrt(k * (k - 1))
+    return contributions
 
 
 def auc_interval(scores: Scores, is_tumor: Labels, level: float) -> list[float]:
@@ -75,10 +84,11 @@ def auc_interval(scores: Scores, is_tumor: Labels, level: float) -> list[float]:
     of_tumor, of_normal = structural_components(scores, is_tumor)
     area, m, n = float(of_tumor.mean()), len(of_tumor), len(of_normal)
     wrong = min(np.count_nonzero(side) for of in (of_tumor, of_normal) for side in (of < 1, of > 0))
-    variance = auc_covariance(scores[None], is_tumor)
+    contributions = auc_contributions(scores, is_tumor)
     ratio = 1.0
-    if wrong and variance is not None:
-        ratio = (wrong * variance[0, 0] / _binormal_variance(area, m, n) + _PRIOR_CASES) / (wrong + _PRIOR_CASES)
+    if wrong and contributions is not None:
+        variance = (contributions**2).sum()
+        ratio = (wrong * variance / _binormal_variance(area, m, n) + _PRIOR_CASES) / (wrong + _PRIOR_CASES)
     scale = float(stats.norm.ppf((1 + level) / 2)) ** 2 * ratio
 
     def outside(true_area: float) -> float:
@@ -108,19 +118,20 @@ def _binormal_variance(area: float, m: int, n: int) -> float:
     return max(0.0, pairs) / (m * n)
 
 
-def compare(first: Scores, second: Scores, is_tumor: Labels, *, permutations: int, seed: int) -> Comparison | None:
+def compare(
+    first: Scores, second: Scores, is_tumor: Labels, *, level: float, permutations: int, seed: int
+) -> Comparison | None:
     """Compare two models on the same cases; None with fewer than 2 cases of a class.
 
-    The permutation test swaps the ranks of the two models independently for each case.
+    Interval and `p_delong` are those of `paired_difference`, with DeLong's standard error. The permutation test swaps
+    the ranks of the two models independently for each case.
     """
     scores = np.stack((first, second))
-    variance = auc_covariance(scores, is_tumor)
-    if variance is None:
+    of_cases = auc_contributions(scores, is_tumor)
+    if of_cases is None:
         return None
     areas = structural_components(scores, is_tumor)[0].mean(axis=-1)
-    difference = float(areas[0] - areas[1])
-    error = math.sqrt(max(0.0, variance[0, 0] + variance[1, 1] - 2 * variance[0, 1]))
-    p_delong = float(2 * stats.norm.sf(abs(difference) / error)) if error > 0 else None
+    found = paired_difference(float(areas[0] - areas[1]), of_cases[0] - of_cases[1], level)
     contributions = _swap_contributions(stats.rankdata(scores, axis=-1), is_tumor)
     rng = generator(seed, "permutation")
     drawn = np.zeros(permutations)
@@ -129,7 +140,13 @@ def compare(first: Scores, second: Scores, is_tumor: Labels, *, permutations: in
         swaps = np.unpackbits(np.frombuffer(rng.bytes(-(-permutations * len(part) // 8)), np.uint8))
         drawn += part.sum() - 2 * (swaps[: permutations * len(part)].reshape(permutations, -1) @ part)
     at_least_as_extreme = np.count_nonzero(np.abs(drawn) >= abs(contributions.sum()))
-    return Comparison(difference, error, p_delong, (1 + at_least_as_extreme) / (1 + permutations))
+    return Comparison(
+        found.difference,
+        found.limits,
+        found.standard_error,
+        p_delong=found.p_value,
+        p_permutation=(1 + at_least_as_extreme) / (1 + permutations),
+    )
 
 
 def _swap_contributions(ranks: Scores, is_tumor: Labels) -> Scores:
