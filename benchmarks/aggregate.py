@@ -60,6 +60,7 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
         ScoresReceipt(
             **slide,
             counts_sha256=histogram.digest,
+            labels_sha256="",
             positions=PositionCounts(normal=int(normal.sum()), tumor=int(tumor.sum()), ignored=0),
             unread_positions=0,
             truth=SlideTruth(tumor=share > 0, ignored=False),
@@ -87,6 +88,7 @@ def write_kind(folder: Path, number: int, positions: int) -> None:
             **slide,
             detections=5 + len(lesions),
             detections_sha256="",
+            truth_sha256="",
             lesions=lesions,
             false_positives=rng.random(5).tolist(),
             isolated=0,

@@ -193,6 +193,7 @@ def test_a_slide_with_an_ignored_margin_is_scored(tissue_slide: Path, tmp_path: 
         outputs = detect.Outputs(folder / "d.csv", folder / "d.geojson", folder / "d.json")
         detect.run("s1", inputs, outputs, DetectRun(radius_um=100))
         facts = json.loads(outputs.receipt.read_text())
+        assert facts["truth_sha256"] == read_receipt(drawn.receipt, TruthReceipt).truth_sha256
         found[margin, exhaustive] = [facts[name] for name in ("lesions", "false_positives", "isolated", "reason")]
     assert found[0, True] == [[0.875], [0.625], 1, None]
     assert found[25, True] == [[0.75], [0.625], 1, None]

@@ -36,6 +36,7 @@ def receipt_of(histogram: ScoreHistogram) -> ScoresReceipt:
         slide="s",
         model_sha256="",
         counts_sha256=histogram.digest,
+        labels_sha256="",
         positions=PositionCounts(normal=0, tumor=0, ignored=0),
         unread_positions=0,
         truth=SlideTruth(tumor=False, ignored=False),
@@ -207,3 +208,26 @@ def test_patches_with_too_little_tissue_are_not_scored(tissue_slide: Path, tmp_p
     assert receipt.features["maximum"] == log_odds(np.array(0.9999))
     first = (tmp_path / "detections" / "t1.csv").read_text().splitlines()[0]
     assert float(first.split(",")[0]) == pytest.approx(0.9999)
+
+
+def test_the_digest_of_the_labels_is_that_of_scored_positions_and_their_truth(
+    tissue_slide: Path, tmp_path: Path
+) -> None:
+    heat, truth = maps("t1")
+
+    def digest(heat: np.ndarray, truth: np.ndarray) -> str:
+        write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "x", heat, truth, test=False)
+        receipt = read_receipt(tmp_path / "scores" / "x.json", ScoresReceipt)
+        return receipt.labels_sha256
+
+    first = digest(heat, truth)
+    # Other scores, and other truth where nothing is predicted.
+    elsewhere = truth.copy()
+    elsewhere[5] = TUMOR
+    assert digest(np.clip(heat / 2, 0.01, None), elsewhere) == first
+    moved = truth.copy()
+    moved[0, 0], moved[1, 1] = moved[1, 1], moved[0, 0]
+    unread = heat.copy()
+    unread[0, 0] = np.nan
+    others = [digest(heat, moved), digest(unread, truth), digest(heat[:, :7], truth[:, :7]), digest(heat.T, truth.T)]
+    assert len({first, *others}) == 5

@@ -1,4 +1,4 @@
-"""Commands that are not stages: planning, annotations, viewer, provenance, external predictions, cohorts, configs."""
+"""Commands that are not stages: plans, annotations, comparison, viewer, provenance, predictions, cohorts, configs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wsi_pipeline.cli import annotation_check
+from wsi_pipeline.cli import annotation_check, comparison
 from wsi_pipeline.config.base import LesionProtocol
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json
@@ -18,6 +18,7 @@ from wsi_pipeline.stages.arguments import SnakemakeFolder, Threads
 
 app = typer.Typer()
 app.command("check-annotation")(annotation_check.command)
+app.command("compare")(comparison.command)
 
 # Measured with Inception-v3 at 299 px on two CPU cores (docs/benchmarks.md).
 CPU_PATCHES_PER_SECOND = 16.0

@@ -38,17 +38,22 @@ def left_out_figures(sheet: Sheet, results: CohortResults, figures: Figures, opt
 
 
 def provenance_figures(sheet: Sheet, results: CohortResults, options: EvaluateRun) -> Figures:
-    """The key `provenance` of `metrics.json`; `inputs_sha256` is the digest of all receipts."""
-    receipts = ([s.scores.as_json(), s.confusion.as_json(), s.detections.as_json()] for s in results.slides)
+    """The key `provenance` of `metrics.json`."""
     return {
         "wsi_pipeline": __version__,
         "step_version": EvaluateRun.step_version,
         "model_sha256": results.model,
         "options_sha256": digest_json(options.model_dump(mode="json")),
         "sheet_sha256": sheet.digest(),
-        "inputs_sha256": digest_json([results.chosen and results.chosen.as_json(), *receipts]),
+        "inputs_sha256": inputs_digest(results),
         "seed": options.seed,
     }
+
+
+def inputs_digest(results: CohortResults) -> str:
+    """SHA-256 of all receipts that figures are computed from."""
+    receipts = ([s.scores.as_json(), s.confusion.as_json(), s.detections.as_json()] for s in results.slides)
+    return digest_json([results.chosen and results.chosen.as_json(), *receipts])
 
 
 def cohort_rows(sheet: Sheet) -> list[tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.config import ConfusionRun, ScoresRun
+from wsi_pipeline.io.digests import canonical_json, digest_bytes
 from wsi_pipeline.masks.label_images import IGNORE, grid_truth
 from wsi_pipeline.pyramid.heatmap_store import read_log_odds, read_tissue
 from wsi_pipeline.pyramid.ome_zarr import Image, StoredImage, open_image
@@ -36,3 +37,9 @@ class LabelledHeatmap:
         labels = grid_truth(truth_image, facts.grid, facts.slide_mpp, options)
         labels[read_tissue(heatmap, facts.slide_mpp) < options.min_tissue] = IGNORE
         return cls(read_log_odds(heatmap, facts.slide_mpp), facts, truth_image, labels)
+
+    @property
+    def labels_sha256(self) -> str:
+        """SHA-256 of the grid and of the truth of each scored position: equal for models with comparable patches."""
+        scored = np.where(np.isfinite(self.heat.data), self.labels, IGNORE).astype(np.uint8)
+        return digest_bytes(canonical_json(asdict(self.receipt.grid)).encode() + scored.tobytes())

@@ -96,6 +96,20 @@ def slides_table(
     return _csv(_SLIDES, (_row(s, scores[s.row.slide], area) for s, area in zip(slides, areas, strict=True)))
 
 
+def comparison_table(differences: Mapping[str, Sequence[Figures]], values: Mapping[str, Mapping[str, Figures]]) -> str:
+    """A row for each figure and pair of models; `values` has the figures of each model by name."""
+    columns = ("difference", "standard_error", "p_value", "p_adjusted")
+
+    def cells(name: str, one: Figures) -> list[Any]:
+        low, high = one["difference_interval"] or (None, None)
+        first, second = (values[model][name]["value"] for model in one["models"])
+        reason = one["reason"] or one["difference_interval_reason"]
+        return [name, *one["models"], first, second, low, high, *(one[column] for column in columns), reason]
+
+    head = ("figure", "first", "second", "value_first", "value_second", "low", "high", *columns, "reason")
+    return _csv(head, (cells(name, one) for name, pairs in differences.items() for one in pairs))
+
+
 def _row(slide: SlideResult, score: float | None, area: float | None) -> list[Any]:
     row = slide.row
     counts = slide.counts

@@ -40,6 +40,10 @@ class Layout:
     def evaluation(self) -> Path:
         return self.results / "evaluation" / (self.model or "")
 
+    def evaluated_models(self) -> list[str]:
+        """Names of all models with a finished evaluation, sorted."""
+        return sorted(path.parent.name for path in (self.results / "evaluation").glob("*/metrics.json"))
+
     @property
     def calibration(self) -> Path:
         return self.results / "calibration" / f"{self.model}.json"
@@ -47,6 +51,10 @@ class Layout:
     @property
     def model_json(self) -> Path:
         return self.results / "model" / (self.model or "") / "model.json"
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage of the slides that depends on the model."""
+        return self.results / _MODEL_FOLDERS[stage] / (self.model or "")
 
     def of(self, slide: str) -> SlideLayout:
         """The layout of one slide."""
@@ -71,7 +79,7 @@ class SlideLayout:
 
     def model_file(self, stage: str, suffix: str) -> Path:
         """A file or store of a stage that depends on the model."""
-        return self.layout.results / _MODEL_FOLDERS[stage] / (self.layout.model or "") / f"{self.slide}{suffix}"
+        return self.layout.folder(stage) / f"{self.slide}{suffix}"
 
     def receipt(self, stage: str) -> Path:
         """The receipt of a stage."""

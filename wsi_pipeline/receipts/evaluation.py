@@ -24,12 +24,14 @@ class SlideTruth(Facts):
 class ScoresReceipt(Receipt):
     """The score histogram of a heatmap; `features` is null for a heatmap without predicted positions.
 
+    `labels_sha256` is the digest of the scored positions and their truth, `LabelledHeatmap.labels_sha256`.
     `positions.ignored` includes those with too little tissue to be scored.
     """
 
     slide: str
     model_sha256: str
     counts_sha256: str
+    labels_sha256: str
     positions: PositionCounts
     unread_positions: int
     truth: SlideTruth
@@ -40,15 +42,17 @@ class ScoresReceipt(Receipt):
 class DetectReceipt(Receipt):
     """The detections of a slide and the lesions they hit.
 
-    Confidences are log odds. `lesions` holds the highest on each lesion, null for a miss, and `false_positives` those
-    outside all lesions. `isolated` is the number of isolated tumour cells, `ignored` has the centroids of lesions that
-    are mostly ignored, (x, y) in level-0 pixels. All are null, with a `reason`, for a slide that cannot be scored.
+    Confidences are log odds. `truth_sha256` is that of the receipt of the truth. `lesions` holds the highest on each
+    lesion, null for a miss, and `false_positives` those outside all lesions. `isolated` is the number of isolated
+    tumour cells, `ignored` has the centroids of lesions that are mostly ignored, (x, y) in level-0 pixels. All are
+    null, with a `reason`, for a slide that cannot be scored.
     """
 
     slide: str
     model_sha256: str
     detections: int
     detections_sha256: str
+    truth_sha256: str
     lesions: tuple[float | None, ...] | None
     false_positives: tuple[float, ...] | None
     isolated: int | None

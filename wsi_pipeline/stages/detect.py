@@ -94,6 +94,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: DetectRun) -> Non
             model_sha256=facts.model_sha256,
             detections=len(found),
             detections_sha256=digest_file(outputs.detections),
+            truth_sha256=truth.truth_sha256,
             lesions=matched and matched.hits.lesions,
             false_positives=matched and matched.hits.false_positives,
             isolated=matched and matched.hits.isolated,

@@ -84,6 +84,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
             slide=slide,
             model_sha256=labelled.receipt.model_sha256,
             counts_sha256=histogram.digest,
+            labels_sha256=labelled.labels_sha256,
             positions=positions,
             unread_positions=labelled.receipt.unread_positions,
             truth=SlideTruth(tumor=annotated, ignored=drawn.pixels.ignore > 0),
