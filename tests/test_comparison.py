@@ -294,6 +294,7 @@ def test_models_of_other_slides_labels_or_missing_slides_are_refused(predicted: 
     [
         ("detections", "truth_sha256", "f" * 64, "truth image"),
         ("scores", "labels_sha256", "f" * 64, "patch positions"),
+        ("scores", "features", None, "availability of predictions"),
         ("detections", "itc_um", 100.0, "protocol of lesions"),
         ("detections", "merge_um", 50.0, "protocol of lesions"),
     ],

@@ -255,7 +255,11 @@ def test_two_models_on_the_same_slides(tmp_path: Path) -> None:
     assert found["against"]["auc"] == pytest.approx(2.5 / 6)
     assert found["against"]["difference"] == pytest.approx(1 / 6)
     assert 0 < found["against"]["p_permutation"] <= 1
-    assert "difference +0.1667" in command("roc", one, "--against", other, "--permutations", 100)
+    assert (found["against"]["difference_interval"], found["against"]["p_delong"]) == (None, None)
+    reason = "too few slides for an interval: 2, at least 3 are needed"
+    assert found["against"]["difference_interval_reason"] == reason
+    text = command("roc", one, "--against", other, "--permutations", 100)
+    assert f"difference +0.1667 ({reason}); p not computed (DeLong)" in text
 
 
 def test_a_single_class_gives_null_with_the_reason(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ def _conditions(slide: SlideResult) -> dict[str, Any]:
     lesions = slide.detections.options
     return {
         "label": slide.row.label,
+        "availability of predictions": slide.scores.features is not None,
         "truth image": slide.detections.truth_sha256,
         "reason to leave out its lesions": slide.detections.reason,
         "rule for the truth of patches": slide.scores.options,

@@ -200,6 +200,7 @@ def judge_scores(path: Path, other: Path | None, *, interval: IntervalOptions, s
         **slide_figures(second, labels, interval),
         "inputs_sha256": digest_file(other),
         **compared,
+        "difference_interval_reason": figures["auc_interval_reason"],
         "permutations": permutations,
         "seed": seed,
     }

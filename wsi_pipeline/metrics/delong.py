@@ -16,7 +16,7 @@ from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import ndtri, owens_t
 
-from wsi_pipeline.metrics.intervals import paired_difference
+from wsi_pipeline.metrics.intervals import paired_difference, too_few_slides
 from wsi_pipeline.seeds import generator
 
 Scores = NDArray[np.float64]
@@ -123,8 +123,8 @@ def compare(
 ) -> Comparison | None:
     """Compare two models on the same cases; None with fewer than 2 cases of a class.
 
-    Interval and `p_delong` are those of `paired_difference`, with DeLong's standard error. The permutation test swaps
-    the ranks of the two models independently for each case.
+    Interval and `p_delong` are those of `paired_difference`, with DeLong's standard error; None for `too_few_slides`.
+    The permutation test swaps the ranks of the two models independently for each case.
     """
     scores = np.stack((first, second))
     of_cases = auc_contributions(scores, is_tumor)
@@ -140,11 +140,12 @@ def compare(
         swaps = np.unpackbits(np.frombuffer(rng.bytes(-(-permutations * len(part) // 8)), np.uint8))
         drawn += part.sum() - 2 * (swaps[: permutations * len(part)].reshape(permutations, -1) @ part)
     at_least_as_extreme = np.count_nonzero(np.abs(drawn) >= abs(contributions.sum()))
+    enough = too_few_slides(min(np.count_nonzero(is_tumor), np.count_nonzero(~is_tumor))) is None
     return Comparison(
         found.difference,
-        found.limits,
+        found.limits if enough else None,
         found.standard_error,
-        p_delong=found.p_value,
+        p_delong=found.p_value if enough else None,
         p_permutation=(1 + at_least_as_extreme) / (1 + permutations),
     )
 
