@@ -140,7 +140,7 @@ def compare(
         swaps = np.unpackbits(np.frombuffer(rng.bytes(-(-permutations * len(part) // 8)), np.uint8))
         drawn += part.sum() - 2 * (swaps[: permutations * len(part)].reshape(permutations, -1) @ part)
     at_least_as_extreme = np.count_nonzero(np.abs(drawn) >= abs(contributions.sum()))
-    enough = too_few_slides(min(np.count_nonzero(is_tumor), np.count_nonzero(~is_tumor))) is None
+    enough = too_few_slides(int(min(np.count_nonzero(is_tumor), np.count_nonzero(~is_tumor)))) is None
     return Comparison(
         found.difference,
         found.limits if enough else None,
