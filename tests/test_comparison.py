@@ -154,8 +154,8 @@ def test_the_difference_of_patch_aucs_is_a_jackknife_over_slides(results: Path, 
 @pytest.mark.parametrize("figure", ["froc", "froc_all_thresholds"])
 def test_the_difference_of_froc_scores_is_a_jackknife_over_slides(copied: Path, tmp_path: Path, figure: str) -> None:
     """The lowest confidence of c is that of a lesion, which one of the figures leaves out."""
-    for slide, confidence in (("t1", 2.0), ("t2", 3.0), ("t3", 1.0)):
-        hit = {"lesions": [confidence], "false_positives": [2.5]}
+    for slide, lesions in {"n1": [], "n2": [], "n3": [], "t1": [2.0], "t2": [3.0], "t3": [1.0]}.items():
+        hit = {"lesions": lesions, "false_positives": [2.5]}
         change_receipts(copied, "c", "detections", slide, lambda facts, hit=hit: facts.update(hit))
     found = compared(copied, tmp_path, *MODELS)
 
