@@ -89,7 +89,7 @@ def mask_openslide(source: Path, folder: Path) -> None:
     regions = openslide_regions(source, folder)
     found = [(y, x, tissue_features(pixels, options)) for y, x, pixels in regions]
     gray, saturation, ink = put_together([(y, x, np.stack((one.gray, one.saturation, one.ink))) for y, x, one in found])
-    segment_tissue(Features(gray, saturation, ink), options)
+    segment_tissue(Features(gray, saturation, ink), options, has_canvas=False)
 
 
 def mask_skimage(source: Path, folder: Path) -> None:

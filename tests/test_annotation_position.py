@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -181,19 +182,19 @@ def test_an_assumed_corner_must_not_fit_clearly_worse(tmp_path: Path) -> None:
 
 @pytest.fixture
 def slide_with_bounds(tissue_slide: Path, tmp_path: Path) -> truth.Inputs:
-    """The tissue slide with bounds from (200, 200) on in its receipt."""
-    receipt = json.loads((tissue_slide / "pyramid.json").read_text())
-    receipt["bounds"] = [200, 200, 1200, 800]
-    path = tmp_path / "pyramid.json"
-    path.write_text(json.dumps(receipt))
-    return truth.Inputs(tissue_slide / "pyramid.ome.zarr", pyramid_receipt=path)
+    """The tissue slide with bounds from (200, 200) on."""
+    store = shutil.copytree(tissue_slide / "pyramid.ome.zarr", tmp_path / "pyramid.ome.zarr")
+    group = json.loads((store / "zarr.json").read_text())
+    group["attributes"]["slide"]["bounds"] = [200, 200, 1200, 800]
+    (store / "zarr.json").write_text(json.dumps(group))
+    return truth.Inputs(store)
 
 
 def run_truth(folder: Path, inputs: truth.Inputs, annotation: Path, origin: Origin | None = None) -> dict[str, Any]:
     outputs = truth.Outputs(
         store=folder / "t.ome.zarr", receipt=folder / "t.json", picture=folder / "t.png", geojson=folder / "t.geojson"
     )
-    given = truth.Inputs(inputs.pyramid, annotation, pyramid_receipt=inputs.pyramid_receipt)
+    given = truth.Inputs(inputs.pyramid, annotation)
     truth.run("s1", given, outputs, TruthRun(), origin=origin, label="tumor")
     return dict(json.loads((folder / "t.json").read_text()))
 

@@ -45,15 +45,6 @@ def test_large_annotations_are_read_whole(tmp_path: Path) -> None:
     assert fingerprint(path) != before
 
 
-def test_data_files_of_mirax_count(tmp_path: Path) -> None:
-    (tmp_path / "s.mrxs").write_bytes(b"slide")
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "Data0000.dat").write_bytes(b"tiles")
-    before = fingerprint(tmp_path / "s.mrxs")
-    (tmp_path / "s" / "Data0000.dat").write_bytes(b"other")
-    assert fingerprint(tmp_path / "s.mrxs") != before
-
-
 def test_files_of_unchanged_size_and_time_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.tif"
     path.write_bytes(b"slide")

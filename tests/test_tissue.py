@@ -207,7 +207,7 @@ def scene(*rectangles: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
 
 def segmented(rgb: np.ndarray, **options: object) -> tuple[np.ndarray, Threshold]:
     chosen = TissueRun(mpp=8, **NO_CLEANING, **options)
-    return segment_tissue(tissue_features(rgb, chosen), chosen)
+    return segment_tissue(tissue_features(rgb, chosen), chosen, has_canvas=False)
 
 
 @pytest.mark.parametrize("method", ["otsu_saturation", "glass_saturation", "otsu_gray"])
@@ -287,7 +287,7 @@ def test_the_glass_finds_pale_mucin_that_otsu_omits() -> None:
     found = {}
     for method in ("otsu_saturation", "glass_saturation"):
         options = TissueRun(mpp=mpp, method=method)
-        mask, _ = segment_tissue(tissue_features(rgb, options), options)
+        mask, _ = segment_tissue(tissue_features(rgb, options), options, has_canvas=False)
         found[method] = mask[nodule].mean()
         assert not mask[glass].any()
     assert found["otsu_saturation"] < 0.9

@@ -40,10 +40,14 @@ class Box:
 
     def clipped(self, size: Size) -> Box:
         """The intersection with an image of `size`; width or height is 0 where it is empty."""
-        x = min(max(self.x, 0), size.width)
-        y = min(max(self.y, 0), size.height)
-        right = min(max(self.right, x), size.width)
-        bottom = min(max(self.bottom, y), size.height)
+        return self.intersection(Box(0, 0, size.width, size.height))
+
+    def intersection(self, other: Box) -> Box:
+        """What lies in both boxes; width or height is 0 where that is nothing."""
+        x = min(max(self.x, other.x), other.right)
+        y = min(max(self.y, other.y), other.bottom)
+        right = min(max(self.right, x), other.right)
+        bottom = min(max(self.bottom, y), other.bottom)
         return Box(x, y, right - x, bottom - y)
 
 

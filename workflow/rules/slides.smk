@@ -65,7 +65,7 @@ rule tissue:
 
 rule truth:
     input:
-        pyramid_receipt="<results>/slides/{slide}/pyramid.json",
+        "<results>/slides/{slide}/pyramid.json",
         annotation=annotation,
         pyramid=ancient("<results>/slides/{slide}/pyramid.ome.zarr"),
     output:
@@ -94,8 +94,7 @@ rule truth:
         annotation=annotation_flags,
         synthetic=SYNTHETIC,
     shell:
-        "wsi-pipeline truth --pyramid {input.pyramid:q} --pyramid-receipt {input.pyramid_receipt:q}"
-        " --slide {wildcards.slide:q} {params.row:q} {params.annotation:q}"
+        "wsi-pipeline truth --pyramid {input.pyramid:q} --slide {wildcards.slide:q} {params.row:q} {params.annotation:q}"
         " --store {output.store:q} --receipt {output.receipt:q} --picture {output.picture:q}"
         " --geojson {output.geojson:q} --options {params.options:q} {params.synthetic} --threads {threads}"
         " > {log:q} 2>&1"

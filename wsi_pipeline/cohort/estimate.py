@@ -196,7 +196,6 @@ def _estimate(row: SlideRow, source: SourceSlide, config: Config, problems: list
             page = passthrough_page(source, tiff, level, options)
             grid = ChunkGrid.of(size, chunk if page is None else page.tile, options.shard_px)
             files += 1 + len(grid.shards())
-            count = grid.count
             if page is not None:
                 tables = len(page.tables or b"") if should_merge_tables(page) else 0
                 size_bytes = page.nbytes + tables * int(np.count_nonzero(page.counts))
@@ -206,6 +205,8 @@ def _estimate(row: SlideRow, source: SourceSlide, config: Config, problems: list
             else:
                 if per_chunk is None:
                     per_chunk = _measure_chunks(source, min(level, len(metadata.levels) - 1), config)
+                # Others are neither read nor written.
+                count = len(grid.chunks_in(source.scanned(size)))
                 stored += count * per_chunk[0]
                 seconds += count * per_chunk[1]
             stored += 16 * len(grid.shards()) * grid.shard_columns * grid.shard_rows
@@ -220,7 +221,7 @@ def _estimate(row: SlideRow, source: SourceSlide, config: Config, problems: list
         copied_levels=copied,
         read_levels=len(metadata.levels) - copied,
         added_levels=len(sizes) - len(metadata.levels),
-        source_bytes=source.path.stat().st_size,
+        source_bytes=sum(file.stat().st_size for file in source.files),
         store_bytes=round(stored),
         files=files,
         convert_seconds=round(seconds, 2),
@@ -234,12 +235,12 @@ def _measure_chunks(source: SourceSlide, level: int, config: Config) -> tuple[fl
     options, size = config.pyramid, source.metadata.levels[level]
     grid = ChunkGrid.of(size, Size(options.chunk_px, options.chunk_px), options.shard_px)
     codec = chunk_codec(options, grid.chunk)
-    places = generator(0, "plan", source.slide).integers(grid.count, size=_SAMPLE_CHUNKS)
+    chunks = grid.chunks_in(source.scanned(size))
+    places = generator(0, "plan", source.slide).integers(len(chunks), size=_SAMPLE_CHUNKS)
     written = 0
     started = time.perf_counter()
     for index in places.tolist():
-        row, column = divmod(index, grid.columns)
-        box = grid.box(column, row)
+        box = grid.box(*chunks[index])
         written += len(codec.encode(pad_to_box(source.read(box.clipped(size), level), box)))
     return written / _SAMPLE_CHUNKS, (time.perf_counter() - started) / _SAMPLE_CHUNKS
 
@@ -257,7 +258,7 @@ def _estimate_tissue(
         return None, None
     options = row.tissue_options(TissueRun.of(config)).model_copy(update={"mpp": mpps[-1]})
     picture = source.read(Box(0, 0, size.width, size.height), len(metadata.levels) - 1)
-    mask, _ = segment_tissue(tissue_features(picture, options), options)
+    mask, _ = segment_tissue(tissue_features(picture, options), options, has_canvas=metadata.bounds is not None)
     if not mask.any():
         text = source.error(
             f"no tissue found by {options.method} at {mpps[-1]:.3g} um per pixel",

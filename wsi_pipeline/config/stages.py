@@ -59,13 +59,13 @@ class StageRun(Section):
 
 class ConvertRun(StorageOptions, StageRun):
     stage = "convert"
-    step_version = 5
+    step_version = 6
     section = "pyramid"
 
 
 class TissueRun(TissueOptions, StageRun):
     stage = "tissue"
-    step_version = 6
+    step_version = 7
     section = "tissue"
 
 

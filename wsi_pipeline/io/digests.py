@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.io.slide_files import slide_files
+
 # Large, because each read waits for its turn behind the writing threads.
 _CHUNK_BYTES = 1 << 22
 
@@ -58,8 +60,8 @@ def digest_tree(folder: Path, threads: int = 1, known: Mapping[str, str] | None 
 
 
 def digest_source(source: Path) -> str:
-    """SHA-256 of a slide file; for MIRAX also of the data folder beside it."""
-    folder = source.with_suffix("")
-    if source.suffix.lower() == ".mrxs" and folder.is_dir():
-        return digest_names({source.name: digest_file(source), folder.name: digest_tree(folder)})
-    return digest_file(source)
+    """SHA-256 of a slide file; of a slide of several files over their names, relative to its folder, and contents."""
+    files = slide_files(source)
+    if files == [source]:
+        return digest_file(source)
+    return digest_names({file.relative_to(source.parent).as_posix(): digest_file(file) for file in files})

@@ -15,6 +15,7 @@ from typing import Any
 
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json, digest_json
+from wsi_pipeline.io.slide_files import slide_files
 
 # Annotations, and files up to this size, are read whole. Of larger ones, samples at even distances from the first byte
 # to the last are read: the headers and tables of offsets of a slide, and parts of its compressed pixels.
@@ -78,13 +79,11 @@ class Fingerprints:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The file itself; for MIRAX also the files in its data folder, for weights also the model.json beside them."""
-    folder, model_json = path.with_suffix(""), path.with_name("model.json")
+    """The file itself, and those that belong to it: of a slide, or the model.json beside weights."""
+    model_json = path.with_name("model.json")
     if path.suffix == ".safetensors" and model_json.is_file():
         return [path, model_json]
-    if path.suffix.lower() == ".mrxs" and folder.is_dir():
-        return [path, *sorted(file for file in folder.rglob("*") if file.is_file())]
-    return [path]
+    return slide_files(path)
 
 
 def _name_size_time(path: Path) -> list[Any]:

@@ -72,7 +72,8 @@ def check_position(
     """
     if annotation.outlined.is_empty:
         return annotation
-    tissue, points = _tissue(overview, tissue_options or position_tissue()), _samples(annotation.outlined)
+    options, has_canvas = tissue_options or position_tissue(), canvas.bounds is not None
+    tissue, points = _tissue(overview, options, has_canvas=has_canvas), _samples(annotation.outlined)
     share, origin = _share(points, tissue, canvas), annotation.facts.origin
     fits = [(_share(reading.points, tissue, canvas), reading) for reading in _readings(points, origin, canvas)]
     fits = [(fit, reading) for fit, reading in fits if fit > share + _CLEARLY_BETTER]
@@ -129,9 +130,9 @@ def position_tissue(method: TissueMethod | None = None, threshold: float | None 
     return TissueOptions(method=method or "glass_saturation", threshold=threshold)
 
 
-def _tissue(picture: NDArray[np.uint8], options: TissueOptions) -> NDArray[np.bool_]:
+def _tissue(picture: NDArray[np.uint8], options: TissueOptions, *, has_canvas: bool) -> NDArray[np.bool_]:
     features = tissue_features(picture, options)
-    known = features.is_tissue(find_threshold(features, options).value, options)
+    known = features.is_tissue(find_threshold(features, options, has_canvas=has_canvas).value, options)
     # Widened, as borders are drawn generously.
     widened: NDArray[np.bool_] = ndimage.binary_dilation(known, iterations=2)
     return widened

@@ -33,7 +33,7 @@ def find_tissue(
     size = pyramid.size_at(options.mpp)
     block_px = _SMALL_BLOCK_PX if size.width * size.height <= _FEW_PIXELS else _BLOCK_PX
     features = read_features(pyramid, options, threads, block_px)
-    mask, threshold = segment_tissue(features, options)
+    mask, threshold = segment_tissue(features, options, has_canvas=pyramid.bounds is not None)
     return mask, features.ink != NO_INK, threshold
 
 

@@ -77,30 +77,35 @@ def tissue_features(rgb: NDArray[np.uint8], options: TissueOptions) -> Features:
     return Features(gray, saturation, ink)
 
 
-def segment_tissue(features: Features, options: TissueOptions) -> tuple[NDArray[np.bool_], Threshold]:
-    """Cleaned tissue mask (h, w) bool, and the threshold.
+def segment_tissue(
+    features: Features, options: TissueOptions, *, has_canvas: bool
+) -> tuple[NDArray[np.bool_], Threshold]:
+    """Cleaned tissue mask (h, w) bool, and the threshold; for `has_canvas` see `find_threshold`.
 
     Ink stays out of closed gaps and filled holes too, but for dark components smaller than `min_hole_um2` that may be
     nuclei.
     """
-    threshold, ink = find_threshold(features, options), features.ink != NO_INK
+    threshold, ink = find_threshold(features, options, has_canvas=has_canvas), features.ink != NO_INK
     mask = clean_mask(features.is_tissue(threshold.value, options) & ~ink, options)
     excluded = (features.ink == COLORED_INK) | _remove_small(ink, options.min_hole_um2 / options.mpp**2)
     return mask & ~excluded, threshold
 
 
-def find_threshold(features: Features, options: TissueOptions) -> Threshold:
+def find_threshold(features: Features, options: TissueOptions, *, has_canvas: bool) -> Threshold:
     """The threshold of the options, that of the glass, or Otsu's where the glass agrees; from pixels without ink.
 
     Otsu's threshold splits whatever it is given: without glass, or with pale tissue beside dark, it lies within tissue.
     The threshold of the glass replaces it where it omits more than a third of what differs from glass, or takes glass
-    for tissue.
+    for tissue. With `has_canvas` the image is a canvas that was scanned in part: pure white is neither glass nor
+    tissue, as the rest of the canvas is.
     """
     if options.threshold is not None:
         return Threshold(options.threshold)
     if options.method == "gray_threshold":
         return Threshold(GRAY_THRESHOLD)
     histogram = _joint_histogram(features)
+    if has_canvas:
+        histogram[255, 0] = 0
     glass_gray, glass = _find_glass(histogram)
     is_saturation = options.method in SATURATION_METHODS
     axis = 0 if is_saturation else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import zarr
@@ -16,7 +16,7 @@ from wsi_pipeline.io.atomic import atomic_output
 from wsi_pipeline.io.digests import digest_source, digest_tree
 from wsi_pipeline.pyramid.level import open_level
 from wsi_pipeline.pyramid.level_plan import level_scales, level_sizes, passthrough_page
-from wsi_pipeline.pyramid.ome_zarr import pyramid_attributes
+from wsi_pipeline.pyramid.ome_zarr import Attributes, pyramid_attributes
 from wsi_pipeline.pyramid.passthrough import copy_level
 from wsi_pipeline.pyramid.reencode import downsample_level, reencode_level
 from wsi_pipeline.pyramid.source_comparison import compare_level
@@ -52,7 +52,7 @@ def convert(
     sizes = level_sizes(facts)
     with TiledTiff(source.path, source.pages) as tiff, atomic_output(store) as partial, ThreadPoolExecutor(2) as aside:
         source_digest = aside.submit(digest_source, source.path)
-        zarr.create_group(partial, attributes=pyramid_attributes(source.slide, level_scales(facts, len(sizes))))
+        zarr.create_group(partial, attributes=_attributes(source.slide, facts, len(sizes)))
         made = list[WrittenLevel]()
         compared = list[Future[LevelFacts]]()
         for number in range(len(sizes)):
@@ -87,13 +87,18 @@ def _make_level(
     return downsample_level(open_level(store / str(number - 1)), folder, options, threads)
 
 
+def _attributes(slide: str, facts: SlideMetadata, levels: int, first: int = 0) -> Attributes:
+    """The group attributes of a store that holds the levels from `first` on."""
+    bounds = None if facts.bounds is None else astuple(facts.bounds)
+    own = {"mpp": facts.mpp, "width": facts.levels[0].width, "height": facts.levels[0].height, "bounds": bounds}
+    return {**pyramid_attributes(slide, level_scales(facts, levels), first), "slide": own}
+
+
 def _write_overview(slide: str, facts: SlideMetadata, sizes: Sequence[Size], store: Path, overview: Path) -> None:
-    """Copy the levels that pictures of the whole slide are made from, and state the slide's own scale and size."""
+    """Copy the levels that pictures of the whole slide are made from."""
     large = [number for number, size in enumerate(sizes) if max(size.width, size.height) >= OVERVIEW_PX]
     first = large[-1] if large else 0
     with atomic_output(overview) as partial:
-        attributes = pyramid_attributes(slide, level_scales(facts, len(sizes)), first)
-        own = {"mpp": facts.mpp, "width": sizes[0].width, "height": sizes[0].height}
-        zarr.create_group(partial, attributes={**attributes, "slide": own})
+        zarr.create_group(partial, attributes=_attributes(slide, facts, len(sizes), first))
         for number in range(first, len(sizes)):
             shutil.copytree(store / str(number), partial / str(number - first))

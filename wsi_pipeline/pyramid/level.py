@@ -117,7 +117,7 @@ class Level:
         if inside != box:
             out.fill(BACKGROUND)
         chunk = self.grid.chunk
-        for column, row in self.chunks_in(box):
+        for column, row in self.grid.chunks_in(box):
             top, bottom = max(row * chunk.height, inside.y), min((row + 1) * chunk.height, inside.bottom)
             left, right = max(column * chunk.width, inside.x), min((column + 1) * chunk.width, inside.right)
             out[top - box.y : bottom - box.y, left - box.x : right - box.x] = source(column, row)[
@@ -125,16 +125,6 @@ class Level:
                 left - column * chunk.width : right - column * chunk.width,
             ]
         return out
-
-    def chunks_in(self, box: Box) -> list[tuple[int, int]]:
-        """(column, row) of each chunk that overlaps `box`, row by row."""
-        inside = box.clipped(self.size)
-        chunk = self.grid.chunk
-        if not inside.width or not inside.height:
-            return []
-        columns = range(inside.x // chunk.width, -(-inside.right // chunk.width))
-        rows = range(inside.y // chunk.height, -(-inside.bottom // chunk.height))
-        return [(column, row) for row in rows for column in columns]
 
     def chunk(self, column: int, row: int) -> NDArray[np.uint8]:
         """A whole decoded chunk from the cache; must not be modified. Raises `StoreError`, naming column and row."""

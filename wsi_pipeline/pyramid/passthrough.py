@@ -19,7 +19,7 @@ from wsi_pipeline.pyramid.writing import DamagedTiles, Tile, WrittenLevel
 from wsi_pipeline.receipts.slides import LevelFacts
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.slides.jpeg import JpegCodec, merge_tables
-from wsi_pipeline.slides.openslide_reader import WHITE, SourceSlide
+from wsi_pipeline.slides.openslide_reader import SourceSlide
 from wsi_pipeline.slides.tiff_tiles import TiledTiff, TileLevel, TileStream
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,6 @@ def tiles_match_source(source: SourceSlide, tiff: TiledTiff, page: TileLevel, nu
     all over the page reveal, and where OpenSlide does not render missing tiles as white. Unreadable tiles are skipped;
     False, with a warning, where no other was found.
     """
-    if page.has_missing_tiles and source.metadata.background != WHITE:
-        return False
     if tiff.has_missing_tiles and source.metadata.vendor == _RENDERED_VENDOR and number > 0:
         return False
     codec = JpegCodec(colorspace_data="RGB", colorspace_jpeg=page.colorspace, tables=page.tables)

@@ -102,7 +102,7 @@ class PatchReader:
         except _DamagedError:
             return False
         finally:
-            self._cache.release(self._level.chunks_in(box))
+            self._cache.release(self._level.grid.chunks_in(box))
         if self._transform is not None:
             out[...] = self._transform(out)
         return True

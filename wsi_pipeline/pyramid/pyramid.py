@@ -37,6 +37,7 @@ class Pyramid:
         self._cache_bytes = cache_bytes
         try:
             attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+            slide = attributes["slide"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path}: not a pyramid ({error})", remedy="Convert the slide again") from error
         self._scales = [(scale[1], scale[2]) for scale, _ in transformations(attributes, path)]
@@ -44,12 +45,12 @@ class Pyramid:
         self.levels = [Level(path / str(k), *kept) for k in range(len(self._scales))]
         self.sizes = [level.size for level in self.levels]
         self.mpps = [(y + x) / 2 for y, x in self._scales]
-        # An overview store starts with a coarser level and states the size of the slide in this attribute.
-        slide = attributes.get("slide")
-        self.size = Size(slide["width"], slide["height"]) if slide else self.sizes[0]
-        """Size of the slide in level-0 pixels."""
-        self.mpp: float = slide["mpp"] if slide else self.mpps[0]
+        self.size = Size(slide["width"], slide["height"])
+        """Size of the slide in level-0 pixels; an overview store starts with a coarser level."""
+        self.mpp: float = slide["mpp"]
         """Scale of level 0 of the slide, um per pixel."""
+        self.bounds = Box(*slide["bounds"]) if slide["bounds"] else None
+        """What was scanned of the slide, in level-0 pixels, where its format says so; the rest is white."""
 
     def __reduce__(self) -> tuple[type[Pyramid], tuple[Path, int]]:
         return type(self), (self.path, self._cache_bytes)

@@ -77,6 +77,15 @@ class ChunkGrid:
             for column in range(x, min(x + self.shard_columns, self.columns))
         ]
 
+    def chunks_in(self, box: Box) -> list[tuple[int, int]]:
+        """(column, row) of each chunk that overlaps `box`, in pixels of the level, row by row."""
+        inside = box.clipped(self.size)
+        if not inside.width or not inside.height:
+            return []
+        columns = range(inside.x // self.chunk.width, -(-inside.right // self.chunk.width))
+        rows = range(inside.y // self.chunk.height, -(-inside.bottom // self.chunk.height))
+        return [(column, row) for row in rows for column in columns]
+
     def index_in_shard(self, column: int, row: int) -> int:
         """Position of a chunk in the index of its shard."""
         return row % self.shard_rows * self.shard_columns + column % self.shard_columns

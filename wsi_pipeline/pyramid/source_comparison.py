@@ -51,7 +51,7 @@ def compare_level(
         return int(difference.max()), int(difference.sum()), difference.size
 
     extent = Box(0, 0, level.size.width, level.size.height)
-    tiles = level.chunks_in(extent) if everything else _sample(source.slide, level, number)
+    tiles = level.grid.chunks_in(extent) if everything else _sample(source.slide, level, number)
     damaged = frozenset(made.facts.damaged_tiles)
     tiles = [tile for tile in tiles if tile not in damaged]
     with ThreadPoolExecutor(threads) as pool:

@@ -30,7 +30,10 @@ class LevelFacts(Facts):
 
 
 class ConvertReceipt(Receipt):
-    """The pyramid of a slide; `bounds` is (x, y, width, height) in level-0 pixels, `background` is (r, g, b)."""
+    """The pyramid of a slide; `bounds` is (x, y, width, height) in level-0 pixels.
+
+    `scanned_share` is the share of level 0 within the bounds: outside nothing is decoded, and the store is white.
+    """
 
     slide: str
     source_sha256: str
@@ -38,8 +41,8 @@ class ConvertReceipt(Receipt):
     source_quickhash: str | None
     vendor: str
     objective_power: str | None
-    background: tuple[int, int, int]
     bounds: tuple[int, int, int, int] | None
+    scanned_share: float
     mpp: float
     mpp_source: str
     levels: tuple[LevelFacts, ...]

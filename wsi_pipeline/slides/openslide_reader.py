@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.config.base import MPP_RANGE, is_plausible_mpp
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
+from wsi_pipeline.io.slide_files import slide_files
 from wsi_pipeline.slides.level_pairing import page_of_level
 from wsi_pipeline.slides.page_reader import PageReader
 from wsi_pipeline.slides.tiff_levels import slide_levels
@@ -23,7 +25,7 @@ from wsi_pipeline.slides.tiff_pages import REMEDY, Page, is_tiff, read_pages
 
 _READ_ERRORS = (openslide.OpenSlideError, OSError)
 
-WHITE = (255, 255, 255)
+_WHITE = 255
 # Above any scanner's output: a larger size means a damaged file, or one built to fill disks.
 _MAX_PIXELS = 10**12
 # Upper bound for a TIFF; blank JPEG tiles have about 150 pixels per byte.
@@ -31,6 +33,8 @@ _MAX_PIXELS_PER_BYTE = 20_000
 # OpenSlide's name for TIFF files of no scanner.
 _GENERIC = "generic-tiff"
 _UNCOMPRESSED = 1
+# Value 4 of Image Type, of the instance of level 0 (DICOM PS3.3, section C.8.12.4.1.1).
+_DICOM_RESAMPLING = "dicom.ImageType[3]"
 DAMAGED_REMEDY = "The file may be truncated: compare its checksum with the source's and copy it again"
 # Scanners round the spacings of x and y independently; a larger difference means that one of them is wrong.
 _MAX_ANISOTROPY = 0.02
@@ -42,7 +46,6 @@ class SlideMetadata:
 
     vendor: str
     objective_power: str | None
-    background: tuple[int, int, int]
     quickhash: str | None
     bounds: Box | None
     mpp: float
@@ -92,6 +95,13 @@ class SourceSlide:
             readable = os.access(self.path, os.R_OK)
         if not readable:
             raise self.error("no permission to read it", "Give the user that runs the pipeline read permission")
+        self.files = slide_files(self.path)
+        for file in self.files:
+            # OpenSlide reads nothing of the .mrxs file itself.
+            if not file.is_file() or (file.stat().st_size == 0 and file.suffix.lower() != ".mrxs"):
+                problem = "is empty" if file.is_file() else "is missing"
+                name = "the file" if file == self.path else f"its file {file.relative_to(self.path.parent)}"
+                raise self.error(f"{name} {problem}", "Copy the slide again, with all of its files")
 
     def _open_handle(self) -> openslide.OpenSlide | None:
         """OpenSlide's handle; None where the file is a TIFF that it does not support."""
@@ -150,11 +160,30 @@ class SourceSlide:
         if self._handle is not None:
             self._handle.close()
 
+    def scanned(self, size: Size) -> Box:
+        """The part of a level of `size`, in its pixels, that was scanned: the slide's bounds, or all of it."""
+        base = self._levels[0].size
+        bounds = self.metadata.bounds or Box(0, 0, base.width, base.height)
+        across, down = size.width / base.width, size.height / base.height
+        x, y = math.floor(bounds.x * across), math.floor(bounds.y * down)
+        right, bottom = math.ceil(bounds.right * across), math.ceil(bounds.bottom * down)
+        return Box(x, y, right - x, bottom - y).clipped(size)
+
     def read(self, box: Box, level: int) -> NDArray[np.uint8]:
         """Read `box`, in pixels of `level`, as (height, width, 3) uint8. Raises `SlideError` for damaged data.
 
-        Transparent pixels, which some formats have between scanned areas, get the background colour.
+        What was not scanned is white: pixels outside the slide's bounds, which are not decoded, and transparent ones.
         """
+        inside = box.intersection(self.scanned(self._levels[level].size))
+        if inside == box:
+            return self._read_scanned(box, level)
+        out = np.full((box.height, box.width, 3), _WHITE, np.uint8)
+        if inside.width and inside.height:
+            top, left = inside.y - box.y, inside.x - box.x
+            out[top : top + inside.height, left : left + inside.width] = self._read_scanned(inside, level)
+        return out
+
+    def _read_scanned(self, box: Box, level: int) -> NDArray[np.uint8]:
         reader = self._levels[level].reader
         if reader is not None:
             try:
@@ -170,7 +199,7 @@ class SourceSlide:
             return np.ascontiguousarray(rgb)
         # OpenSlide returns straight (not premultiplied) alpha.
         opaque = alpha.astype(np.uint16)
-        blended = rgb * opaque + np.array(self.metadata.background, np.uint16) * (255 - opaque)
+        blended = rgb * opaque + _WHITE * (255 - opaque)
         return ((blended + 127) // 255).astype(np.uint8)
 
     def _region(self, handle: openslide.OpenSlide, box: Box, level: int) -> NDArray[np.uint8]:
@@ -196,8 +225,6 @@ class SourceSlide:
     def _read_metadata(self, override: float | None) -> SlideMetadata:
         properties = self._properties
         mpp = self._own_mpp() if override is None else override
-        color = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
-        background = tuple(bytes.fromhex(color)) if color else WHITE
         levels = tuple(level.size for level in self._levels)
         if levels[0].width * levels[0].height > self._max_pixels():
             raise self.error(
@@ -207,9 +234,8 @@ class SourceSlide:
         return SlideMetadata(
             vendor=self._vendor,
             objective_power=properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
-            background=(background[0], background[1], background[2]),
             quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1),
-            bounds=self._bounds(),
+            bounds=self._bounds(levels[0]),
             mpp=mpp,
             mpp_source="slide" if override is None else "sheet",
             levels=levels,
@@ -219,19 +245,30 @@ class SourceSlide:
         by_bytes = self.path.stat().st_size * _MAX_PIXELS_PER_BYTE
         return min(_MAX_PIXELS, by_bytes) if self._is_tiff else _MAX_PIXELS
 
-    def _bounds(self) -> Box | None:
+    def _bounds(self, canvas: Size) -> Box | None:
         names = (
             openslide.PROPERTY_NAME_BOUNDS_X,
             openslide.PROPERTY_NAME_BOUNDS_Y,
             openslide.PROPERTY_NAME_BOUNDS_WIDTH,
             openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
         )
-        values = [self._properties.get(name) for name in names]
-        return None if None in values else Box(*(int(value) for value in values if value is not None))
+        if not all(name in self._properties for name in names):
+            return None
+        bounds = Box(*(int(self._properties[name]) for name in names))
+        inside = bounds.clipped(canvas)
+        # Damaged ones must not hide the slide.
+        return bounds if inside.width and inside.height else None
 
     def _own_mpp(self) -> float:
         """The scale that the file states: in the tags or the OME-XML of the page of level 0, or OpenSlide's."""
         scale = self.pages[0].mpp if self.pages and self._vendor == _GENERIC else self._openslide_mpp()
+        if self._properties.get(_DICOM_RESAMPLING) == "RESAMPLED":
+            # Such a slide would pass for one of a coarser scale.
+            raise self.error(
+                "its finest level is one that was resampled from another, so that one is missing",
+                "Copy all instances of the DICOM series into one folder; where there are no more of them, set the "
+                "sheet's column mpp for it",
+            )
         if scale is None:
             raise self.error("the slide has no scale (um per pixel)", "Set the sheet's column mpp for it")
         x, y = scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -81,7 +81,8 @@ def run(
     with closing(SourceSlide(slide, inputs.source, mpp)) as source:
         facts = source.metadata
         made = convert(source, outputs.store, options, threads=threads, overview=outputs.overview)
-    bounds = facts.bounds
+        scanned = source.scanned(facts.levels[0])
+    base, bounds = facts.levels[0], facts.bounds
     write_receipt(
         outputs.receipt,
         ConvertReceipt(
@@ -91,8 +92,8 @@ def run(
             source_quickhash=facts.quickhash,
             vendor=facts.vendor,
             objective_power=facts.objective_power,
-            background=facts.background,
-            bounds=None if bounds is None else (bounds.x, bounds.y, bounds.width, bounds.height),
+            bounds=None if bounds is None else astuple(bounds),
+            scanned_share=round(scanned.width * scanned.height / (base.width * base.height), 6),
             mpp=facts.mpp,
             mpp_source=facts.mpp_source,
             levels=made.levels,

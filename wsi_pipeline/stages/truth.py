@@ -8,7 +8,7 @@ tumour.
 from __future__ import annotations
 
 import logging
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +34,6 @@ from wsi_pipeline.stages.arguments import (
 if TYPE_CHECKING:
     from wsi_pipeline.config import TissueOptions
     from wsi_pipeline.config.base import Origin
-    from wsi_pipeline.geometry import Box
     from wsi_pipeline.masks.annotations import Annotation, Regions
     from wsi_pipeline.pyramid.ome_zarr import Image
     from wsi_pipeline.pyramid.pyramid import Pyramid
@@ -44,12 +43,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """`pyramid_receipt` is by default the JSON file beside the pyramid."""
-
     pyramid: Path
     annotation: Path | None = None
-    _: KW_ONLY
-    pyramid_receipt: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +65,6 @@ def command(
     receipt: ReceiptArg,
     picture: FigureArg,
     geojson: Geojson,
-    pyramid_receipt: Annotated[
-        Path | None, typer.Option(help="Receipt of the pyramid; by default the JSON file beside it.")
-    ] = None,
     annotation: Annotated[
         Path | None, typer.Option(help="ASAP, ImageScope or HALO XML, or QuPath GeoJSON.", readable=False)
     ] = None,
@@ -90,7 +82,7 @@ def command(
 
     run(
         slide,
-        Inputs(pyramid, annotation, pyramid_receipt=pyramid_receipt),
+        Inputs(pyramid, annotation),
         Outputs(store=store, receipt=receipt, picture=picture, geojson=geojson),
         parse_options(TruthRun, options),
         origin=annotation_origin,
@@ -127,17 +119,15 @@ def run(
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.slides import PixelCounts, TruthReceipt
 
-    pyramid, bounds = Pyramid(inputs.pyramid), _bounds(inputs)
-    annotation = _read_annotation(
-        slide, inputs.annotation, options, pyramid, bounds, origin=origin, tissue=tissue, label=label
-    )
+    pyramid = Pyramid(inputs.pyramid)
+    annotation = _read_annotation(slide, inputs.annotation, options, pyramid, origin=origin, tissue=tissue, label=label)
     regions = NO_REGIONS if annotation is None else annotation.regions
     background = background_value(label, annotation is not None, exhaustive)
     size, margin_px = pyramid.size_at(options.mpp), options.ignore_margin_um / options.mpp
     truth = draw_truth(regions, size, options.mpp / pyramid.mpp, background, margin_px)
     stored = store_truth(outputs.store, truth, options.mpp, pyramid.mpp, threads)
     _save_picture(slide, pyramid, stored.overview, outputs.picture, synthetic)
-    qupath_origin = (bounds.x, bounds.y) if bounds else (0, 0)
+    qupath_origin = (pyramid.bounds.x, pyramid.bounds.y) if pyramid.bounds else (0, 0)
     _write_outlines(outputs.geojson, regions, qupath_origin)
     normal, tumor, *ignored = stored.pixels
     tumor_mm2, ignored_tumor_mm2 = _tumor_mm2(regions, pyramid.mpp)
@@ -164,23 +154,11 @@ def run(
     log.info("%s: %d polygons, %.3f mm² tumour%s", slide, regions.polygons, tumor_mm2, share)
 
 
-def _bounds(inputs: Inputs) -> Box | None:
-    """The scanned part of the canvas."""
-    from wsi_pipeline.geometry import Box
-    from wsi_pipeline.receipts.base import read_receipt
-    from wsi_pipeline.receipts.slides import ConvertReceipt
-
-    beside = inputs.pyramid.with_name(inputs.pyramid.name.removesuffix(".ome.zarr") + ".json")
-    bounds = read_receipt(inputs.pyramid_receipt or beside, ConvertReceipt).bounds
-    return None if bounds is None else Box(*bounds)
-
-
 def _read_annotation(
     slide: str,
     path: Path | None,
     options: TruthRun,
     pyramid: Pyramid,
-    bounds: Box | None,
     *,
     origin: Origin | None,
     tissue: TissueOptions | None,
@@ -195,7 +173,7 @@ def _read_annotation(
     if path is None:
         return None
     downsamples = tuple(mpp / pyramid.mpp for mpp in pyramid.mpps)
-    canvas = Canvas(pyramid.size, pyramid.mpp, downsamples, bounds)
+    canvas = Canvas(pyramid.size, pyramid.mpp, downsamples, pyramid.bounds)
     annotation = read_annotation(slide, path, options, canvas, origin)
     overview, _ = pyramid.thumbnail(OVERVIEW_PX)
     try:
