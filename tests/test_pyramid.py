@@ -266,8 +266,11 @@ def test_a_store_of_another_kind_is_refused(tissue_slide: Path, tmp_path: Path) 
     (store / "0" / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match="not a level of a pyramid"):
         Pyramid(store)
-    (store / "zarr.json").write_text('{"attributes": {"ome": {"multiscales": []}}}')
+    (store / "zarr.json").write_text('{"attributes": {"ome": {"multiscales": []}, "slide": {}}}')
     with pytest.raises(StoreError, match=r"no OME-Zarr 0\.5 metadata"):
+        Pyramid(store)
+    (store / "zarr.json").write_text('{"attributes": {"ome": {"multiscales": []}}}')
+    with pytest.raises(StoreError, match="not a pyramid"):
         Pyramid(store)
 
 
