@@ -115,7 +115,7 @@ def test_truncated_unscaled_or_16_bit_stripped_tiffs_are_refused(tmp_path: Path)
     with pytest.raises(SlideError, match="Set the sheet's column mpp"):
         convert_with(tmp_path / "s1", source, LOSSLESS)
     tifffile.imwrite(source, tissue_picture(1700, 1100).astype(np.uint16), photometric="rgb", rowsperstrip=16)
-    with pytest.raises(SlideError, match=r"page 1 \(1700 x 1100 px\) has 16 bits per sample. Export"):
+    with pytest.raises(SlideError, match=r"page 1 \(1700 x 1100 px\) has 16 bits per sample. Reduce it to 8 bits"):
         convert_with(tmp_path / "s1", source, LOSSLESS)
 
 

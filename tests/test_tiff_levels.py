@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
+import pyvips
 import tifffile
 
 from helpers.paths import DATA, needs_data
@@ -91,7 +94,7 @@ def test_files_in_which_each_of_two_pages_may_be_the_slide_are_refused(
 ) -> None:
     pages = [(other, {}), (tissue_picture(), {})]
     source = write_in_order(tmp_path / "s.tif", *(pages if first else pages[::-1]))
-    with pytest.raises(SlideError, match=rf"slide s: .*s\.tif: {problem}.*Export the slide"):
+    with pytest.raises(SlideError, match=rf"slide s: .*s\.tif: {problem}.*vips copy"):
         SourceSlide("s", source)
 
 
@@ -124,6 +127,81 @@ def test_turned_pages_are_refused(tmp_path: Path, orientation: int, description:
     source = write_in_order(tmp_path / "s.tif", (tissue_picture(), turned))
     with pytest.raises(SlideError, match=rf"page 1 .* is turned or mirrored \(TIFF orientation {orientation}\)"):
         SourceSlide("s", source)
+
+
+def run_vips(remedy: str, source: Path, target: Path) -> Path:
+    """Run the first commands of a remedy with pyvips, for samples of 16 bits, and return the file that they write."""
+    options: dict[str, Any] = {
+        "--uchar": {"uchar": True},
+        "--n": {"n": 3},
+        "--interpretation": {"interpretation": "srgb"},
+    }
+    temporary = None
+    for command in re.split(" && ", remedy[remedy.index("vips ") :])[:2]:
+        words = shlex.split(re.split(", where|; else", command)[0].replace(" F ", f" {1 / 257} "))
+        _, name, inputs, output, *more = (word.replace("SLIDE", str(source)) for word in words)
+        flags = [more.index(word) for word in more if word.startswith("--")]
+        given = {key: value for at in flags for key, value in options[more[at]].items()}
+        positional = [float(word) if word[0].isdigit() else word for word in more[: min(flags, default=len(more))]]
+        images = [pyvips.Image.new_from_file(word) for word in inputs.split()] if temporary is None else [temporary]
+        if name == "tiffload":
+            temporary = pyvips.Image.tiffload(inputs)
+        else:
+            temporary = pyvips.Operation.call(name, images if name == "bandjoin" else images[0], *positional, **given)
+        if output.startswith("NEW.tif"):
+            temporary.write_to_file(f"{target}{output.removeprefix('NEW.tif')}")
+    return target
+
+
+def cmyk(rgb: np.ndarray) -> np.ndarray:
+    return np.concatenate((255 - rgb, np.zeros_like(rgb[..., :1])), axis=2)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], Any, Any]] = {
+    "mirrored": ({"extratags": [(274, 3, 1, 2, True)]}, np.copy, np.fliplr),
+    "upside down": ({"extratags": [(274, 3, 1, 3, True)], "description": APERIO}, np.copy, lambda rgb: rgb[::-1, ::-1]),
+    "turned": ({"extratags": [(274, 3, 1, 6, True)]}, np.copy, lambda rgb: np.rot90(rgb, -1)),
+    "16 bits": ({}, lambda rgb: rgb.astype(np.uint16) * 257, np.copy),
+    "CMYK": ({"photometric": "separated"}, cmyk, np.copy),
+    "fourth channel": ({"extrasamples": ["unspecified"]}, lambda rgb: np.dstack((rgb, rgb[..., 0])), np.copy),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_the_remedy_of_a_refused_layout_makes_it_readable(tmp_path: Path, kind: str) -> None:
+    more, stored, wanted = REFUSED[kind]
+    source = write_in_order(tmp_path / "s.tif", (stored(tissue_picture()), more))
+    with pytest.raises(SlideError, match=r"page 1 \(1600 x 1200 px\)") as caught:
+        SourceSlide("s", source)
+    slide = SourceSlide("s", run_vips(caught.value.remedy, source, tmp_path / "new.tif"))
+    # CMYK has no exact RGB: it depends on the profile of the ink.
+    difference = np.abs(whole(slide).astype(int) - wanted(tissue_picture())).mean()
+    assert difference < (12 if kind == "CMYK" else 1)
+    assert slide.metadata.mpp == pytest.approx(0.5)
+    assert len(slide.metadata.levels) > 1
+
+
+def test_the_remedy_for_channels_in_pages_joins_them(tmp_path: Path) -> None:
+    picture = tissue_picture()
+    channels = [(np.ascontiguousarray(picture[..., k]), {"photometric": "minisblack"}) for k in range(3)]
+    source = write_in_order(tmp_path / "s.tif", *channels)
+    with pytest.raises(SlideError, match=r"page 1 .*, page 2 .* and page 3 .* have the same size") as caught:
+        SourceSlide("s", source)
+    slide = SourceSlide("s", run_vips(caught.value.remedy, source, tmp_path / "new.tif"))
+    assert np.abs(whole(slide).astype(int) - picture).mean() < 1
+
+
+@pytest.mark.parametrize("unit", ["micron", "um", "µm", "\\u00B5m", "cm", "pixel"])
+def test_the_scale_of_imagej_is_read(tmp_path: Path, unit: str) -> None:
+    per_unit = 20_000.0 if unit == "cm" else 2.0
+    source = tmp_path / "s.tif"
+    metadata = {"unit": unit.replace("µ", "\\u00B5")} if unit != "pixel" else None
+    tifffile.imwrite(source, tissue_picture(), imagej=True, resolution=(per_unit, per_unit), metadata=metadata)
+    if unit == "pixel":
+        with pytest.raises(SlideError, match="Set the sheet's column mpp"):
+            SourceSlide("s", source)
+    else:
+        assert SourceSlide("s", source).metadata.mpp == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("compression", ["zstd", "webp", "lzw", "jpeg", "packbits"])

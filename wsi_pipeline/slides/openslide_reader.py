@@ -21,7 +21,7 @@ from wsi_pipeline.io.slide_files import slide_files
 from wsi_pipeline.slides.level_pairing import page_of_level
 from wsi_pipeline.slides.page_reader import PageReader
 from wsi_pipeline.slides.tiff_levels import slide_levels
-from wsi_pipeline.slides.tiff_pages import REMEDY, Page, is_tiff, read_pages
+from wsi_pipeline.slides.tiff_pages import Page, PageError, is_tiff, read_pages
 
 _READ_ERRORS = (openslide.OpenSlideError, OSError)
 
@@ -79,7 +79,10 @@ class SourceSlide:
         self._handle: Any = self._open_handle()
         self._vendor = self._properties.get(openslide.PROPERTY_NAME_VENDOR, _GENERIC)
         is_generic = bool(self.pages) and self._vendor == _GENERIC
-        self._levels = self._page_levels() if is_generic else self._openslide_levels()
+        try:
+            self._levels = self._page_levels() if is_generic else self._openslide_levels()
+        except PageError as error:
+            raise self.error(str(error), error.remedy) from error
         self.metadata = self._read_metadata(mpp)
 
     def _check_file(self) -> None:
@@ -117,10 +120,7 @@ class SourceSlide:
 
     def _page_levels(self) -> tuple[_Level, ...]:
         """Levels of a TIFF of no scanner, by its pages. Where OpenSlide lists the same ones, it reads them."""
-        try:
-            readers = slide_levels(self.pages, lambda page: PageReader(self.path, page))
-        except ValueError as error:
-            raise self.error(str(error), REMEDY) from error
+        readers = slide_levels(self.pages, lambda page: PageReader(self.path, page))
         self.pages = [reader.page for reader in readers]
         sizes = [(reader.size.width, reader.size.height) for reader in readers]
         if self._handle is not None and list(self._handle.level_dimensions) != sizes:
@@ -143,9 +143,9 @@ class SourceSlide:
             reader = None if self._is_whole(number) else page_of_level(self.path, number, self.pages)
             if reader is not None or self._is_whole(number):
                 levels.append(_Level(Size(width, height), number, reader))
-        turned = [page for page in self.pages if not page.upright and page.size == levels[0].size]
-        if turned:
-            raise self.error(f"{turned[0]} {turned[0].problem}", REMEDY)
+        for page in self.pages:
+            if not page.upright and page.size == levels[0].size:
+                page.check()
         return tuple(levels)
 
     def _is_whole(self, number: int) -> bool:

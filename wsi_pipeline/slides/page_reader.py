@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Box, Size
-from wsi_pipeline.slides.tiff_pages import Page
+from wsi_pipeline.slides.tiff_pages import Page, PageError
 
 # Of decoded strips or tiles: a row of regions of 1,024 px fits up to a width of 40,000 px.
 _CACHE_BYTES = 128 << 20
@@ -28,9 +28,8 @@ class PageReader:
     """The pixels of one page as RGB; `read` is thread-safe."""
 
     def __init__(self, path: Path, page: Page) -> None:
-        """Open a page. Raises `ValueError`, which names the page, where its pixels cannot be read."""
-        if page.problem is not None:
-            raise ValueError(f"{page} {page.problem}")
+        """Open a page. Raises `PageError` where its pixels cannot be read."""
+        page.check()
         self.page = page
         self.size = page.size
         tiff = page.tiff
@@ -42,7 +41,7 @@ class PageReader:
         self._rows = -(-self.size.height // self._segment.height)
         nbytes = self._segment.width * self._segment.height * self._samples
         if nbytes > _MAX_SEGMENT_BYTES:
-            raise ValueError(f"{page} is stored in tiles or strips of {nbytes} bytes")
+            raise PageError(f"{page} is stored in tiles or strips of {nbytes} bytes")
         self._alpha = tuple(tiff.extrasamples) if self._samples == 4 else ()
         self._decode = tiff.decode
         self._tables, self._header = tiff.jpegtables, tiff.jpegheader

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.seeds import generator
 from wsi_pipeline.slides.page_reader import PageReader
-from wsi_pipeline.slides.tiff_pages import Page
+from wsi_pipeline.slides.tiff_pages import JOIN_PAGES, TAKE_PAGE, Page, PageError
 
 # Sizes of levels are rounded up, down or to the nearest pixel, in each halving.
 _SIZE_TOLERANCE_PX = 2
@@ -32,11 +32,11 @@ _MAX_DIFFERENT_SHARE = 0.25
 
 
 def slide_levels(pages: list[Page], open_page: Callable[[Page], PageReader]) -> list[PageReader]:
-    """The levels of the slide, finest first. Raises `ValueError`, which names the pages, where that is not certain."""
+    """The levels of the slide, finest first. Raises `PageError` where that is not certain."""
     images = [page for page in pages if page.kind == "image"]
     if not images:
         kinds = ", ".join(f"{page} is a {page.kind}" for page in pages)
-        raise ValueError(f"no page is the slide: {kinds}")
+        raise PageError(f"no page is the slide: {kinds}", TAKE_PAGE)
     base = max(images, key=lambda page: page.pixels)
     _check_single(base, images)
     levels = [open_page(base)]
@@ -57,16 +57,17 @@ def slide_levels(pages: list[Page], open_page: Callable[[Page], PageReader]) -> 
 def _reader(page: Page, open_page: Callable[[Page], PageReader]) -> PageReader | None:
     try:
         return open_page(page)
-    except ValueError:
+    except PageError:
         return None
 
 
 def _check_single(base: Page, images: list[Page]) -> None:
     same = [page for page in images if page.size == base.size]
     if base.planes > 1:
-        raise ValueError(f"{base} is one of {base.planes} channels, focal planes or times")
+        raise PageError(f"{base} is one of {base.planes} channels, focal planes or times", JOIN_PAGES)
     if len(same) > 1:
-        raise ValueError(f"{_list(same)} have the same size: channels, focal planes or times, not one RGB image")
+        problem = f"{_list(same)} have the same size: channels, focal planes or times, not one RGB image"
+        raise PageError(problem, JOIN_PAGES)
 
 
 def _check_others(base: Page, others: list[Page]) -> None:
@@ -77,7 +78,7 @@ def _check_others(base: Page, others: list[Page]) -> None:
         if base.reduced or page.index < base.index or page.pixels > _MAX_OTHER_SHARE * base.pixels
     ]
     if rivals:
-        raise ValueError(f"{_list([*rivals, base])} show different images, and each may be the slide")
+        raise PageError(f"{_list([*rivals, base])} show different images, and each may be the slide", TAKE_PAGE)
 
 
 def _list(pages: Iterable[Page]) -> str:

@@ -25,7 +25,22 @@ from wsi_pipeline.geometry import Size
 Kind = Literal["image", "label", "macro", "thumbnail", "mask"]
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-REMEDY = "Export the slide as a tiled RGB TIFF of 8 bits, upright, without label and macro image"
+# Remedies are commands of libvips, which keep the scale. It would save bands that nothing calls RGB as grey.
+_NEW = "'NEW.tif[tile,pyramid,compression=jpeg,Q=95,bigtiff,strip]'"
+_AS_RGB = f"vips copy TEMP.v {_NEW} --interpretation srgb"
+_OTHER_REMEDY = "Export the slide as a tiled RGB TIFF of 8 bits"
+_TURN = f"Turn it: vips tiffload SLIDE TEMP.v && vips autorot TEMP.v {_NEW}"
+_SCALE_VALUES = (
+    f"Reduce it to 8 bits: vips linear SLIDE {_NEW} F 0.5 --uchar, where F is 255 divided by the largest value "
+    "(0.00389 for 65535, 0.0623 for 4095)"
+)
+_CONVERT_COLORS = f"Convert it: vips colourspace SLIDE {_NEW} srgb"
+_TAKE_RGB = f"If the first three are red, green and blue: vips extract_band SLIDE TEMP.v 0 --n 3 && {_AS_RGB}"
+TAKE_PAGE = f"Write the slide's page to a file of its own: vips copy 'SLIDE[page=0]' {_NEW}, where pages count from 0"
+JOIN_PAGES = (
+    "If they are red, green and blue, join them: vips bandjoin 'SLIDE[page=0] SLIDE[page=1] SLIDE[page=2]' TEMP.v && "
+    f"{_AS_RGB}; else keep one: vips copy 'SLIDE[page=0]' {_NEW}"
+)
 
 # A line of ImageDescription or PageName, or the name of an OME image, that begins with one of these words.
 _NAMES: dict[str, Kind] = {
@@ -44,21 +59,42 @@ _APERIO_MACRO = 9
 _PAGE_NAME, _TILE_WIDTH, _ORIENTATION, _RESOLUTION_UNIT = 285, 322, 274, 296
 _X_RESOLUTION, _Y_RESOLUTION = 282, 283
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
-_UM_PER_OME_UNIT = {
+# Names in OME-XML and in ImageJ's description, which escapes µ.
+_UM_PER_UNIT_NAME = {
     "m": 1e6,
     "cm": 1e4,
     "mm": 1e3,
     "µm": 1.0,
     "μm": 1.0,
     "um": 1.0,
+    "\\u00B5m": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
     "nm": 1e-3,
     "in": 25_400.0,
+    "inch": 25_400.0,
 }  # µ has two code points
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _SAMPLES = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _YCBCR: 3}
 # Their decoders return RGB whatever the photometric interpretation: JPEG, WebP.
 _DECODED_TO_RGB = (7, 50001)
 _UPRIGHT = (0, 1)
+
+
+class PageError(ValueError):
+    """Pages cannot be read as a slide; the text names them."""
+
+    def __init__(self, problem: str, remedy: str = _OTHER_REMEDY) -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why the pixels of a page cannot be read as RGB of 8 bits, and what to do about it."""
+
+    text: str
+    remedy: str = _OTHER_REMEDY
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +114,7 @@ class Page:
     tiled: bool
     planes: int
     mpp: tuple[float, float] | None
-    problem: str | None
+    problem: Problem | None
     upright: bool
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
@@ -90,6 +126,11 @@ class Page:
 
     def __str__(self) -> str:
         return f"page {self.index + 1} ({self.size.width} x {self.size.height} px)"
+
+    def check(self) -> None:
+        """Raise `PageError` where the pixels cannot be read."""
+        if self.problem is not None:
+            raise PageError(f"{self} {self.problem.text}", self.problem.remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,31 +210,31 @@ def _kind(page: tifffile.TiffPage, subfile_type: int, image: _OmeImage | None) -
     return "image" if named is None else _NAMES[named[1].lower()]
 
 
-def _problem(page: tifffile.TiffPage) -> str | None:
-    """Why the pixels cannot be read as RGB of 8 bits, or None."""
+def _problem(page: tifffile.TiffPage) -> Problem | None:
     photometric, samples, compression = int(page.photometric), int(page.samplesperpixel), int(page.compression)
     orientation = page.tags.valueof(_ORIENTATION, default=1)
     if 0 in page.shape:
-        return "has no pixels"
+        return Problem("has no pixels")
     if page.bitspersample != 8 or int(page.sampleformat) != 1:
         bits = page.bitspersample
-        return f"has {bits} bits per sample" if bits != 8 else "has samples that are not unsigned integers"
+        text = f"has {bits} bits per sample" if bits != 8 else "has samples that are not unsigned integers"
+        return Problem(text, _SCALE_VALUES)
     if orientation not in _UPRIGHT:
-        return f"is turned or mirrored (TIFF orientation {orientation})"
+        return Problem(f"is turned or mirrored (TIFF orientation {orientation})", _TURN)
     expected = _SAMPLES.get(photometric)
     if expected is None:
-        return f"has colours that are not RGB (photometric interpretation {photometric})"
+        return Problem(f"has colours that are not RGB (photometric interpretation {photometric})", _CONVERT_COLORS)
     alpha = photometric == _RGB and samples == 4 and tuple(page.extrasamples) in ((1,), (2,))
     if samples != expected and not alpha:
-        return f"has {samples} samples per pixel"
+        return Problem(f"has {samples} samples per pixel", _TAKE_RGB)
     if photometric == _YCBCR and (compression not in _DECODED_TO_RGB or int(page.planarconfig) != 1):
-        return "has YCbCr pixels that are not JPEG"
+        return Problem("has YCbCr pixels that are not JPEG", _CONVERT_COLORS)
     if page.imagedepth != 1:
-        return f"has {page.imagedepth} focal planes"
+        return Problem(f"has {page.imagedepth} focal planes")
     try:
         _ = tifffile.TIFF.DECOMPRESSORS[compression], page.decode
     except (KeyError, ValueError, NotImplementedError):
-        return f"has the compression {compression}, which cannot be decoded"
+        return Problem(f"has the compression {compression}, which cannot be decoded")
     return None
 
 
@@ -205,6 +246,9 @@ def _imagej_planes(page: tifffile.TiffPage) -> int:
 
 def _tag_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
     um = _UM_PER_UNIT.get(page.tags.valueof(_RESOLUTION_UNIT, default=2))
+    if page.is_imagej:
+        named = re.search(r"^unit=(.+)$", page.description, re.MULTILINE)
+        um = _UM_PER_UNIT_NAME.get(named[1].strip()) if named else None
     per_unit = []
     for code in (_X_RESOLUTION, _Y_RESOLUTION):
         numerator, denominator = page.tags.valueof(code, default=(0, 1))
@@ -245,7 +289,7 @@ def _images_of(root: Any) -> Iterator[tuple[int, _OmeImage]]:
 def _ome_mpp(pixels: Any) -> tuple[float, float] | None:
     scales = []
     for axis in "XY":
-        um = _UM_PER_OME_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        um = _UM_PER_UNIT_NAME.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         try:
             scales.append(float(pixels.get(f"PhysicalSize{axis}", 0)) * (um or 0))
         except ValueError:
