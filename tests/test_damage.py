@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -188,6 +189,39 @@ def test_files_that_are_not_slides_are_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty.svs"
     empty.touch()
     refused(tmp_path, empty, "the file is empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("s.tif", gzip.compress(b"slide"), "a file compressed by gzip.*gunzip"),
+        ("s.svs", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS.*git lfs pull"),
+        ("s.svs", b"\n<!doctype HTML><html>404", "web page.*Download it again"),
+        ("s.tif", b"\x89PNG\r\n\x1a\n", "PNG picture.*vips copy"),
+        ("s.tif", b"\xff\xd8\xff\xe0", "JPEG picture.*vips copy"),
+        ("s.isyntax", b"<DataObject>", "Philips.*bfconvert"),
+        ("s.ets", b"SIS\0", "part of a slide of Olympus.*bfconvert"),
+    ],
+)
+def test_files_that_are_often_taken_for_slides_are_named(
+    tmp_path: Path, name: str, content: bytes, problem: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path, tmp_path / name, problem)
+
+
+def test_the_overview_of_an_olympus_slide_is_not_the_slide(tmp_path: Path, slide: Path) -> None:
+    refused(tmp_path, slide.rename(tmp_path / "s.vsi"), r"slide of Olympus \(VSI\), whose pixels are in \.ets files")
+
+
+def test_a_page_without_any_tile_is_refused(tmp_path: Path) -> None:
+    """A writer that was interrupted leaves a table of tiles that are all missing, which would be read as white."""
+    source = tmp_path / "s.tif"
+    with tifffile.TiffWriter(source) as tiff:
+        tiff.write(np.zeros((512, 512, 3), np.uint8), tile=(256, 256), photometric="rgb", compression="deflate")
+    for index in range(4):
+        drop_tile(source, 0, index)
+    refused(tmp_path, source, r"page 1 \(512 x 512 px\) has no pixels")
 
 
 def directory(entries: list[tuple[int, int, int, int]], following: int) -> bytes:

@@ -27,9 +27,9 @@ rule convert:
         mpp=lambda wildcards: [f"--mpp={SHEET[wildcards.slide].mpp}"] if SHEET[wildcards.slide].mpp else [],
         overview=lambda wildcards, output: [] if KEEP else [f"--overview={output.overview}"],
     shell:
-        "wsi-pipeline convert {params.source:q} --slide {wildcards.slide:q} {params.mpp:q} --store {output.store:q}"
+        "wsi-pipeline convert --slide {wildcards.slide:q} {params.mpp:q} --store {output.store:q}"
         " --receipt {output.receipt:q} {params.overview:q} --options {params.options:q} --threads {threads}"
-        " > {log:q} 2>&1"
+        " -- {params.source:q} > {log:q} 2>&1"
 
 
 rule tissue:

@@ -19,6 +19,7 @@ from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.io.slide_files import slide_files
 from wsi_pipeline.slides.level_pairing import page_of_level
+from wsi_pipeline.slides.other_files import is_vsi, other_format
 from wsi_pipeline.slides.page_reader import PageReader
 from wsi_pipeline.slides.tiff_levels import slide_levels
 from wsi_pipeline.slides.tiff_pages import Page, PageError, is_tiff, read_pages
@@ -105,6 +106,8 @@ class SourceSlide:
                 problem = "is empty" if file.is_file() else "is missing"
                 name = "the file" if file == self.path else f"its file {file.relative_to(self.path.parent)}"
                 raise self.error(f"{name} {problem}", "Copy the slide again, with all of its files")
+        if is_vsi(self.path):
+            raise self._unsupported("VSI")
 
     def _open_handle(self) -> openslide.OpenSlide | None:
         """OpenSlide's handle; None where the file is a TIFF that it does not support."""
@@ -114,9 +117,13 @@ class SourceSlide:
             is_unsupported = isinstance(error, openslide.OpenSlideUnsupportedFormatError) or "compression" in str(error)
             if self.pages and is_unsupported:
                 return None
-            raise self.error(
-                f"not a slide that OpenSlide can read ({error})", "Check the file or take the slide out of the sheet"
-            ) from error
+            raise self._unsupported(str(error)) from error
+
+    def _unsupported(self, reason: str) -> SlideError:
+        # The .mrxs file of MIRAX is a JPEG picture.
+        known = other_format(self.path) if len(self.files) == 1 else None
+        what, remedy = known or (reason, "Check the file or take the slide out of the sheet")
+        return self.error(f"not a slide that OpenSlide can read ({what})", remedy)
 
     def _page_levels(self) -> tuple[_Level, ...]:
         """Levels of a TIFF of no scanner, by its pages. Where OpenSlide lists the same ones, it reads them."""

@@ -213,8 +213,8 @@ def _kind(page: tifffile.TiffPage, subfile_type: int, image: _OmeImage | None) -
 def _problem(page: tifffile.TiffPage) -> Problem | None:
     photometric, samples, compression = int(page.photometric), int(page.samplesperpixel), int(page.compression)
     orientation = page.tags.valueof(_ORIENTATION, default=1)
-    if 0 in page.shape:
-        return Problem("has no pixels")
+    if 0 in page.shape or not any(page.databytecounts):
+        return Problem("has no pixels", "The program that wrote it may have been interrupted: export or copy it again")
     if page.bitspersample != 8 or int(page.sampleformat) != 1:
         bits = page.bitspersample
         text = f"has {bits} bits per sample" if bits != 8 else "has samples that are not unsigned integers"
