@@ -16,7 +16,7 @@ import tifffile
 
 from helpers.paths import DATA, needs_data
 from helpers.slides import tissue_picture, write_tiff
-from helpers.tiff import philips, write_pages
+from helpers.tiff import drop_tile, philips, write_pages
 from wsi_pipeline.config import ConvertRun
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Box, Size
@@ -118,6 +118,18 @@ def test_a_reduced_page_that_shows_something_else_is_no_level(tmp_path: Path) ->
     other = np.ascontiguousarray(picture[::-2, ::-2]) // 2
     source = write_in_order(tmp_path / "s.tif", (picture, {}), (other, {"subfiletype": 1}))
     assert SourceSlide("s", source).metadata.levels == (Size(1600, 1200),)
+
+
+def test_missing_tiles_of_level_0_hide_nothing_of_other_levels(tmp_path: Path) -> None:
+    """OpenSlide takes the tiles of level 0 for the bounds of such a file."""
+    picture = np.full((1024, 1024, 3), 120, np.uint8)
+    source = write_in_order(tmp_path / "s.tif", (picture, {}), (picture[::2, ::2].copy(), {"subfiletype": 1}))
+    for index in range(3, 16, 4):
+        drop_tile(source, 0, index)
+    slide = SourceSlide("s", source)
+    assert slide.metadata.bounds == Box(0, 0, 768, 1024)
+    assert (whole(slide)[:, 768:] == 255).all()
+    assert (whole(slide, 1) == 120).all()
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6])

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from helpers.mirax import write_mirax
 from helpers.paths import DATA, ROOT, needs_data
 from helpers.slides import tissue_picture, write_tiff
 from helpers.workflow import (
@@ -291,6 +292,28 @@ def test_an_excel_sheet_and_a_folder_with_braces_change_no_result(run: Path) -> 
     record = last_run(run / "results")
     assert record is not None
     assert record["sheet"]["text"].splitlines()[0].split("\t") == rows[0]
+
+
+@pytest.mark.slow
+def test_paths_that_begin_with_a_dash_and_slides_of_several_files_are_tracked(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "-s.tif", tissue_picture())
+    write_mirax(tmp_path / "m.mrxs", tissue_picture(1088, 848), corner=(2, 3), canvas=(16, 16))
+    (tmp_path / "slides.tsv").write_text("slide\tpath\tsplit\ns\t-s.tif\ttest\nm\tm.mrxs\ttest\n")
+    config = {"results": "results", "cohort": {"slides": "slides.tsv"}}
+    targets = [f"results/slides/{slide}/tissue.json" for slide in "sm"]
+    result = snakemake(tmp_path, *targets, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    data = bytearray((tmp_path / "m" / "Data0000.dat").read_bytes())
+    # An entropy-coded byte of the last image.
+    data[-40] ^= 1
+    (tmp_path / "m" / "Data0000.dat").write_bytes(data)
+    (tmp_path / "-s.tif").touch()
+    result = snakemake(tmp_path, "-n", *targets, config=config)
+    assert set(re.findall(r"wildcards: slide=(\w)", result.stdout)) == {"m"}
+    (tmp_path / "m" / "Data0001.dat").unlink()
+    result = snakemake(tmp_path, *targets, config=config)
+    assert result.returncode != 0
+    assert "its file m/Data0001.dat is missing" in (tmp_path / "results" / "logs" / "convert" / "m.log").read_text()
 
 
 @pytest.mark.slow

@@ -79,9 +79,9 @@ class SourceSlide:
         # None where no level is read through it.
         self._handle: Any = self._open_handle()
         self._vendor = self._properties.get(openslide.PROPERTY_NAME_VENDOR, _GENERIC)
-        is_generic = bool(self.pages) and self._vendor == _GENERIC
+        self._is_generic = bool(self.pages) and self._vendor == _GENERIC
         try:
-            self._levels = self._page_levels() if is_generic else self._openslide_levels()
+            self._levels = self._page_levels() if self._is_generic else self._openslide_levels()
         except PageError as error:
             raise self.error(str(error), error.remedy) from error
         self.metadata = self._read_metadata(mpp)
@@ -169,8 +169,11 @@ class SourceSlide:
 
     def scanned(self, size: Size) -> Box:
         """The part of a level of `size`, in its pixels, that was scanned: the slide's bounds, or all of it."""
+        # Those of a TIFF file of no scanner only say that tiles of level 0 are missing; other levels may have them.
+        bounds = None if self._is_generic else self.metadata.bounds
+        if bounds is None:
+            return Box(0, 0, size.width, size.height)
         base = self._levels[0].size
-        bounds = self.metadata.bounds or Box(0, 0, base.width, base.height)
         across, down = size.width / base.width, size.height / base.height
         x, y = math.floor(bounds.x * across), math.floor(bounds.y * down)
         right, bottom = math.ceil(bounds.right * across), math.ceil(bounds.bottom * down)
