@@ -155,7 +155,12 @@ def write_slide_results(root: Path, slide: str, store: Path, pyramid: Pyramid, s
     judged = scores.Inputs(truth=truth, truth_receipt=here / "truth.json", heatmap=heatmap, heatmap_receipt=receipt)
     scores.run(slide, judged, histogram, ScoresRun())
     compared = confusion.Inputs(
-        pyramid=store, truth=truth, heatmap=heatmap, heatmap_receipt=receipt, calibration=root / "calibration.json"
+        pyramid=store,
+        truth=truth,
+        truth_receipt=here / "truth.json",
+        heatmap=heatmap,
+        heatmap_receipt=receipt,
+        calibration=root / "calibration.json",
     )
     folder = root / "confusion"
     written = confusion.Outputs(

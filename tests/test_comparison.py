@@ -29,6 +29,8 @@ from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import DetectReceipt
 from wsi_pipeline.stages import evaluate
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("a", "b", "c")
 FIGURES = ("slide_auc", "patch_auc", "froc", "froc_all_thresholds")
 PARTS = ("scores", "confusion", "detections")
