@@ -115,15 +115,12 @@ def write_scores(folder: Path) -> None:
 
 def scored(folder: Path) -> dict[str, Path]:
     """The paths that scores, detect and confusion have in common."""
-    truth, heatmap = ({"": folder / f"{kind}.ome.zarr", "_receipt": folder / f"{kind}.json"} for kind in KINDS)
     return {
-        f"{kind}{what}": path
-        for kind, paths in zip(KINDS, (truth, heatmap), strict=True)
-        for what, path in paths.items()
+        "truth": folder / "truth.ome.zarr",
+        "truth_receipt": folder / "truth.json",
+        "heatmap": folder / "heatmap.ome.zarr",
+        "heatmap_receipt": folder / "heatmap.json",
     }
-
-
-KINDS = ("truth", "heatmap")
 
 
 def negatives(folder: Path, _: float) -> None:

@@ -63,7 +63,44 @@ def test_files_of_unchanged_size_and_time_are_not_read_again(tmp_path: Path, mon
     assert read == [path]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"s.tif": 1}', '{"s.tif": [1, 2, 3]}'])
+def test_instances_of_a_dicom_series_are_searched_for_only_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_instance(name: str, series: bytes) -> Path:
+        path = tmp_path / "slide" / name
+        path.parent.mkdir(exist_ok=True)
+        uids = b"\x20\x00\x0d\x00UI\x04\x001.2\x00", b"\x20\x00\x0e\x00UI\x04\x00" + series + b"\x00"
+        path.write_bytes(bytes(128) + b"DICM" + b"".join(uids))
+        return path
+
+    def found() -> tuple[str, int]:
+        searched: list[Path] = []
+        original = fingerprints.slide_files
+        with monkeypatch.context() as patch:
+            patch.setattr(fingerprints, "slide_files", lambda path: searched.append(path) or original(path))
+            of_files = Fingerprints.of_results(tmp_path)
+            sha256 = of_files[str(first)]
+            of_files.save()
+        return sha256, len(searched)
+
+    first = write_instance("1.dcm", b"1.3")
+    alone, _ = found()
+    assert found() == (alone, 0)
+    # Another slide in the folder.
+    write_instance("2.dcm", b"1.4")
+    os.utime(first.parent, (1, 1))
+    assert found() == (alone, 1)
+    assert found() == (alone, 0)
+    second = write_instance("3.dcm", b"1.3")
+    os.utime(first.parent, (2, 2))
+    both, searched = found()
+    assert (both != alone, searched > 0) == (True, True)
+    assert found() == (both, 0)
+    os.utime(second, (1, 1))
+    assert found()[0] == both
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"s.tif": 1}', '{"s.tif": [1, 2]}', '{"s.tif": [1, 2, 3]}'])
 def test_a_damaged_cache_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "fingerprints.json").write_text(content)

@@ -184,6 +184,16 @@ def test_files_of_a_vms_slide_are_found(tmp_path: Path) -> None:
         SourceSlide("s", slide)
 
 
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside.dat"])
+def test_a_slide_names_no_files_of_other_folders(tmp_path: Path, name: str) -> None:
+    slide = write_mirax(tmp_path / "s.mrxs", section(), corner=CORNER, canvas=CANVAS)
+    (tmp_path / "outside.dat").write_bytes(b"outside")
+    ini = tmp_path / "s" / "Slidedat.ini"
+    ini.write_text(ini.read_text().replace("Data0000.dat", name))
+    with pytest.raises(SlideError, match=f"its file s/{Path(name).name} is missing"):
+        SourceSlide("s", slide)
+
+
 @needs_data
 def test_a_dicom_slide_consists_of_all_instances_of_its_series(tmp_path: Path) -> None:
     folder = shutil.copytree(DATA / "slides" / "CMU-1-Small-Region-dicom", tmp_path / "series")

@@ -13,7 +13,7 @@ from scipy.special import logit
 from skimage import measure
 from sklearn.metrics import roc_auc_score
 
-from helpers.evaluated import SHEET, SLIDES, log_odds, maps, run, scores_inputs, write_slide
+from helpers.evaluated import SHEET, SLIDES, log_odds, maps, run, scores_inputs, write_log_odds, write_slide
 from helpers.receipts import write_truth_receipt
 from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import ScoresRun
@@ -185,6 +185,20 @@ def test_unread_positions_are_reported(tissue_slide: Path, tmp_path: Path) -> No
     assert metrics["cohort"]["unread_positions"] == {"t1": 3}
     message = "positions on damaged chunks, which no figure counts: t1 (3)"
     assert message in summary_text(tmp_path / "b" / "metrics.json", Path("r.html"))
+
+
+@pytest.mark.parametrize(("beyond", "warned"), [(1000.0, True), (900.0, False)])
+def test_scores_that_tie_because_they_are_extreme_are_reported(
+    tissue_slide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, beyond: float, warned: bool
+) -> None:
+    heat, truth = maps("t1")
+    write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "t1", heat, truth)
+    odds = log_odds(heat)
+    odds[0, 7], odds[0, 6] = beyond, -beyond
+    write_log_odds(tmp_path, "t1", odds, np.ones(odds.shape))
+    inputs, outputs = scores_inputs(tmp_path, "t1"), scores.Outputs(tmp_path / "c.parquet", tmp_path / "c.json")
+    scores.run("t1", inputs, outputs, ScoresRun())
+    assert ("t1: the log odds of 2 patches lie beyond ±940" in caplog.text) == warned
 
 
 def test_patches_with_too_little_tissue_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:

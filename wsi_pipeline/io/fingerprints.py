@@ -15,7 +15,7 @@ from typing import Any
 
 from wsi_pipeline.io.atomic import write_text
 from wsi_pipeline.io.digests import canonical_json, digest_json
-from wsi_pipeline.io.slide_files import slide_files
+from wsi_pipeline.io.slide_files import is_folder_searched, slide_files
 
 # Annotations, and files up to this size, are read whole. Of larger ones, samples at even distances from the first byte
 # to the last are read: the headers and tables of offsets of a slide, and parts of its compressed pixels.
@@ -26,6 +26,10 @@ _SAMPLE_BYTES = 1 << 16
 _THREADS = 16
 # Of files without content and of files that cannot be read, which are not the same file.
 EMPTY, UNREADABLE = "empty", "unreadable"
+_FOLDER = "."
+
+# Names relative to the folder of a slide, sizes and modification times (ns), so that a plan reads no file again.
+Stats = list[tuple[str, int, int]]
 
 
 def fingerprint(path: Path) -> str:
@@ -42,13 +46,16 @@ class Fingerprints:
     def __init__(self, cache: Path) -> None:
         self._cache = cache
         self._found: dict[str, str] = {}
-        self._stats: dict[str, list[Any]] = {}
+        self._stats: dict[str, Stats] = {}
         try:
             known = json.loads(cache.read_text(encoding="utf-8"))
-            self._known = {path: (stats, sha256) for path, (stats, sha256) in known.items()}
+            self._known = {
+                path: ([(str(name), int(size), int(time)) for name, size, time in stats], str(sha256))
+                for path, (stats, sha256) in known.items()
+            }
         except (OSError, ValueError, AttributeError, TypeError):
             # Only a cache: without it, files are read again.
-            self._known = {}
+            self._known = dict[str, tuple[Stats, str]]()
 
     @classmethod
     def of_results(cls, results: Path) -> Fingerprints:
@@ -58,12 +65,15 @@ class Fingerprints:
     def __getitem__(self, path: str) -> str:
         """The fingerprint of a file. One that cannot be read is `UNREADABLE`: its job reports why."""
         if path not in self._found:
+            stats, sha256 = self._known.get(path, ([], ""))
             try:
-                self._stats[path] = [_name_size_time(file) for file in _files_of(Path(path))]
-                stats, sha256 = self._known.get(path, (None, ""))
-                self._found[path] = sha256 if stats == self._stats[path] else fingerprint(Path(path))
+                if not _is_current(stats, Path(path).parent):
+                    before, stats = _of_files(stats), _stats(Path(path))
+                    if _of_files(stats) != before:
+                        sha256 = fingerprint(Path(path))
             except OSError:
                 return UNREADABLE
+            self._stats[path], self._found[path] = stats, sha256
         return self._found[path]
 
     def read(self, paths: Iterable[str]) -> None:
@@ -86,9 +96,26 @@ def _files_of(path: Path) -> list[Path]:
     return slide_files(path)
 
 
-def _name_size_time(path: Path) -> list[Any]:
-    stat = path.stat()
-    return [path.name, stat.st_size, stat.st_mtime_ns]
+def _stats(path: Path) -> Stats:
+    """Of the files of a slide and, where it is searched for them, of its folder."""
+    names = [file.relative_to(path.parent).as_posix() for file in _files_of(path)]
+    return [_stat(path.parent, name) for name in names + [_FOLDER] * is_folder_searched(path)]
+
+
+def _stat(folder: Path, name: str) -> tuple[str, int, int]:
+    found = (folder / name).stat()
+    return name, 0 if name == _FOLDER else found.st_size, found.st_mtime_ns
+
+
+def _is_current(stats: Stats, folder: Path) -> bool:
+    try:
+        return bool(stats) and all(_stat(folder, name) == (name, *size_time) for name, *size_time in stats)
+    except OSError:
+        return False
+
+
+def _of_files(stats: Stats) -> Stats:
+    return [one for one in stats if one[0] != _FOLDER]
 
 
 def _sampled(path: Path) -> list[Any]:

@@ -1,6 +1,7 @@
 """The files that a slide consists of: one in most formats, more in MIRAX, Hamamatsu VMS and VMU, and DICOM.
 
 MIRAX and VMS list theirs in INI files: https://openslide.org/formats/mirax/, https://openslide.org/formats/hamamatsu/.
+Folders in those names do not count, so that no file can name one elsewhere.
 A DICOM slide is all instances of one series in a folder: DICOM PS3.10, section 7.1, and PS3.5, section 7.1.2.
 """
 
@@ -30,13 +31,18 @@ def slide_files(path: Path) -> list[Path]:
         return [path, *_mirax_files(path)]
     if suffix in (".vms", ".vmu"):
         return [path, *_vms_files(path)]
-    # Instances often have no suffix: the end of their UID looks like one.
-    may_be_dicom = suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
-    series = _series(path) if may_be_dicom else None
+    series = _series(path) if is_folder_searched(path) else None
     if series is None:
         return [path]
     of_series = _files_of_series(path.parent, path.parent.stat().st_mtime_ns)
     return sorted({path, *of_series.get(series, ()), *of_series.get(_EMPTY, ())})
+
+
+def is_folder_searched(path: Path) -> bool:
+    """Whether a slide may be of DICOM, so that its files are found by their content."""
+    suffix = path.suffix.lower()
+    # Instances often have no suffix: the end of their UID looks like one.
+    return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
 
 
 def _mirax_files(path: Path) -> list[Path]:
@@ -46,12 +52,13 @@ def _mirax_files(path: Path) -> list[Path]:
     names = [
         name for key, name in listed.get("DATAFILE", {}).items() if key.startswith("file_") and key != "file_count"
     ]
-    return [ini, *(folder / name for name in [listed.get("HIERARCHICAL", {}).get("indexfile"), *names] if name)]
+    index = listed.get("HIERARCHICAL", {}).get("indexfile")
+    return [ini, *(folder / Path(name).name for name in [index, *names] if name)]
 
 
 def _vms_files(path: Path) -> list[Path]:
     keys = [pair for section in _read_ini(path).values() for pair in section.items()]
-    return [path.parent / name for key, name in keys if name and _VMS_KEYS.match(key)]
+    return [path.parent / Path(name).name for key, name in keys if name and _VMS_KEYS.match(key)]
 
 
 def _read_ini(path: Path) -> dict[str, dict[str, str]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
 from wsi_pipeline.config import TissueOptions
-from wsi_pipeline.morphology import Runs
+from wsi_pipeline.morphology import Runs, bands
 
 GRAY_THRESHOLD = 150.0
 # Pen ink: green is not the weakest channel, which no mixture of haematoxylin and eosin produces, or all channels are
@@ -32,7 +32,6 @@ _MIN_MARGIN, _MARGIN_SD = 12, 4
 _SATURATION_WITHOUT_GLASS, _GRAY_WITHOUT_GLASS = 20.0, 220.0
 # Otsu's threshold may take this share of the glass, and always omit this share of the slide (dust and smears).
 _MAX_GLASS_TAKEN, _MIN_OMITTED = 0.05, 0.005
-_BAND_PX = 512
 NO_INK, COLORED_INK, DARK_INK = 0, 1, 2
 _VALUES = np.arange(256, dtype=np.uint8)
 
@@ -129,8 +128,7 @@ def find_threshold(features: Features, options: TissueOptions, *, has_canvas: bo
 def _joint_histogram(features: Features) -> NDArray[np.int64]:
     """Pixels without ink by grey value and saturation, (256, 256)."""
     counts = np.zeros(1 << 16, np.int64)
-    for top in range(0, len(features.gray), _BAND_PX):
-        band = slice(top, top + _BAND_PX)
+    for band in bands(len(features.gray)):
         pairs = (features.gray[band].astype(np.uint16) << 8) | features.saturation[band]
         counts += np.bincount(pairs[features.ink[band] == NO_INK], minlength=1 << 16)
     return counts.reshape(256, 256)

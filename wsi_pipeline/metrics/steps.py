@@ -60,6 +60,11 @@ def quantize(log_odds: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     return found
 
 
+def count_beyond(steps: NDArray[np.int64], counts: NDArray[np.int64]) -> int:
+    """How many scores lie in the outermost steps, where different ones tie; `counts` of the scores in `steps`."""
+    return int(counts[(steps == 0) | (steps == STEPS)].sum())
+
+
 def dequantize(steps: NDArray[Any]) -> Floats:
     """Lower edges of steps: a score is at or above one of these thresholds exactly where its step is at or above."""
     edges: Floats = _EDGES[steps]

@@ -41,7 +41,10 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """A trainer and the facts about its inputs; `went_on_from` is the file of weights that the training starts from."""
+    """A trainer and the facts about its inputs.
+
+    `started_from` is the digest and the fingerprint of given weights, as they were when the training began.
+    """
 
     trainer: Trainer
     training_log: TrainingLog
@@ -52,7 +55,7 @@ class TrainingRun:
     receipts: Sequence[PatchStoreReceipt]
     training: PatchSetFacts
     validation: PatchSetFacts
-    went_on_from: Path | None
+    started_from: tuple[str, str] | None
 
     @property
     def kept_step(self) -> int:
@@ -67,6 +70,7 @@ class TrainingRun:
     def receipt(self, weights_sha256: str, versions: Mapping[str, str | None]) -> ModelReceipt:
         """The content of `model.json`."""
         first = self.receipts[0]
+        went_on_from, source_fingerprint = self.started_from or (None, None)
         return ModelReceipt(
             architecture=ARCHITECTURE,
             size_px=first.size_px,
@@ -83,8 +87,8 @@ class TrainingRun:
             options=self.options,
             device=self.device.kind,
             dtype=self.device.precision,
-            went_on_from=self.went_on_from and digest_file(self.went_on_from),
-            source_fingerprint=self.went_on_from and fingerprint(self.went_on_from),
+            went_on_from=went_on_from,
+            source_fingerprint=source_fingerprint,
             processes=self.distributed.world_size,
             versions=dict(versions),
         )
@@ -115,12 +119,13 @@ def prepare_training(
     validation_patches = _open_dataset(validation, own)
     start = options.start if go_on_from is None else str(go_on_from)
     network = initial_network(start, len(CLASSES), options.seed, imagenet, auxiliary=options.auxiliary_weight > 0)
+    started_from = None if go_on_from is None else (digest_file(go_on_from), fingerprint(go_on_from))
     digest = digest_json(
         {
             "options": options.model_dump(mode="json"),
             "device": device.kind,
             "dtype": device.precision,
-            "went_on_from": go_on_from and digest_file(go_on_from),
+            "went_on_from": started_from and started_from[0],
             "patches": [receipt.as_json() for receipt in receipts],
         }
     )
@@ -143,7 +148,7 @@ def prepare_training(
         for paths, patches in ((training, training_patches), (validation, validation_patches))
     ]
     return TrainingRun(
-        trainer, training_log, kept, distributed, device, options, receipts, facts[0], facts[1], go_on_from
+        trainer, training_log, kept, distributed, device, options, receipts, facts[0], facts[1], started_from
     )
 
 

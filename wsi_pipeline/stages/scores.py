@@ -64,6 +64,7 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
     from wsi_pipeline.evaluation.labelled_heatmap import LabelledHeatmap
     from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
     from wsi_pipeline.evaluation.slide_features import slide_features
+    from wsi_pipeline.metrics.steps import count_beyond
     from wsi_pipeline.pyramid.heatmap_store import probabilities
     from wsi_pipeline.receipts.base import read_receipt, write_receipt
     from wsi_pipeline.receipts.evaluation import PositionCounts, ScoresReceipt, SlideTruth
@@ -92,6 +93,13 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
             options=options,
         ),
     )
+    beyond = count_beyond(histogram.steps, histogram.normal + histogram.tumor)
+    if beyond:
+        log.warning(
+            "%s: the log odds of %d patches lie beyond ±940, where they tie: the training may have diverged",
+            slide,
+            beyond,
+        )
     highest = np.nanmax(probabilities(labelled.heat.data), initial=0)
     log.info(
         "%s: %d tumour, %d normal patches, highest probability %.3f", slide, positions.tumor, positions.normal, highest
