@@ -192,6 +192,7 @@ def test_coarser_levels_are_added_to_a_slide_with_one_level(tmp_path: Path) -> N
     assert pyramid.mpps == pytest.approx([0.5, 1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height", "first"), [(5000, 2600, 1), (1600, 1200, 0)])
 def test_an_overview_gives_the_same_thumbnails_and_scale(tmp_path: Path, width: int, height: int, first: int) -> None:
     source = write_tiff(tmp_path / "a.tif", tissue_picture(width, height))

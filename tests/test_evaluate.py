@@ -135,6 +135,7 @@ def test_each_metric_lists_the_slides_that_it_leaves_out(scored: Path, tmp_path:
     assert (metrics["lesion"]["n_slides"], metrics["lesion"]["n_lesions"]) == (5, 2)
 
 
+@pytest.mark.slow
 def test_lesions_that_are_mostly_ignored_are_named(tissue_slide: Path, tmp_path: Path) -> None:
     """The tumour of `t1` is 4 x 3 pixels of 200 px: 4 of them ignored, then 8."""
     pyramid = tissue_slide / "pyramid.ome.zarr"
@@ -177,6 +178,7 @@ def test_the_table_of_the_froc_has_all_thresholds(scored: Path, tmp_path: Path) 
     assert max(metrics["lesion"]["all_thresholds"]["sensitivity"]) == pytest.approx(rows[0][3])
 
 
+@pytest.mark.slow
 def test_a_slide_without_scored_positions_is_left_out_of_the_figures_of_patches(
     tissue_slide: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_slide_without_scored_positions_is_left_out_of_the_figures_of_patches(
         assert (metrics[level]["left_out"], metrics[level]["slide_set"]) == (["n2"], "annotated"), level
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rendered_figures")
 def test_macro_average_centres_and_calibration(scored: Path, tmp_path: Path) -> None:
     names = list(SLIDES)

@@ -125,6 +125,7 @@ def test_a_slide_a_little_coarser_than_the_model_is_upsampled(slide: Path, model
         assert heat[row, column] == pytest.approx(probability(model, patch), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_orientations_are_averaged(slide: Path, model: Path, tmp_path: Path) -> None:
     heat = run(slide, model, tmp_path, orientations=True, stride_um=150)
     pyramid = Pyramid(slide / "s1" / "pyramid.ome.zarr")

@@ -62,6 +62,7 @@ def regions(level: int, width: int, height: int) -> list[Box]:
     return [Box(x, y, size, size) for x in xs for y in ys]
 
 
+@pytest.mark.slow
 def test_the_store_has_openslides_pixels_over_white(slide: Path, tmp_path: Path) -> None:
     options = ConvertRun(codec="zstd", chunk_px=256, shard_px=1024)
     outputs = convert.Outputs(tmp_path / "p.ome.zarr", tmp_path / "p.json", tmp_path / "overview.ome.zarr")

@@ -177,6 +177,7 @@ def test_training_stops_when_validation_stops_improving(tmp_path: Path) -> None:
     assert (made.progress.step, made.progress.best_step) == (4, 2)
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_names_step_and_patches(tmp_path: Path) -> None:
     made = trainer(tmp_path, max_steps=3)
     step = made._step

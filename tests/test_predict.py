@@ -143,6 +143,7 @@ def test_the_gpu_loop_matches_the_cpu_loop(slide: Path, model: Path) -> None:
     assert len(found[0]) == 25
 
 
+@pytest.mark.slow
 def test_an_interrupted_heatmap_resumes_with_the_same_result(
     slide: Path,
     model: Path,
@@ -322,6 +323,7 @@ def test_predictions_started_on_another_device_type_are_discarded(
     assert sum(predicted) == np.isfinite(whole).sum() + CPU_BATCH
 
 
+@pytest.mark.slow
 def test_the_model_is_loaded_once_for_several_slides(
     slide: Path,
     model: Path,

@@ -76,6 +76,7 @@ def test_a_missing_store_is_named_with_its_receipt(tmp_path: Path, suffix: str) 
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rendered_figures")
 def test_training_reduces_the_loss_and_writes_the_model_folder(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
     options = OPTIONS.model_copy(update={"max_steps": 24, "validate_every": 12})
@@ -275,6 +276,7 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_best_or_the_last_weights_are_selected(sets: tuple[PatchSet, PatchSet], tmp_path: Path) -> None:
     dataset, validation = (PatchDataset(s.stores, s.indices) for s in sets)
 
@@ -315,6 +317,7 @@ def test_each_patch_is_cropped_at_its_own_position() -> None:
     assert torch.equal(center_crops(pixels, 3), pixels[:, 3:12, 3:12])
 
 
+@pytest.mark.slow
 def test_patches_with_a_border_are_trained_at_their_inner_size(tmp_path: Path) -> None:
     receipts = [write_patches(tmp_path / name, [0, 1] * 6, size_px=91, seed=k) for k, name in enumerate("ab")]
     for receipt in receipts:
