@@ -24,7 +24,9 @@ from wsi_pipeline.pyramid.pyramid import Pyramid
 gpus.hide()
 
 # PyTorch is a download of gigabytes on Python 3.12 and 3.13; without it, the files that import it are skipped.
-_TORCH = re.compile(r"^(import torch|from torch|from helpers(\.| import )(predicting|training))\b", re.MULTILINE)
+_TORCH = re.compile(
+    r"^(import torch|from (safetensors\.)?torch|from helpers(\.| import )(predicting|training))\b", re.MULTILINE
+)
 collect_ignore = (
     []
     if find_spec("torch")
