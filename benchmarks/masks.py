@@ -52,7 +52,9 @@ def mask_ours(_: Path, folder: Path) -> None:
     from wsi_pipeline.masks.slide_tissue import find_tissue
     from wsi_pipeline.pyramid.pyramid import Pyramid
 
-    find_tissue(Pyramid(folder / "pyramid.ome.zarr"), TissueRun(), THREADS)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        tissue = find_tissue(Pyramid(folder / "pyramid.ome.zarr"), TissueRun(), THREADS, Path(scratch) / "features")
+        list(tissue.bands())
 
 
 def openslide_regions(source: Path, folder: Path) -> Iterator[tuple[int, int, Any]]:
@@ -83,13 +85,11 @@ def put_together(parts: list[tuple[int, int, Any]]) -> Any:
 def mask_openslide(source: Path, folder: Path) -> None:
     """Our own functions on regions that OpenSlide reads in one thread."""
     from wsi_pipeline.config import TissueRun
-    from wsi_pipeline.masks.tissue_detection import Features, segment_tissue, tissue_features
+    from wsi_pipeline.masks.tissue_detection import segment_tissue
 
-    options = TissueRun()
     regions = openslide_regions(source, folder)
-    found = [(y, x, tissue_features(pixels, options)) for y, x, pixels in regions]
-    gray, saturation, ink = put_together([(y, x, np.stack((one.gray, one.saturation, one.ink))) for y, x, one in found])
-    segment_tissue(Features(gray, saturation, ink), options, has_canvas=False)
+    picture = put_together([(y, x, np.moveaxis(pixels, -1, 0)) for y, x, pixels in regions])
+    segment_tissue(np.moveaxis(picture, 0, -1), TissueRun(), has_canvas=False)
 
 
 def mask_skimage(source: Path, folder: Path) -> None:

@@ -14,14 +14,16 @@ from skimage.filters import threshold_otsu
 
 from helpers.paths import DATA, needs_data
 from helpers.slides import converted, tissue_picture, write_tiff
+from wsi_pipeline import morphology
 from wsi_pipeline.config import ConvertRun, TissueRun, TruthOptions, TruthRun
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.geometry import Box
 from wsi_pipeline.masks import slide_tissue
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.masks.outlines import Canvas
-from wsi_pipeline.masks.slide_tissue import read_features
-from wsi_pipeline.masks.tissue_detection import Threshold, clean_mask, segment_tissue, tissue_features
+from wsi_pipeline.masks.slide_tissue import store_features
+from wsi_pipeline.masks.tissue_detection import NO_INK, Threshold, clean_mask, segment_tissue, tissue_features
 from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue, truth
@@ -53,12 +55,20 @@ def test_each_method_finds_the_rectangle(tissue_slide: Path, tmp_path: Path, met
 
 @pytest.mark.parametrize("block_px", [17, 64, 1000])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_features_do_not_depend_on_blocks_and_workers(tissue_pyramid: Pyramid, block_px: int, threads: int) -> None:
+def test_features_do_not_depend_on_blocks_and_workers(
+    tissue_pyramid: Pyramid, tmp_path: Path, block_px: int, threads: int
+) -> None:
     options = TissueRun(mpp=3)
-    found = read_features(tissue_pyramid, options, threads, block_px)
-    whole = read_features(tissue_pyramid, options, 1, 4096)
-    for name in ("gray", "saturation", "ink"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    size = tissue_pyramid.size_at(3)
+    whole = tissue_features(tissue_pyramid.read_scaled(Box(0, 0, size.width, size.height), 3), options)
+    value, ink, histogram = store_features(tissue_pyramid, options, threads, block_px, tmp_path / "features")
+    np.testing.assert_array_equal(value[:], whole.saturation)
+    np.testing.assert_array_equal(ink[:], whole.ink)
+    counted, *_ = np.histogram2d(
+        *(values[whole.ink == NO_INK].astype(int) for values in (whole.gray, whole.saturation)),
+        bins=np.arange(257),
+    )
+    np.testing.assert_array_equal(histogram, counted)
 
 
 @pytest.mark.parametrize("ink", [(30, 70, 180), (20, 140, 60), (25, 25, 30)], ids=["blue", "green", "black"])
@@ -118,6 +128,10 @@ def test_ink_on_tissue_is_removed(tmp_path: Path) -> None:
         assert not mask[:24].any()
 
 
+def cleaned_mask(mask: np.ndarray, options: TissueRun) -> np.ndarray:
+    return np.concatenate(list(clean_mask(mask, options)))
+
+
 def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:
     mask = np.zeros((60, 80), bool)
     mask[10:50, 10:40] = True
@@ -126,18 +140,33 @@ def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:
     mask[30:42, 30:38] = False  # a hole of 96 pixels, 9,600 um²
     mask[3:5, 60:62] = True  # a speck of 4 pixels, 400 um²
     options = TissueRun(mpp=10, closing_um=40, min_hole_um2=5000, min_area_um2=1000)
-    cleaned = clean_mask(mask, options)
+    cleaned = cleaned_mask(mask, options)
     assert cleaned[12:48, 24:26].all()
     assert cleaned[20:24, 14:18].all()
     assert not cleaned[34:38, 33:35].any()
     assert not cleaned[3:5, 60:62].any()
     untouched = TissueRun(mpp=10, **NO_CLEANING)
-    np.testing.assert_array_equal(clean_mask(mask, untouched), mask)
+    np.testing.assert_array_equal(cleaned_mask(mask, untouched), mask)
 
 
-@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(0, 20), st.sampled_from((0.05, 0.4, 0.6, 0.95)))
-@settings(max_examples=60, deadline=None)
-def test_cleaning_matches_distance_transforms_and_labels(seed: int, radius: int, least: int, share: float) -> None:
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 12),
+    st.integers(0, 20),
+    st.sampled_from((0.05, 0.4, 0.6, 0.95)),
+    st.sampled_from((1, 2, 3, 16, 512)),
+)
+@settings(max_examples=100, deadline=None)
+def test_cleaning_matches_distance_transforms_and_labels(
+    seed: int, radius: int, least: int, share: float, band_px: int
+) -> None:
+    """In bands of any height, with components that go through several of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(morphology, "BAND_PX", band_px)
+        check_cleaning(seed, radius, least, share)
+
+
+def check_cleaning(seed: int, radius: int, least: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     noise = ndimage.gaussian_filter(rng.normal(size=rng.integers(1, 60, 2)), rng.uniform(0, 3))
     mask = noise < np.quantile(noise, share)
@@ -145,14 +174,14 @@ def test_cleaning_matches_distance_transforms_and_labels(seed: int, radius: int,
     grown = ndimage.distance_transform_edt(~padded) <= radius if mask.any() else padded
     closed = (ndimage.distance_transform_edt(grown) > radius)[radius + 1 : -radius - 1, radius + 1 : -radius - 1]
     only_closing = TissueRun(mpp=1, closing_um=2 * radius, min_hole_um2=0, min_area_um2=0)
-    np.testing.assert_array_equal(clean_mask(mask, only_closing), closed | mask)
+    np.testing.assert_array_equal(cleaned_mask(mask, only_closing), closed | mask)
 
     def large(of: np.ndarray) -> np.ndarray:
         labels, _ = ndimage.label(of, structure=np.ones((3, 3)))
         return (labels > 0) & (np.bincount(labels.ravel()) >= least)[labels]
 
     only_size_filters = TissueRun(mpp=1, closing_um=0, min_hole_um2=least, min_area_um2=least)
-    np.testing.assert_array_equal(clean_mask(mask, only_size_filters), large(~large(~mask)))
+    np.testing.assert_array_equal(cleaned_mask(mask, only_size_filters), large(~large(~mask)))
 
 
 def test_a_slide_without_tissue_is_an_error_with_a_remedy(tmp_path: Path) -> None:
@@ -207,7 +236,7 @@ def scene(*rectangles: tuple[slice, slice, tuple[int, int, int]]) -> np.ndarray:
 
 def segmented(rgb: np.ndarray, **options: object) -> tuple[np.ndarray, Threshold]:
     chosen = TissueRun(mpp=8, **NO_CLEANING, **options)
-    return segment_tissue(tissue_features(rgb, chosen), chosen, has_canvas=False)
+    return segment_tissue(rgb, chosen, has_canvas=False)
 
 
 @pytest.mark.parametrize("method", ["otsu_saturation", "glass_saturation", "otsu_gray"])
@@ -287,7 +316,7 @@ def test_the_glass_finds_pale_mucin_that_otsu_omits() -> None:
     found = {}
     for method in ("otsu_saturation", "glass_saturation"):
         options = TissueRun(mpp=mpp, method=method)
-        mask, _ = segment_tissue(tissue_features(rgb, options), options, has_canvas=False)
+        mask, _ = segment_tissue(rgb, options, has_canvas=False)
         found[method] = mask[nodule].mean()
         assert not mask[glass].any()
     assert found["otsu_saturation"] < 0.9

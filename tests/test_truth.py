@@ -303,9 +303,9 @@ def test_truth_is_that_of_the_whole_image_for_any_blocks_and_workers(
         patch.setattr(masks_truth, "IMAGE_SHARD_PX", 2 * edge)
         patch.setattr(label_images, "_OVERVIEW_PIXELS", 1000)
         path = Path(folder) / "t.ome.zarr"
-        stored = store_truth(path, draw_truth(regions, size, 1.0, IGNORE, margin_px), 2.0, 0.5, threads)
+        stored, sha256 = store_truth(path, draw_truth(regions, size, 1.0, IGNORE, margin_px), 2.0, 0.5, threads)
         np.testing.assert_array_equal(read_image(path, 0.5).data, wanted)
-    assert stored.sha256 == digest_bytes(wanted.tobytes())
+    assert sha256 == digest_bytes(wanted.tobytes())
     assert stored.pixels == np.bincount(wanted.ravel(), minlength=4).tolist()
     # Three pixels wide, so that it has at most 1,000.
     assert (stored.overview.mpp, stored.overview.first_centre_um) == (6, 3)

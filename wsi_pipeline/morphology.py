@@ -44,6 +44,21 @@ class MappedRows:
         return self.values(self.image[rows])
 
 
+class PackedMask:
+    """A mask of `shape` (h, w) with eight pixels a byte, from its bands in order."""
+
+    def __init__(self, shape: tuple[int, ...], parts: Iterable[Mask]) -> None:
+        self.shape = shape
+        self._bits = np.zeros((shape[0], -(-shape[1] // 8)), np.uint8)
+        top = 0
+        for part in parts:
+            self._bits[top : top + len(part)] = np.packbits(part, axis=1)
+            top += len(part)
+
+    def __getitem__(self, rows: slice, /) -> Mask:
+        return np.unpackbits(self._bits[rows], axis=1, count=self.shape[1]).view(np.bool_)
+
+
 def bands(height: int) -> Iterator[slice]:
     """The rows of an image, `BAND_PX` at a time."""
     return (slice(top, min(top + BAND_PX, height)) for top in range(0, height, BAND_PX))
@@ -153,6 +168,85 @@ class Runs:
         spans = (self.rows[first:last] - top, self.starts[first:last], self.stops[first:last])
         for row, start, stop in zip(*(span.tolist() for span in spans), strict=True):
             part[row, start:stop] = value
+
+
+def closed(mask: Rows, radius: int) -> Iterator[Mask]:
+    """Bands of a mask (h, w), closed by a disk of `radius` pixels. Outside the image nothing is set."""
+    height, halo = mask.shape[0], 2 * radius
+    for band in bands(height):
+        first, last = max(0, band.start - halo), min(height, band.stop + halo)
+        part = mask[first:last]
+        above, below = halo - (band.start - first), halo - (last - band.stop)
+        padded = np.pad(part, ((above, below), (halo, halo)))
+        filled = ~_dilate(~_dilate(padded, radius), radius)
+        inside = slice(halo, halo + band.stop - band.start)
+        yield filled[inside, halo : halo + mask.shape[1]] | padded[inside, halo : halo + mask.shape[1]]
+
+
+def _dilate(mask: Mask, radius: int) -> Mask:
+    """Dilate by a disk: a union of shifted horizontal dilations, each widened from the last. The outside is False."""
+    out = np.zeros_like(mask)
+    # `widened` is the mask dilated by `half_width` along its rows.
+    widened = mask.copy()
+    half_width = 0
+    for dy in range(radius, -1, -1):
+        target = math.isqrt(radius**2 - dy**2)
+        while half_width < target:
+            step = min(target - half_width, 2 * half_width + 1)
+            wider = widened.copy()
+            wider[:, step:] |= widened[:, :-step]
+            wider[:, :-step] |= widened[:, step:]
+            widened = wider
+            half_width += step
+        out[dy:] |= widened[: len(widened) - dy]
+        out[: len(widened) - dy] |= widened[dy:]
+    return out
+
+
+def without_small(mask: Rows, min_pixels: float) -> Iterator[Mask]:
+    """Bands of a mask (h, w) without its 8-connected components of fewer than `min_pixels`; reads the mask twice."""
+    for band, (touching, totals) in zip(bands(mask.shape[0]), _sizes_across_bands(mask), strict=True):
+        part = mask[band].copy()
+        runs, component, sizes = _labelled(part)
+        sizes[touching] = totals
+        runs.where(sizes[component] < min_pixels).paint(part, 0, False)
+        yield part
+
+
+def _labelled(part: Mask) -> tuple[Runs, Index, Index]:
+    """The runs of a band, the component of each within the band, and the pixels of each component."""
+    runs = Runs.of_bands(part.shape, [part])
+    component = runs.components()
+    return runs, component, _sums(component, runs.lengths)
+
+
+def _sums(group: Index, values: Index) -> Index:
+    """Sum of the values of each group."""
+    return np.bincount(group, weights=values).astype(np.int64)
+
+
+def _sizes_across_bands(mask: Rows) -> list[tuple[Index, Index]]:
+    """Of each band, the components of `_labelled` that touch its first or last row, and their pixels in the image."""
+    borders, nodes, touching, sizes = [], [], [], []
+    first_node = 0
+    for band in bands(mask.shape[0]):
+        runs, component, pixels = _labelled(mask[band])
+        at_border = (runs.rows == 0) | (runs.rows == band.stop - band.start - 1)
+        border = runs.where(at_border)
+        found, node = np.unique(component[at_border], return_inverse=True)
+        borders.append(np.stack((border.rows + band.start, border.starts, border.stops)))
+        nodes.append(node + first_node)
+        touching.append(found)
+        sizes.append(pixels[found])
+        first_node += len(found)
+    # Nodes are joined where their runs at the border of two bands touch.
+    joined = Runs(mask.shape, *np.concatenate(borders, axis=1)).components()
+    count = first_node + (int(joined.max()) + 1 if len(joined) else 0)
+    node = np.concatenate(nodes)
+    graph = coo_array((np.ones(len(node), bool), (node, joined + first_node)), shape=(count, count))
+    label = connected_components(graph, directed=False)[1][:first_node]
+    totals = _sums(label, np.concatenate(sizes))[label]
+    return list(zip(touching, np.split(totals, np.cumsum([len(found) for found in touching])[:-1]), strict=True))
 
 
 def within(mask: Mask, reach: float) -> Mask:

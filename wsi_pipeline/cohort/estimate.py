@@ -34,7 +34,7 @@ from wsi_pipeline.masks.annotation_position import (
 )
 from wsi_pipeline.masks.annotations import read_annotation
 from wsi_pipeline.masks.label_images import grid_fractions
-from wsi_pipeline.masks.tissue_detection import segment_tissue, tissue_features
+from wsi_pipeline.masks.tissue_detection import segment_tissue
 from wsi_pipeline.masks.truth import check_label
 from wsi_pipeline.progress_bar import track
 from wsi_pipeline.pyramid.codecs import chunk_codec
@@ -258,7 +258,7 @@ def _estimate_tissue(
         return None, None
     options = row.tissue_options(TissueRun.of(config)).model_copy(update={"mpp": mpps[-1]})
     picture = source.read(Box(0, 0, size.width, size.height), len(metadata.levels) - 1)
-    mask, _ = segment_tissue(tissue_features(picture, options), options, has_canvas=metadata.bounds is not None)
+    mask, _ = segment_tissue(picture, options, has_canvas=metadata.bounds is not None)
     if not mask.any():
         text = source.error(
             f"no tissue found by {options.method} at {mpps[-1]:.3g} um per pixel",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,8 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.config import PatchesOptions, PatchLevelOptions
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.morphology import MappedRows, Rows, bands
-from wsi_pipeline.pyramid.ome_zarr import Image, LabelValue, StoredImage
+from wsi_pipeline.morphology import BAND_PX, MappedRows, Rows, bands
+from wsi_pipeline.pyramid.ome_zarr import IMAGE_SHARD_PX, Image, LabelValue, StoredImage, new_image
 
 Floats = NDArray[np.floating[Any]]
 AnyImage = Image | StoredImage
@@ -177,6 +180,51 @@ class LabelOverview:
     @property
     def image(self) -> Image:
         return Image.from_corner(_LABEL_OF_RANK[self._ranks], self._factor * self._mpp)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLabels:
+    """A label image in a store: its pixels by value, (4,), and its `LabelOverview`."""
+
+    pixels: list[int]
+    overview: Image
+
+
+def store_labels(
+    path: Path,
+    parts: Iterable[NDArray[np.uint8]],
+    shape: tuple[int, ...],
+    mpp: float,
+    *,
+    name: str,
+    slide_mpp: float,
+    labels: Sequence[LabelValue],
+) -> StoredLabels:
+    """Write a label image of `shape` (h, w) from its bands in order, a row of shards at a time, atomically."""
+    overview, counts = LabelOverview(shape, mpp), np.zeros(4, np.int64)
+    # Without memory: only the shape counts.
+    image = Image.from_corner(np.broadcast_to(np.uint8(0), shape), mpp)
+    with new_image(path, image, name=name, slide_mpp=slide_mpp, labels=labels) as stored:
+        for top, rows in _rows_of_shards(parts):
+            stored[top : top + len(rows)] = rows
+            for first in range(0, len(rows), BAND_PX):
+                counts += np.bincount(rows[first : first + BAND_PX].ravel(), minlength=4)
+            overview.add(top, rows)
+    return StoredLabels(counts.tolist(), overview.image)
+
+
+def _rows_of_shards(parts: Iterable[NDArray[np.uint8]]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Bands, of heights that divide a shard's, joined to rows of shards, each with its first row."""
+    top, height = 0, 0
+    joined: list[NDArray[np.uint8]] = []
+    for part in parts:
+        joined.append(part)
+        height += len(part)
+        if height == IMAGE_SHARD_PX:
+            yield top, np.concatenate(joined)
+            top, height, joined = top + height, 0, []
+    if joined:
+        yield top, np.concatenate(joined)
 
 
 def _nearest(um: Floats, mpp: float, length: int) -> NDArray[Any]:

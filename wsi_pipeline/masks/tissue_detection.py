@@ -6,7 +6,7 @@ slide, which is checked against the glass.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
 from wsi_pipeline.config import TissueOptions
-from wsi_pipeline.morphology import Runs, bands
+from wsi_pipeline.morphology import MappedRows, Mask, PackedMask, Rows, bands, closed, without_small
 
 GRAY_THRESHOLD = 150.0
 # Pen ink: green is not the weakest channel, which no mixture of haematoxylin and eosin produces, or all channels are
@@ -44,11 +44,14 @@ class Features:
     saturation: NDArray[np.uint8]
     ink: NDArray[np.uint8]
 
-    def is_tissue(self, threshold: float, options: TissueOptions) -> NDArray[np.bool_]:
-        """Tissue before cleaning, (h, w) bool: more saturated, or darker, than the threshold."""
-        if options.method in SATURATION_METHODS:
-            return self.saturation > threshold
-        return self.gray < threshold
+    def value(self, options: TissueOptions) -> NDArray[np.uint8]:
+        """What the method of the options compares with a threshold."""
+        return self.saturation if options.method in SATURATION_METHODS else self.gray
+
+    def histogram(self) -> NDArray[np.int64]:
+        """Pixels without ink by grey value and saturation, (256, 256)."""
+        pairs = (self.gray.astype(np.uint16) << 8) | self.saturation
+        return np.bincount(pairs[self.ink == NO_INK], minlength=1 << 16).reshape(256, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +79,37 @@ def tissue_features(rgb: NDArray[np.uint8], options: TissueOptions) -> Features:
     return Features(gray, saturation, ink)
 
 
-def segment_tissue(
-    features: Features, options: TissueOptions, *, has_canvas: bool
-) -> tuple[NDArray[np.bool_], Threshold]:
-    """Cleaned tissue mask (h, w) bool, and the threshold; for `has_canvas` see `find_threshold`.
+def is_tissue(value: NDArray[np.uint8], threshold: float, options: TissueOptions) -> Mask:
+    """Tissue before cleaning, (h, w) bool: more saturated, or darker, than the threshold."""
+    return value > threshold if options.method in SATURATION_METHODS else value < threshold
+
+
+def segment_tissue(rgb: NDArray[np.uint8], options: TissueOptions, *, has_canvas: bool) -> tuple[Mask, Threshold]:
+    """Cleaned tissue mask (h, w) bool of an image (h, w, 3) uint8, and the threshold; see `find_threshold`."""
+    features = tissue_features(rgb, options)
+    threshold = find_threshold(features.histogram(), options, has_canvas=has_canvas)
+    parts = tissue_bands(features.value(options), features.ink, threshold.value, options)
+    return np.concatenate(list(parts)), threshold
+
+
+def tissue_bands(value: Rows, ink: Rows, threshold: float, options: TissueOptions) -> Iterator[Mask]:
+    """Bands of the cleaned tissue mask of an image, given its `Features.value` and ink (h, w) uint8.
 
     Ink stays out of closed gaps and filled holes too, but for dark components smaller than `min_hole_um2` that may be
     nuclei.
     """
-    threshold, ink = find_threshold(features, options, has_canvas=has_canvas), features.ink != NO_INK
-    mask = clean_mask(features.is_tissue(threshold.value, options) & ~ink, options)
-    excluded = (features.ink == COLORED_INK) | _remove_small(ink, options.min_hole_um2 / options.mpp**2)
-    return mask & ~excluded, threshold
+    height = value.shape[0]
+    found = PackedMask(
+        value.shape,
+        (is_tissue(value[band], threshold, options) & (ink[band] == NO_INK) for band in bands(height)),
+    )
+    large_ink = without_small(MappedRows(ink, lambda codes: codes != NO_INK), options.min_hole_um2 / options.mpp**2)
+    for band, part, inked in zip(bands(height), clean_mask(found, options), large_ink, strict=True):
+        yield part & ~inked & (ink[band] != COLORED_INK)
 
 
-def find_threshold(features: Features, options: TissueOptions, *, has_canvas: bool) -> Threshold:
-    """The threshold of the options, that of the glass, or Otsu's where the glass agrees; from pixels without ink.
+def find_threshold(histogram: NDArray[np.int64], options: TissueOptions, *, has_canvas: bool) -> Threshold:
+    """The threshold of the options, that of the glass, or Otsu's where the glass agrees; from `Features.histogram`.
 
     Otsu's threshold splits whatever it is given: without glass, or with pale tissue beside dark, it lies within tissue.
     The threshold of the glass replaces it where it omits more than a third of what differs from glass, or takes glass
@@ -102,8 +120,8 @@ def find_threshold(features: Features, options: TissueOptions, *, has_canvas: bo
         return Threshold(options.threshold)
     if options.method == "gray_threshold":
         return Threshold(GRAY_THRESHOLD)
-    histogram = _joint_histogram(features)
     if has_canvas:
+        histogram = histogram.copy()
         histogram[255, 0] = 0
     glass_gray, glass = _find_glass(histogram)
     is_saturation = options.method in SATURATION_METHODS
@@ -123,15 +141,6 @@ def find_threshold(features: Features, options: TissueOptions, *, has_canvas: bo
     if omits_tissue or takes_glass:
         return Threshold(limit, otsu, glass_gray)
     return Threshold(otsu, None, glass_gray)
-
-
-def _joint_histogram(features: Features) -> NDArray[np.int64]:
-    """Pixels without ink by grey value and saturation, (256, 256)."""
-    counts = np.zeros(1 << 16, np.int64)
-    for band in bands(len(features.gray)):
-        pairs = (features.gray[band].astype(np.uint16) << 8) | features.saturation[band]
-        counts += np.bincount(pairs[features.ink[band] == NO_INK], minlength=1 << 16)
-    return counts.reshape(256, 256)
 
 
 def _find_glass(histogram: NDArray[np.int64]) -> tuple[int | None, NDArray[np.int64]]:
@@ -170,47 +179,12 @@ def _median(counts: NDArray[Any]) -> int:
     return int(np.searchsorted(cumulative, cumulative[-1] / 2))
 
 
-def clean_mask(mask: NDArray[np.bool_], options: TissueOptions) -> NDArray[np.bool_]:
-    """Close gaps, fill small holes and remove small components (8-connected)."""
+def clean_mask(mask: Rows, options: TissueOptions) -> Iterator[Mask]:
+    """Bands of a mask (h, w) with gaps closed, small holes filled and small components (8-connected) removed."""
+    shape, pixel_um2 = mask.shape, options.mpp**2
     radius = round(options.closing_um / options.mpp / 2)
     if radius:
-        mask = _close(mask, radius)
-    pixel_um2 = options.mpp**2
-    mask = ~_remove_small(~mask, options.min_hole_um2 / pixel_um2)
-    return _remove_small(mask, options.min_area_um2 / pixel_um2)
-
-
-def _close(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    padded = np.pad(mask, 2 * radius)
-    closed = ~_dilate(~_dilate(padded, radius), radius)
-    inside = slice(2 * radius, -2 * radius)
-    return closed[inside, inside] | mask
-
-
-def _dilate(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Dilate by a disk: a union of shifted horizontal dilations, each widened from the last. The outside is False."""
-    out = np.zeros_like(mask)
-    # `widened` is the mask dilated by `half_width` along its rows.
-    widened = mask.copy()
-    half_width = 0
-    for dy in range(radius, -1, -1):
-        target = math.isqrt(radius**2 - dy**2)
-        while half_width < target:
-            step = min(target - half_width, 2 * half_width + 1)
-            wider = widened.copy()
-            wider[:, step:] |= widened[:, :-step]
-            wider[:, :-step] |= widened[:, step:]
-            widened = wider
-            half_width += step
-        out[dy:] |= widened[: len(widened) - dy]
-        out[: len(widened) - dy] |= widened[dy:]
-    return out
-
-
-def _remove_small(mask: NDArray[np.bool_], min_pixels: float) -> NDArray[np.bool_]:
-    """Remove 8-connected components with fewer than `min_pixels`."""
-    runs = Runs.of(mask)
-    component = runs.components()
-    kept = mask.copy()
-    runs.where(np.bincount(component, weights=runs.lengths)[component] < min_pixels).paint(kept, 0, False)
-    return kept
+        mask = PackedMask(shape, closed(mask, radius))
+    background = without_small(MappedRows(mask, np.logical_not), options.min_hole_um2 / pixel_um2)
+    filled = PackedMask(shape, (~part for part in background))
+    return without_small(filled, options.min_area_um2 / pixel_um2)

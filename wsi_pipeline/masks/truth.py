@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import AnnotationError
 from wsi_pipeline.geometry import Size
 from wsi_pipeline.masks.annotations import Regions
-from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR, LabelOverview
+from wsi_pipeline.masks.label_images import IGNORE, NORMAL, TRUTH_LABELS, TUMOR, StoredLabels, store_labels
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
 from wsi_pipeline.morphology import BAND_PX, within
 from wsi_pipeline.progress_bar import track
-from wsi_pipeline.pyramid.ome_zarr import IMAGE_SHARD_PX, Image, new_image
+from wsi_pipeline.pyramid.ome_zarr import IMAGE_SHARD_PX
 
 
 def background_value(label: str | None, annotated: bool, exhaustive: bool) -> int:
@@ -71,32 +71,23 @@ def ignore_border(truth: NDArray[np.uint8], margin_px: float) -> None:
     truth[np.where(tumor, within(~tumor, reach), within(tumor, reach))] |= IGNORE
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTruth:
-    """A truth image in a store: its pixels by value, (4,), the SHA-256 of its rows, and its `LabelOverview`."""
+def store_truth(path: Path, truth: da.Array, mpp: float, slide_mpp: float, threads: int) -> tuple[StoredLabels, str]:
+    """Draw the truth image and write it, a row of shards at a time; `slide_mpp` is the scale of level 0.
 
-    pixels: list[int]
-    sha256: str
-    overview: Image
+    Returns what was stored and the SHA-256 of its rows.
+    """
+    digest = hashlib.sha256()
 
-
-def store_truth(path: Path, truth: da.Array, mpp: float, slide_mpp: float, threads: int) -> StoredTruth:
-    """Draw the truth image and write it, a row of shards at a time; `slide_mpp` is the scale of level 0."""
-    overview = LabelOverview(truth.shape, mpp)
-    counts, digest = np.zeros(4, np.int64), hashlib.sha256()
-    tops = range(0, truth.shape[0], IMAGE_SHARD_PX)
-    # Without memory: only the shape counts.
-    image = Image.from_corner(np.broadcast_to(np.uint8(0), truth.shape), mpp)
-    with new_image(path, image, name="truth", slide_mpp=slide_mpp, labels=TRUTH_LABELS) as stored:
+    def drawn() -> Iterator[NDArray[np.uint8]]:
+        tops = range(0, truth.shape[0], IMAGE_SHARD_PX)
         for top in track(tops, "truth", len(tops)):
             with dask.config.set(scheduler="threads", num_workers=threads):
                 rows: NDArray[np.uint8] = truth[top : top + IMAGE_SHARD_PX].compute()
-            stored[top : top + IMAGE_SHARD_PX] = rows
             digest.update(rows.data)
-            for first in range(0, len(rows), BAND_PX):
-                counts += np.bincount(rows[first : first + BAND_PX].ravel(), minlength=4)
-            overview.add(top, rows)
-    return StoredTruth(counts.tolist(), digest.hexdigest(), overview.image)
+            yield rows
+
+    stored = store_labels(path, drawn(), truth.shape, mpp, name="truth", slide_mpp=slide_mpp, labels=TRUTH_LABELS)
+    return stored, digest.hexdigest()
 
 
 def check_label(slide: str, annotation: Path, label: str | None, regions: Regions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,28 +49,27 @@ def run(
     slide: str, inputs: Inputs, outputs: Outputs, options: TissueRun, *, threads: int = 1, synthetic: bool = False
 ) -> None:
     """Write the tissue mask of one slide. Raises `StoreError` for a slide without tissue."""
-    import numpy as np
-
-    from wsi_pipeline.io.digests import digest_bytes
-    from wsi_pipeline.masks.label_images import TISSUE_LABELS
-    from wsi_pipeline.masks.slide_tissue import find_tissue
+    from wsi_pipeline.io.atomic import atomic_output
+    from wsi_pipeline.masks.slide_tissue import find_tissue, store_tissue
     from wsi_pipeline.plots.figures import save_figure, slide_figure
     from wsi_pipeline.plots.overlays import draw_outlines, tissue_overlay
-    from wsi_pipeline.pyramid.ome_zarr import Image, write_image
     from wsi_pipeline.pyramid.pyramid import Pyramid
     from wsi_pipeline.receipts.base import write_receipt
     from wsi_pipeline.receipts.slides import TissueReceipt
 
     pyramid = Pyramid(inputs.pyramid)
-    mask, ink, threshold = find_tissue(pyramid, options, threads)
-    if not mask.any():
-        inked = f", {100 * ink.mean():.0f} % of the slide are taken for pen marks" if ink.any() else ""
-        how = f"by {options.method} with the threshold {threshold.value:g}"
-        raise StoreError(
-            f"slide {slide}: {inputs.pyramid}: no tissue found {how}{inked}",
-            remedy="Look at the slide; set the sheet's columns tissue_threshold (0 to 255) or tissue_method for it, "
-            "or leave it out with cohort.exclude",
-        )
+    with atomic_output(outputs.store) as partial:
+        tissue = find_tissue(pyramid, options, threads, scratch=partial.with_name("features.zarr"))
+        stored, mask_sha256 = store_tissue(partial, tissue, pyramid.mpp)
+        threshold, pixels, all_pixels = tissue.threshold, stored.pixels[1], math.prod(tissue.shape)
+        if not pixels:
+            inked = f", {100 * tissue.ink_pixels / all_pixels:.0f} % of the slide are taken for pen marks"
+            how = f"by {options.method} with the threshold {threshold.value:g}"
+            raise StoreError(
+                f"slide {slide}: {inputs.pyramid}: no tissue found {how}{inked if tissue.ink_pixels else ''}",
+                remedy="Look at the slide; set the sheet's columns tissue_threshold (0 to 255) or tissue_method for "
+                "it, or leave it out with cohort.exclude",
+            )
     if threshold.replaced_otsu is not None:
         glass = threshold.glass_gray
         log.warning(
@@ -80,11 +80,9 @@ def run(
             "no glass was found" if glass is None else f"glass has the grey value {glass}",
             threshold.value,
         )
-    image = Image.from_corner(mask.astype(np.uint8), options.mpp)
-    write_image(outputs.store, image, name="tissue", slide_mpp=pyramid.mpp, labels=TISSUE_LABELS)
-    outline = draw_outlines(pyramid, tissue_overlay(Image.from_corner(mask, options.mpp)))
+    outline = draw_outlines(pyramid, tissue_overlay(stored.overview))
     save_figure(slide_figure(f"{slide}: tissue blue", *outline, synthetic), outputs.picture)
-    area_mm2 = float(mask.sum()) * options.mpp**2 / 1e6
+    area_mm2, share = pixels * options.mpp**2 / 1e6, pixels / all_pixels
     write_receipt(
         outputs.receipt,
         TissueReceipt(
@@ -92,14 +90,14 @@ def run(
             threshold=threshold.value,
             replaced_otsu=threshold.replaced_otsu,
             glass_gray=threshold.glass_gray,
-            tissue_pixels=int(mask.sum()),
+            tissue_pixels=pixels,
             tissue_mm2=round(area_mm2, 6),
-            tissue_share=round(float(mask.mean()), 6),
-            pen_pixels=int(ink.sum()),
-            shape=mask.shape,
-            mask_sha256=digest_bytes(np.packbits(mask).tobytes()),
+            tissue_share=round(share, 6),
+            pen_pixels=tissue.ink_pixels,
+            shape=tissue.shape,
+            mask_sha256=mask_sha256,
             options=options,
         ),
     )
-    pen = f", pen marks {100 * ink.mean():.1f} %" if ink.any() else ""
-    log.info("%s: %.2f mm² tissue, %.0f %% of the slide%s", slide, area_mm2, 100 * mask.mean(), pen)
+    pen = f", pen marks {100 * tissue.ink_pixels / all_pixels:.1f} %" if tissue.ink_pixels else ""
+    log.info("%s: %.2f mm² tissue, %.0f %% of the slide%s", slide, area_mm2, 100 * share, pen)

@@ -125,7 +125,7 @@ def run(
     background = background_value(label, annotation is not None, exhaustive)
     size, margin_px = pyramid.size_at(options.mpp), options.ignore_margin_um / options.mpp
     truth = draw_truth(regions, size, options.mpp / pyramid.mpp, background, margin_px)
-    stored = store_truth(outputs.store, truth, options.mpp, pyramid.mpp, threads)
+    stored, truth_sha256 = store_truth(outputs.store, truth, options.mpp, pyramid.mpp, threads)
     _save_picture(slide, pyramid, stored.overview, outputs.picture, synthetic)
     qupath_origin = (pyramid.bounds.x, pyramid.bounds.y) if pyramid.bounds else (0, 0)
     _write_outlines(outputs.geojson, regions, qupath_origin)
@@ -146,7 +146,7 @@ def run(
             ignored_tumor_mm2=ignored_tumor_mm2,
             pixels=PixelCounts(normal=normal, tumor=tumor, ignore=sum(ignored)),
             shape=truth.shape,
-            truth_sha256=stored.sha256,
+            truth_sha256=truth_sha256,
             options=options,
         ),
     )
