@@ -64,7 +64,7 @@ def edit_at_random(folder: Path, config: dict[str, Any], rng: random.Random) -> 
         {"heatmap": {"slides_per_job": rng.choice([1, 2])}},
         {"tissue": {"method": rng.choice(["otsu_gray", "otsu_saturation"])}},
         {"truth": {"ignore_margin_um": rng.choice([0, 25])}},
-        {"training": {"learning_rate": rng.choice([1e-3, 2e-3])}},
+        {"training": {"learning_rate": rng.choice([1e-4, 2e-4])}},
         {"evaluation": {"operating_point": {"threshold": rng.choice([0.5, 0.7])}}},
         {"cohort": {"exclude": rng.choice([[], ["normal-3"]])}},
     ]
