@@ -262,8 +262,9 @@ def test_an_image_without_glass_is_tissue(method: str) -> None:
     assert (threshold.replaced_otsu is not None) == method.startswith("otsu")
 
 
-def test_glass_of_two_colours_is_not_split() -> None:
-    rgb = scene((slice(150, 300), slice(None), (229, 232, 238)), (slice(10, 14), slice(10, 40), DARK))
+@pytest.mark.parametrize("tint", [(229, 232, 238), (244, 241, 230)], ids=["darker", "as bright"])
+def test_glass_of_two_colours_is_not_split(tint: tuple[int, int, int]) -> None:
+    rgb = scene((slice(150, 300), slice(None), tint), (slice(10, 14), slice(10, 40), DARK))
     mask, threshold = segmented(rgb, method="otsu_saturation")
     assert threshold.replaced_otsu is not None
     assert mask[10:14, 10:40].all()
