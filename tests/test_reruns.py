@@ -18,8 +18,8 @@ from helpers.workflow import (
     add_row,
     changed,
     edit_row,
+    new_snakemake,
     planned,
-    planned_snakemake,
     remove_row,
     snakemake,
 )
@@ -78,8 +78,7 @@ def test_a_raised_step_version_reruns_its_stage(
         f"from wsi_pipeline.config.stages import {options}\n{options}.step_version += 1\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(run / "raised"))
-    # A new process, because `planned_snakemake` keeps the environment of its first call.
-    assert planned(run, run_snakemake=snakemake) == jobs
+    assert planned(run, run=new_snakemake) == jobs
 
 
 def test_a_frozen_model_is_kept_until_it_is_deleted(run: Path) -> None:
@@ -156,7 +155,7 @@ def test_given_weights_are_tracked_by_content(run: Path) -> None:
     (given / "model.json").touch()
     assert planned(run, config) == {}
     given.rename(run / "moved")
-    assert "training.weights: theirs/weights.safetensors: no such file" in planned_snakemake(run, config=config).stderr
+    assert "training.weights: theirs/weights.safetensors: no such file" in snakemake(run, config=config).stderr
     config = changed(training={"weights": "moved/weights.safetensors"})
     assert planned(run, config) == {}
     # A copy, as the file is a link to that of other runs of this cohort.
@@ -191,7 +190,7 @@ def test_a_file_in_two_splits_is_refused(run: Path) -> None:
     (run / "cohort" / "copy.tif").write_bytes((run / "cohort" / "normal-1.tif").read_bytes())
     for path in ("cohort/normal-1.tif", "cohort/link.tif", "cohort/copy.tif"):
         edit_row(run, "normal-3", path=path)
-        result = planned_snakemake(run, "--dry-run")
+        result = snakemake(run, "--dry-run")
         assert result.returncode == 1
         message = f"slides normal-1 (train: cohort/normal-1.tif) and normal-3 (test: {path}) are the same file. Keep"
         assert message in result.stdout + result.stderr
@@ -202,7 +201,7 @@ def test_lost_records_do_not_hide_a_change(run: Path) -> None:
     assert planned(run) == {}
     edit_row(run, "tumor-1", exhaustive="no")
     replace_slide(run, "normal-3")
-    result = planned_snakemake(run, "--dry-run", config=changed(heatmap={"stride_um": 20}))
+    result = snakemake(run, "--dry-run", config=changed(heatmap={"stride_um": 20}))
     assert result.returncode == 1
     output = result.stdout + result.stderr
     assert "Snakemake's records of these results (.snakemake) are missing, and " in output

@@ -25,7 +25,6 @@ from helpers.workflow import (
     add_row,
     changed,
     planned,
-    planned_snakemake,
     snakemake,
 )
 from wsi_pipeline.io.digests import digest_file, digest_tree
@@ -209,13 +208,13 @@ def test_a_clock_set_back_is_detected(run: Path) -> None:
     content = json.loads(record.read_text())
     content["started"] = "2099-01-01T12:00:00.000+00:00"
     record.write_text(json.dumps(content))
-    result = planned_snakemake(run, "--forcerun", "report")
+    result = snakemake(run, "--forcerun", "report")
     assert result.returncode != 0
     assert re.search(r"the clock of \S+ says .*, but a run of these results began on 2099-01-01 12:00", result.stderr)
     assert "Traceback (most recent call last)" not in result.stderr
     assert len(list((run / "results" / "logs" / "runs").iterdir())) == 1
     # A dry run is still possible.
-    assert planned_snakemake(run, "--dry-run").returncode == 0
+    assert snakemake(run, "--dry-run").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -243,7 +242,7 @@ def test_mistakes_are_found_before_any_job(
     (tmp_path / "cohort").mkdir()
     (tmp_path / "x.tif").touch()
     (tmp_path / "cohort" / "slides.tsv").write_text(sheet or "slide\tpath\tsplit\nx\tx.tif\ttest\n")
-    result = planned_snakemake(tmp_path, config=config)
+    result = snakemake(tmp_path, config=config)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback (most recent call last)" not in result.stderr
@@ -261,7 +260,7 @@ def test_the_sheet_says_how_tissue_is_found_for_the_check_of_an_annotation(tmp_p
         "y\ty.tif\ttrain\tnormal\t\totsu_gray\t\n"
         "z\tz.tif\ttest\t\ta.xml\t\t\n"
     )
-    result = planned_snakemake(tmp_path, "--dry-run", "--printshellcmds", "--until", "truth")
+    result = snakemake(tmp_path, "--dry-run", "--printshellcmds", "--until", "truth")
     assert result.returncode == 0, result.stdout + result.stderr
     flags = {
         line.split("--slide ")[1][0]: sorted(word for word in line.split() if word.startswith("--tissue-"))
@@ -339,7 +338,7 @@ def test_the_workflow_can_be_used_as_a_module(run: Path) -> None:
         "    output: 'mine.txt'\n    shell: 'touch {output}'\n"
     )
     shutil.rmtree(run / "results" / "confusion")
-    result = planned_snakemake(run, "--dry-run", "--forcerun", "wsi_tissue", "--snakefile", "Snakefile")
+    result = snakemake(run, "--dry-run", "--forcerun", "wsi_tissue", "--snakefile", "Snakefile")
     assert result.returncode == 0, result.stdout + result.stderr
     table = (result.stdout + result.stderr).split("Job stats:")[1].split("total")[0]
     assert re.search(r"^wsi_tissue\s+5$", table, re.MULTILINE)

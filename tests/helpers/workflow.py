@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from helpers.paths import ROOT
+from helpers.preloaded import run_snakemake
 from wsi_pipeline.cohort.synthetic import SlideSpec
 
 PLANS = (
@@ -45,27 +44,13 @@ PREDICTED = {"heatmap": 2, "scores": 2, "confusion": 2}
 MODEL = TRAINING | PREDICTED | EVALUATION
 
 
-# Imports Snakemake and the package once, then runs each call in a fork: imports take nine tenths of a dry run.
-_PRELOADED = """
-import json, os, sys
-import snakemake.cli, smart_open
-import wsi_pipeline.cohort.sheet, wsi_pipeline.config.loading, wsi_pipeline.provenance.run_record
-snakemake.cli.get_argument_parser()
-for line in sys.stdin:
-    folder, arguments, outputs = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        for stream, path in enumerate(outputs, start=1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        sys.argv = ["snakemake", *arguments]
-        snakemake.cli.main()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 def snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> subprocess.CompletedProcess[str]:
-    """Run the workflow in `folder`."""
+    """Run the workflow in `folder`, in forks of processes that have imported what it needs."""
+    return run_snakemake(folder, [*_arguments(folder, config), *arguments])
+
+
+def new_snakemake(folder: Path, *arguments: str, config: dict[str, Any] = CONFIG) -> subprocess.CompletedProcess[str]:
+    """Run the workflow in `folder`, in new processes, as users do."""
     command = [sys.executable, "-m", "snakemake", *_arguments(folder, config), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -74,26 +59,6 @@ def started_snakemake(folder: Path, *arguments: str, config: dict[str, Any]) -> 
     """Start the workflow in `folder`, in a process group of its own."""
     command = [sys.executable, "-m", "snakemake", *_arguments(folder, config), *arguments]
     return subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True, start_new_session=True)
-
-
-def planned_snakemake(
-    folder: Path, *arguments: str, config: dict[str, Any] = CONFIG
-) -> subprocess.CompletedProcess[str]:
-    """Like `snakemake`, for calls that end before any job: faster, but with the environment of the first such call."""
-    command = [*_arguments(folder, config), *arguments]
-    outputs = [folder / f"snakemake.{name}" for name in ("stdout", "stderr")]
-    process = _preloaded()
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps([str(folder), command, list(map(str, outputs))]) + "\n")
-    process.stdin.flush()
-    code = int(process.stdout.readline())
-    return subprocess.CompletedProcess(command, code, *(path.read_text() for path in outputs))
-
-
-@cache
-def _preloaded() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", _PRELOADED], stdin=-1, stdout=-1, text=True)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -106,11 +71,9 @@ def _arguments(folder: Path, config: dict[str, Any]) -> list[str]:
     return [*arguments, "--cores", "2", "--scheduler", "greedy", "--keep-going"]
 
 
-def planned(
-    folder: Path, config: dict[str, Any] = CONFIG, run_snakemake: Callable[..., Any] = planned_snakemake
-) -> Counter[str]:
+def planned(folder: Path, config: dict[str, Any] = CONFIG, run: Callable[..., Any] = snakemake) -> Counter[str]:
     """The jobs of a dry run, by rule."""
-    result = run_snakemake(folder, "--dry-run", config=config)
+    result = run(folder, "--dry-run", config=config)
     assert result.returncode == 0, result.stdout + result.stderr
     output = result.stdout + result.stderr
     if "Nothing to be done" in output:
