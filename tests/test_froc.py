@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
-from skimage import measure
 
+from helpers.challenge import LIMITS, Case, official_case, official_curve, official_score
 from wsi_pipeline.config import IntervalOptions, LesionLevelOptions
 from wsi_pipeline.errors import PredictionError
 from wsi_pipeline.evaluation.cohort_metrics import lesion_figures
@@ -23,44 +21,9 @@ from wsi_pipeline.metrics.lesions import Detection, FrocCurves, Lesions, PooledH
 from wsi_pipeline.morphology import Runs
 from wsi_pipeline.pyramid.ome_zarr import Image
 
-LIMITS = (0.25, 0.5, 1, 2, 4, 8)
 # Multiples of 1/8 are exact in float32, in which the official script keeps hits, and in float64.
 EIGHTHS = np.arange(9) / 8
 INTERVAL = IntervalOptions()
-
-
-@dataclass
-class Case:
-    """A slide: label image of its mask (of zeros for a normal slide), labels of isolated cells, (confidence, x, y)."""
-
-    labels: np.ndarray
-    isolated: set[int]
-    points: list[tuple[float, int, int]]
-
-
-def official_curve(cases: list[Case], pixel: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """False positives per slide and sensitivity by falling number of detections, as the challenge's rules say."""
-    false, listed, lesions = [], [], 0
-    for case in cases:
-        highest = dict.fromkeys(range(1, int(case.labels.max(initial=0)) + 1), 0.0)
-        for confidence, x, y in case.points:
-            label = int(case.labels[y // pixel, x // pixel])
-            if label == 0:
-                false.append(confidence)
-            elif label not in case.isolated:
-                highest[label] = max(highest[label], confidence)
-        # Each label has an entry: 0 for a missed lesion, and for isolated cells always.
-        listed += highest.values()
-        lesions += len(highest) - len(case.isolated)
-    thresholds = sorted({*false, *listed})[1:]
-    counts = [(sum(c >= t for c in false), sum(c >= t for c in listed)) for t in thresholds]
-    per_slide, found = np.array([*counts, (0, 0)]).T
-    return per_slide / len(cases), found / lesions if lesions else np.full(len(found), np.nan)
-
-
-def official_score(cases: list[Case], pixel: int = 1) -> float:
-    per_slide, sensitivity = official_curve(cases, pixel)
-    return float(np.mean(np.interp(LIMITS, per_slide[::-1], sensitivity[::-1])))
 
 
 def hits_of(cases: list[Case], pixel: int = 1) -> list[SlideHits]:
@@ -123,15 +86,6 @@ def disks(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         radius = rng.uniform(3, 40)
         mask |= (distance < radius) & (distance > rng.choice((-1, radius - 3)))
     return mask
-
-
-def official_case(mask: np.ndarray, points: list[tuple[float, int, int]]) -> Case:
-    """The labels of a mask of level 5 by the rules of the challenge, at its 0.243 um per pixel of level 0."""
-    pixel_um = 0.243 * 2**5
-    near = ndimage.distance_transform_edt(np.where(mask, 0, 255)) < 75 / (2 * pixel_um)
-    labels = measure.label(ndimage.binary_fill_holes(near), connectivity=2)
-    regions = measure.regionprops(labels)
-    return Case(labels, {r.label for r in regions if r.axis_major_length < 275 / pixel_um}, points)
 
 
 def test_the_official_score_from_masks_of_level_5(tmp_path: Path) -> None:
