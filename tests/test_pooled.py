@@ -9,7 +9,14 @@ from sklearn import metrics
 
 from wsi_pipeline.metrics.calibration import RELIABILITY_BINS
 from wsi_pipeline.metrics.curves import auc, average_precision
-from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary, histogram_aucs, histogram_average_precisions
+from wsi_pipeline.metrics.intervals import leave_out_weights
+from wsi_pipeline.metrics.pooled import (
+    PooledScores,
+    ScoreSummary,
+    bin_edges,
+    histogram_aucs,
+    histogram_average_precisions,
+)
 from wsi_pipeline.metrics.steps import STEPS, centres, quantize
 
 
@@ -27,9 +34,10 @@ def counted(steps: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def pooled_of(slides: list[tuple[np.ndarray, np.ndarray]]) -> PooledScores:
     pooled = PooledScores()
+    edges = bin_edges(*counted(*(np.concatenate(part) for part in zip(*slides, strict=True))))
     for steps, truth in slides:
         found = counted(steps, truth)
-        pooled.add(*found, ScoreSummary.of(*found))
+        pooled.add(*found, ScoreSummary.of(*found, edges))
     return pooled
 
 
@@ -61,6 +69,47 @@ def test_metrics_of_weighted_slides_are_close_to_those_of_the_exact_scores(sharp
         assert differences.mean() < mean
     # Weights of one give the exact value.
     assert pooled.weighted(histogram_aucs, area, np.ones((1, 12), np.int64))[0] == pytest.approx(area, abs=1e-15)
+
+
+@pytest.mark.parametrize(("middle", "scale"), [(0, 1e-3), (-3, 0.02), (8, 0.05), (300, 60), (-40, 0.5)])
+def test_leave_outs_are_close_to_the_exact_ones_for_scores_of_any_scale(middle: float, scale: float) -> None:
+    """Scores of networks that have learnt little, or are very sure, may lie within a few of the fixed bins."""
+    rng = np.random.default_rng(5)
+    slides = []
+    for _ in range(20):
+        truth = rng.random(400) < rng.choice((0, 0.1, 0.4))
+        odds = rng.normal(np.where(truth, 1.5, -0.5) + rng.normal(0, 0.7), 1)
+        slides.append((quantize(middle + scale * odds), truth))
+    pooled = pooled_of(slides)
+    exact = auc(pooled.histogram), average_precision(pooled.histogram)
+    left_out = leave_out_weights(20)
+    for statistic, whole, reference in zip(
+        (histogram_aucs, histogram_average_precisions),
+        exact,
+        (metrics.roc_auc_score, metrics.average_precision_score),
+        strict=True,
+    ):
+        assert whole is not None
+        wanted = []
+        for kept in left_out.astype(bool):
+            steps, truth = (
+                np.concatenate([s[k] for s, keep in zip(slides, kept, strict=True) if keep]) for k in (0, 1)
+            )
+            wanted.append(reference(truth, steps))
+        changes = pooled.weighted(statistic, whole, left_out) - whole
+        assert np.square(changes).sum() == pytest.approx(np.square(np.array(wanted) - whole).sum(), rel=0.02)
+
+
+def test_counts_beyond_32_bits_are_kept() -> None:
+    steps, normal, tumor = np.array([30_000, 30_001]), np.array([3 << 32, 5]), np.array([7, 1 << 33])
+    pooled = PooledScores()
+    for _ in range(2):
+        summary = ScoreSummary.of(steps, normal, tumor, bin_edges(steps, normal, tumor))
+        assert (summary.normal.sum(), summary.tumor.sum()) == (normal.sum(), tumor.sum())
+        pooled.add(steps, normal, tumor, summary)
+    area = auc(pooled.histogram)
+    assert area is not None
+    assert pooled.weighted(histogram_aucs, area, np.array([[0, 1]]))[0] == pytest.approx(area, abs=1e-12)
 
 
 def test_weights_without_a_class_are_nan() -> None:
@@ -117,6 +166,7 @@ def test_correct_scores_of_0_and_1_are_calibrated() -> None:
 def test_score_summaries_are_small() -> None:
     rng = np.random.default_rng(3)
     steps, truth = draw(rng, 200_000, 2)
-    summary = ScoreSummary.of(*counted(steps, truth))
+    found = counted(steps, truth)
+    summary = ScoreSummary.of(*found, bin_edges(*found))
     assert summary.normal.nbytes + summary.tumor.nbytes + summary.calibration.bins.nbytes < 20_000
     assert summary.normal.sum() + summary.tumor.sum() == len(steps)

@@ -198,7 +198,20 @@ def test_scores_that_tie_because_they_are_extreme_are_reported(
     write_log_odds(tmp_path, "t1", odds, np.ones(odds.shape))
     inputs, outputs = scores_inputs(tmp_path, "t1"), scores.Outputs(tmp_path / "c.parquet", tmp_path / "c.json")
     scores.run("t1", inputs, outputs, ScoresRun())
-    assert ("t1: the log odds of 2 patches lie beyond ±940" in caplog.text) == warned
+    assert ("t1: the log odds of 2 patches lie beyond ±945" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("spread", "warned"), [(1e-4, True), (1.0, False)])
+def test_scores_that_tie_because_they_are_close_together_are_reported(
+    tissue_slide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, spread: float, warned: bool
+) -> None:
+    heat, truth = maps("t1")
+    write_slide(tmp_path, tissue_slide / "pyramid.ome.zarr", "t1", heat, truth)
+    odds = -3 + spread * np.random.default_rng(0).uniform(size=heat.shape)
+    write_log_odds(tmp_path, "t1", np.where(np.isfinite(heat), odds, np.nan), np.ones(odds.shape))
+    inputs, outputs = scores_inputs(tmp_path, "t1"), scores.Outputs(tmp_path / "c.parquet", tmp_path / "c.json")
+    scores.run("t1", inputs, outputs, ScoresRun())
+    assert ("different log odds tie in 1 steps" in caplog.text) == warned
 
 
 def test_patches_with_too_little_tissue_are_not_scored(tissue_slide: Path, tmp_path: Path) -> None:

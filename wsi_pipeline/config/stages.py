@@ -149,7 +149,7 @@ class ExportRun(StageRun):
 
 class ScoresRun(PatchLevelOptions, StageRun):
     stage = "scores"
-    step_version = 5
+    step_version = 6
     section = "evaluation.patch_level"
     # Scored patches have as much tissue as training patches: glass is normal and easy, and would raise the figures.
     elsewhere: ClassVar = {"min_tissue": "patches.min_tissue"}
@@ -203,7 +203,7 @@ class EvaluateRun(StageRun):
 
 class ReportRun(ReportOptions, StageRun):
     stage = "report"
-    step_version = 6
+    step_version = 7
     section = "report"
     elsewhere: ClassVar = {"synthetic": "cohort.synthetic"}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_pipeline.cohort.sheet import SlideRow
 from wsi_pipeline.config import SlideLevelOptions
@@ -16,10 +17,13 @@ from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
 from wsi_pipeline.metrics.calibration import CalibrationSums, at_temperature
 from wsi_pipeline.metrics.curves import ConfusionCounts
 from wsi_pipeline.metrics.lesions import SlideHits
-from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary
+from wsi_pipeline.metrics.pooled import PooledScores, ScoreSummary, bin_edges
 from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import CalibrateReceipt, ConfusionReceipt, DetectReceipt, ScoresReceipt
+
+# Slides whose scores decide on the bins for all: reading a histogram takes milliseconds.
+_SAMPLE_SLIDES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,11 @@ def load_results(
         )
         _check(result, chosen, calibration)
         results.slides.append(result)
+    edges = _bin_edges(results.slides, folders)
+    for result in results.slides:
+        row = result.row
         counted = ScoreHistogram.read(folders.histogram(row.slide), result.scores)
-        sketch = ScoreSummary.of(counted.steps, counted.normal, counted.tumor)
+        sketch = ScoreSummary.of(counted.steps, counted.normal, counted.tumor, edges)
         results.pooled.add(counted.steps, counted.normal, counted.tumor, sketch)
         if row.centre:
             own = results.centres.setdefault(row.centre, PooledScores())
@@ -127,6 +134,14 @@ def load_results(
             results.top_means[row.slide] = counted.top_mean(options.top_share)
     results.model = common_model([one.model for one in results.slides])
     return results
+
+
+def _bin_edges(slides: Sequence[SlideResult], folders: ResultFolders) -> NDArray[np.int64]:
+    """Edges of bins for the scores of all slides, from a sample of them that does not depend on their order."""
+    ordered = sorted(slides, key=lambda result: result.row.slide)
+    sample = [ordered[k] for k in np.linspace(0, len(ordered) - 1, min(len(ordered), _SAMPLE_SLIDES)).astype(int)]
+    counted = ScoreHistogram.sum_of(ScoreHistogram.read(folders.histogram(one.row.slide), one.scores) for one in sample)
+    return bin_edges(counted.steps, counted.normal, counted.tumor)
 
 
 def _check(result: SlideResult, chosen: CalibrateReceipt, calibration: Path) -> None:

@@ -1,16 +1,16 @@
 """Pooled scores of many slides: exact figures over all slides, and figures of weighted slides.
 
 Slides are added one at a time. Only two things are kept: the exact histogram of all slides, and per slide a histogram
-of 1,601 bins, from 1/107 of log odds wide at 0 to 1/13 at ±12. Figures of weighted slides come from the binned
-histograms, shifted by the binning error of the figure over all slides. All sums are of integers below 2**53, so they
-are exact in any order.
+of some 1,600 bins, half of which are as narrow as the scores of the slides are close together (`bin_edges`). Figures of
+weighted slides come from the binned histograms, shifted by the binning error of the figure over all slides. All sums
+are of integers below 2**53, so they are exact in any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,10 @@ from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.metrics.intervals import Weights
 from wsi_pipeline.metrics.steps import STEPS, bin_sums, dequantize, quantize
 
-_BINS = 1600
+# Bins wherever scores may lie, and bins with equal shares of a class.
+_FIXED_BINS, _EQUAL_BINS = 800, 400
+# Numbers of false positives that average precision depends on are few: shares of the highest normal scores.
+_TOP_SHARES = np.logspace(-7, -2, 60)
 _RESAMPLES_AT_ONCE = 100
 
 Counts = NDArray[np.int64]
@@ -29,23 +32,43 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], Floats]
 
 
-# The first step of each bin, then one past the last step.
-_EDGES = np.unique([0, *quantize(1.5 * np.sinh(np.linspace(-5, 5, _BINS))), STEPS + 1])
+_FIXED_EDGES = np.unique([0, *quantize(1.5 * np.sinh(np.linspace(-5, 5, _FIXED_BINS))), STEPS + 1])
+
+
+def bin_edges(steps: Counts, normal: Counts, tumor: Counts) -> Counts:
+    """The first step of each bin, then one past the last step.
+
+    Half of the bins are fixed, half have equal shares of the normal and of the tumour positions of a sample of slides,
+    given as in `ScoreSummary.of`: scores may all lie within a few of the fixed ones.
+    """
+    edges = [_FIXED_EDGES]
+    for counts, shares in (
+        (normal, np.linspace(0, 1, _EQUAL_BINS, endpoint=False)),
+        (normal, 1 - _TOP_SHARES),
+        (tumor, np.linspace(0, 1, _EQUAL_BINS, endpoint=False)),
+    ):
+        if counts.any():
+            cumulative = np.cumsum(counts)
+            edges.append(steps[np.searchsorted(cumulative, shares * cumulative[-1], side="right")])
+    return np.unique(np.concatenate(edges))
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
     """Summary of the scores of one slide: counts in bins, calibration sums, and the AUC of the slide (or NaN)."""
 
-    normal: NDArray[np.int32]
-    tumor: NDArray[np.int32]
+    normal: NDArray[np.integer[Any]]
+    tumor: NDArray[np.integer[Any]]
     calibration: CalibrationSums
     auc: float
 
     @classmethod
-    def of(cls, steps: Counts, normal: Counts, tumor: Counts) -> Self:
-        """Summarise distinct scores in steps of log odds, ascending, with the normal and tumour positions at each."""
-        binned_normal, binned_tumor = (bin_sums(_EDGES, steps, counts).astype(np.int32) for counts in (normal, tumor))
+    def of(cls, steps: Counts, normal: Counts, tumor: Counts, edges: Counts) -> Self:
+        """Summarise distinct scores in steps of log odds, ascending, with the normal and tumour positions at each.
+
+        `edges` are the `bin_edges` of the slides of a pool.
+        """
+        binned_normal, binned_tumor = (_narrow(bin_sums(edges, steps, counts)) for counts in (normal, tumor))
         area = auc(Histogram(dequantize(steps), normal, tumor))
         return cls(
             normal=binned_normal,
@@ -53,6 +76,11 @@ class ScoreSummary:
             calibration=CalibrationSums.of(steps, normal, tumor),
             auc=np.nan if area is None else area,
         )
+
+
+def _narrow(counts: Counts) -> NDArray[np.integer[Any]]:
+    """In half the memory, where no count is too large for that."""
+    return counts.astype(np.int32) if counts.max(initial=0) <= np.iinfo(np.int32).max else counts
 
 
 class PooledScores:

@@ -1,7 +1,8 @@
 """Log odds of tumour, log p / (1 - p), and the 65,536 bins ("steps") in which histograms count them.
 
 Scores are ranked and compared with thresholds as log odds: in float32 every probability of more than 17 log odds is 1.
-A step is 1/750 wide at 0, 1/420 at ±12 and 1/180 at ±32 (asinh spacing). The outermost two take what lies beyond ±940.
+A step is 1/98,800 wide at 0 and, from ±0.1 on, 1/2,965 of the log odds: 1/240 at ±12, 1/90 at ±32 (asinh spacing). So
+scores of a network that has hardly begun to learn do not tie either. The outermost two take what lies beyond ±945.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ STEPS = 65535
 # counts at these thresholds are exact.
 RELIABILITY_BINS = 15
 # The same numbers are in view/static/panels.js.
-_LINEAR, _PER_UNIT, _ZERO = 8.0, 6000, 32768
+_LINEAR, _PER_UNIT, _ZERO = 0.03, 2965, 32768
 
 Floats = NDArray[np.float64]
 

@@ -25,6 +25,8 @@ from wsi_pipeline.stages.arguments import (
 )
 
 log = logging.getLogger(__name__)
+# Figures of patches lose little where scores lie in more steps, or hardly tie.
+_FEW_STEPS, _MANY_A_STEP = 64, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +98,17 @@ def run(slide: str, inputs: Inputs, outputs: Outputs, options: ScoresRun) -> Non
     beyond = count_beyond(histogram.steps, histogram.normal + histogram.tumor)
     if beyond:
         log.warning(
-            "%s: the log odds of %d patches lie beyond ±940, where they tie: the training may have diverged",
+            "%s: the log odds of %d patches lie beyond ±945, where they tie: the training may have diverged",
             slide,
             beyond,
+        )
+    distinct = len(np.unique(labelled.heat.data[np.isfinite(labelled.heat.data)]))
+    if distinct > _MANY_A_STEP * len(histogram.steps) and len(histogram.steps) < _FEW_STEPS:
+        log.warning(
+            "%s: %d different log odds tie in %d steps: the network may have learnt nothing",
+            slide,
+            distinct,
+            len(histogram.steps),
         )
     highest = np.nanmax(probabilities(labelled.heat.data), initial=0)
     log.info(

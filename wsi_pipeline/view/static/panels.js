@@ -23,15 +23,15 @@ const wsi = (() => {
   const MAX_CACHED_PX = 96e6;
   const MAX_FETCHES = 8;
 
-  // Scores are steps of log odds (wsi_pipeline/metrics/steps.py): step k begins at 8 sinh((k - 32768) / 6000).
+  // Scores are steps of log odds (wsi_pipeline/metrics/steps.py): step k begins at 0.03 sinh((k - 32768) / 2965).
   const PROBABILITIES = Float32Array.from(
-    { length: STEPS }, (_, step) => 1 / (1 + Math.exp(-8 * Math.sinh((step + 0.5 - 32768) / 6000))));
+    { length: STEPS }, (_, step) => 1 / (1 + Math.exp(-0.03 * Math.sinh((step + 0.5 - 32768) / 2965))));
 
   // The lowest step classified as tumour at a threshold, a probability: the one that begins nearest to it. Whole percents
   // and operating points that were chosen on patches are beginnings of steps.
   function thresholdStep(threshold) {
     const logOdds = Math.log(threshold / (1 - threshold));
-    return Math.min(Math.max(Math.round(6000 * Math.asinh(logOdds / 8)) + 32768, 0), STEPS);
+    return Math.min(Math.max(Math.round(2965 * Math.asinh(logOdds / 0.03)) + 32768, 0), STEPS);
   }
 
   // Scores on a grid over the slide: `steps` (uint16) and `labels` (uint8, see above), both row by row.
