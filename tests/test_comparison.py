@@ -23,7 +23,9 @@ from wsi_pipeline.cohort.sheet import Sheet
 from wsi_pipeline.config import EvaluateRun
 from wsi_pipeline.errors import ConfigError, IncompleteError, PipelineError, StoreError
 from wsi_pipeline.evaluation.cohort_metrics import lesion_figures
+from wsi_pipeline.evaluation.comparison import EvaluatedModel, compare_models
 from wsi_pipeline.evaluation.slide_results import hits_of
+from wsi_pipeline.io.layout import Layout
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import DetectReceipt
@@ -156,9 +158,14 @@ def test_the_difference_of_patch_aucs_is_a_jackknife_over_slides(results: Path, 
 @pytest.mark.parametrize("figure", ["froc", "froc_all_thresholds"])
 def test_the_difference_of_froc_scores_is_a_jackknife_over_slides(copied: Path, tmp_path: Path, figure: str) -> None:
     """The lowest confidence of c is that of a lesion, which one of the figures leaves out."""
-    for slide, lesions in {"n1": [], "n2": [], "n3": [], "t1": [2.0], "t2": [3.0], "t3": [1.0]}.items():
-        hit = {"lesions": lesions, "false_positives": [2.5]}
-        change_receipts(copied, "c", "detections", slide, lambda facts, hit=hit: facts.update(hit))
+    hits = {
+        "b": {"n1": [], "n2": [], "n3": [], "t1": [4.0], "t2": [None], "t3": [3.0]},
+        "c": {"n1": [], "n2": [], "n3": [], "t1": [2.0], "t2": [3.0], "t3": [1.0]},
+    }
+    for model, of_slides in hits.items():
+        for slide, lesions in of_slides.items():
+            hit = {"lesions": lesions, "false_positives": [2.5]}
+            change_receipts(copied, model, "detections", slide, lambda facts, hit=hit: facts.update(hit))
     found = compared(copied, tmp_path, *MODELS)
 
     def difference(slides: list[str], one: str, other: str) -> float:
@@ -169,10 +176,9 @@ def test_the_difference_of_froc_scores_is_a_jackknife_over_slides(copied: Path, 
             scores.append((own if figure == "froc" else own["all_thresholds"])["froc"])
         return float(scores[0] - scores[1])
 
-    for models in (("a", "b"), ("a", "c")):
-        whole = difference([*SLIDES], *models)
-        parts = [difference([one for one in SLIDES if one != slide], *models) for slide in SLIDES]
-        check(pair(found, figure, *models), whole, np.array(parts) - whole, 1e-9)
+    whole = difference([*SLIDES], "b", "c")
+    parts = [difference([one for one in SLIDES if one != slide], "b", "c") for slide in SLIDES]
+    check(pair(found, figure, "b", "c"), whole, np.array(parts) - whole, 1e-9)
 
 
 def test_figures_are_those_of_the_evaluations_and_p_values_are_adjusted_by_figure(
@@ -189,23 +195,39 @@ def test_figures_are_those_of_the_evaluations_and_p_values_are_adjusted_by_figur
     for figure in FIGURES:
         pairs = found["differences"][figure]
         assert [one["models"] for one in pairs] == [["a", "b"], ["a", "c"], ["b", "c"]]
-        ordered = sorted(pairs, key=lambda one: one["p_value"])
+        tested = [one for one in pairs if one["p_value"] is not None]
+        ordered = sorted(tested, key=lambda one: one["p_value"])
         wanted, highest = [], 0.0
         for k, one in enumerate(ordered):
-            highest = min(1.0, max(highest, (3 - k) * one["p_value"]))
+            highest = min(1.0, max(highest, (len(tested) - k) * one["p_value"]))
             wanted.append(highest)
         assert [one["p_adjusted"] for one in ordered] == pytest.approx(wanted)
     two = compared(results, tmp_path / "two", "a", "b")
     assert all(one["p_adjusted"] == one["p_value"] for figure in FIGURES for one in two["differences"][figure])
 
 
-def test_a_model_does_not_differ_from_itself(results: Path, tmp_path: Path) -> None:
-    found = compared(results, tmp_path, "b", "b")
+def test_a_model_does_not_differ_from_itself(results: Path) -> None:
+    model = EvaluatedModel.read(Layout(results, "b"))
+    found = compare_models([model, model])
     for figure in FIGURES:
         (one,) = found["differences"][figure]
         assert (one["difference"], one["standard_error"], one["p_value"], one["p_adjusted"]) == (0, 0, 1, 1)
         assert one["difference_interval"] is None
         assert one["difference_interval_reason"] == "no slide tells the models apart"
+
+
+def test_a_figure_that_no_slide_changes_has_no_variance_to_compare_with(results: Path) -> None:
+    """As of a detector that hits every lesion: the interval would be that of the other model's figure alone."""
+    one, other = (EvaluatedModel.read(Layout(results, name)) for name in "ab")
+    perfect = replace(
+        one,
+        figures={**one.figures, "froc": {**one.figures["froc"], "value": 1.0}},
+        changes={**one.changes, "froc": np.zeros(len(SLIDES))},
+    )
+    (found,) = compare_models([perfect, other])["differences"]["froc"]
+    assert found["difference"] == 1 - other.figures["froc"]["value"]
+    assert (found["difference_interval"], found["p_value"], found["p_adjusted"]) == (None, None, None)
+    assert found["difference_interval_reason"] == "a has 1 whichever slide is left out: its variance is not known"
 
 
 def test_the_order_of_models_and_of_the_sheet_changes_signs_only(
@@ -355,6 +377,8 @@ def test_evaluations_of_other_results_are_refused(copied: Path) -> None:
         compare(copied, "--models", *"ab")
     with pytest.raises(ConfigError, match=r"1 models to compare \(a\)\. Name at least two"):
         compare(copied, "--models", "a")
+    with pytest.raises(ConfigError, match="the model a is named twice"):
+        compare(copied, "--models", *"aba")
     with pytest.raises(PipelineError, match="0 models to compare"):
         compare(copied / "nowhere")
 
@@ -381,7 +405,7 @@ def test_the_table_has_the_figures_of_the_json(results: Path, tmp_path: Path) ->
         low, high = one["difference_interval"] or ("", "")
         wanted = [one["difference"], low, high, one["standard_error"], one["p_value"], one["p_adjusted"]]
         assert [row[key] for key in ("difference", "low", "high", "standard_error", "p_value", "p_adjusted")] == [
-            *map(str, wanted)
+            *("" if value is None else str(value) for value in wanted)
         ]
         assert float(row["value_second"]) == values[row["second"]][row["figure"]]["value"]
     assert [*found["provenance"]["tables_sha256"]] == ["compare.csv"]

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from wsi_pipeline.cli import app as cli
-from wsi_pipeline.errors import PipelineError
+from wsi_pipeline.errors import PipelineError, PredictionError
 from wsi_pipeline.evaluation.external import read_detections, read_mask
 from wsi_pipeline.metrics.delong import auc_contributions, compare, structural_components
 
@@ -180,6 +180,9 @@ def test_the_requested_level_of_a_mask_pyramid_is_read(tmp_path: Path) -> None:
     mask = read_mask(tmp_path / "m.tif", 3)
     assert mask.shape == (8, 12)
     assert np.argwhere(mask).tolist() == [[2, 3]]
+    # Any other level would be measured at a wrong scale.
+    with pytest.raises(PredictionError, match="4 levels, and --level 5 is none of them"):
+        read_mask(tmp_path / "m.tif", 5)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +192,8 @@ def test_the_requested_level_of_a_mask_pyramid_is_read(tmp_path: Path) -> None:
         ("nan,1,2\n", "row 1"),
         ("0.9,1\n", "row 1"),
         ("0.9,1,2\n0.9,1\n", "row 2: 2 cells, the first row has 3"),
+        ("1_0,1,2\n", "row 1"),
+        ("0.9,1e300,2\n", "row 1"),
         ("-0.1,1,2\n", "the confidence -0.1 is below 0"),
     ],
 )
@@ -216,6 +221,8 @@ def test_bad_folders_and_masks_are_named(cases: Path) -> None:
     write_case(cases, "other", "", square_mask((9, 9)))
     (cases / "detections" / "other.csv").unlink()
     refused("other.tif: a mask of no slide that has a CSV")
+    write_case(cases, "TEST_001", "")
+    refused(r"test_001\.csv: a second CSV of test_001, beside TEST_001\.csv")
     with pytest.raises(PipelineError, match="no such folder"):
         command("froc", cases / "no", cases / "masks")
     with pytest.raises(PipelineError, match="no CSV files"):
@@ -260,6 +267,35 @@ def test_two_models_on_the_same_slides(tmp_path: Path) -> None:
     assert found["against"]["difference_interval_reason"] == reason
     text = command("roc", one, "--against", other, "--permutations", 100)
     assert f"difference +0.1667 ({reason}); p not computed (DeLong)" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], "no slide tells the models apart"),
+        ([1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0], "the difference is the same without each slide"),
+        ([1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], "the difference is the same without each slide"),
+        ([3, 5, 6], [3, 4, 2], "too few slides for an interval: 1, at least 3 are needed"),
+    ],
+)
+def test_a_difference_without_an_interval_has_the_reason(
+    tmp_path: Path, first: list[int], second: list[int], reason: str
+) -> None:
+    half = (len(first) + 1) // 2
+    labels = ["normal"] * half + ["tumor"] * (len(first) - half)
+    paths = [
+        write_scores(tmp_path / f"{name}.csv", [(str(k), v, labels[k]) for k, v in enumerate(values)])
+        for name, values in (("a", first), ("b", second))
+    ]
+    against = figures_of(tmp_path, "roc", paths[0], "--against", paths[1], "--permutations", 100)["against"]
+    wanted = auc_of(first, labels) - auc_of(second, labels)
+    assert against["difference"] == pytest.approx(wanted, abs=1e-12)
+    assert (against["difference_interval"], against["difference_interval_reason"]) == (None, reason)
+    assert reason in command("roc", paths[0], "--against", paths[1], "--permutations", 100)
+
+
+def auc_of(scores: list[int], labels: list[str]) -> float:
+    return float(sk.roc_auc_score([label == "tumor" for label in labels], scores))
 
 
 def test_a_single_class_gives_null_with_the_reason(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def pooled_of(slides: list[tuple[np.ndarray, np.ndarray]]) -> PooledScores:
     edges = bin_edges(*counted(*(np.concatenate(part) for part in zip(*slides, strict=True))))
     for steps, truth in slides:
         found = counted(steps, truth)
-        pooled.add(*found, ScoreSummary.of(*found, edges))
+        pooled.add(f"s{len(pooled)}", *found, ScoreSummary.of(*found, edges))
     return pooled
 
 
@@ -100,13 +100,30 @@ def test_leave_outs_are_close_to_the_exact_ones_for_scores_of_any_scale(middle: 
         assert np.square(changes).sum() == pytest.approx(np.square(np.array(wanted) - whole).sum(), rel=0.02)
 
 
+def test_groups_of_many_slides_share_out_those_with_tumour_in_any_order() -> None:
+    """Three slides with tumour among 2,500, which leave each group of 1,000 with tumour to compare with."""
+    steps, one = np.array([30_000, 30_001]), np.array([1, 1])
+    names = [f"s{k:04}" for k in range(2500)]
+    found = []
+    for order in (names, names[::-1], sorted(names, key=lambda name: name[::-1])):
+        pooled = PooledScores()
+        for name in order:
+            tumor = one if name in ("s0005", "s1005", "s2005") else np.zeros(2, np.int64)
+            pooled.add(name, steps, one, tumor, ScoreSummary.of(steps, one, tumor, bin_edges(steps, one, one)))
+        left_out = pooled.leave_out()
+        assert np.isfinite(pooled.weighted(histogram_aucs, 0.5, left_out)).all()
+        assert np.isfinite(pooled.weighted_rocs(np.linspace(0, 1, 5), left_out)).all()
+        found.append({frozenset(np.array(order)[row == 0].tolist()) for row in left_out})
+    assert found[0] == found[1] == found[2]
+
+
 def test_counts_beyond_32_bits_are_kept() -> None:
     steps, normal, tumor = np.array([30_000, 30_001]), np.array([3 << 32, 5]), np.array([7, 1 << 33])
     pooled = PooledScores()
     for _ in range(2):
         summary = ScoreSummary.of(steps, normal, tumor, bin_edges(steps, normal, tumor))
         assert (summary.normal.sum(), summary.tumor.sum()) == (normal.sum(), tumor.sum())
-        pooled.add(steps, normal, tumor, summary)
+        pooled.add("s", steps, normal, tumor, summary)
     area = auc(pooled.histogram)
     assert area is not None
     assert pooled.weighted(histogram_aucs, area, np.array([[0, 1]]))[0] == pytest.approx(area, abs=1e-12)

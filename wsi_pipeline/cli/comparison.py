@@ -34,6 +34,8 @@ def command(
             f"{results}: {len(names)} models to compare{''.join(f' ({name})' for name in names)}",
             remedy="Name at least two, or evaluate another in the same results folder under another training.model",
         )
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{results}: the model {repeated[0]} is named twice", remedy="Name each model once")
     evaluated = [EvaluatedModel.read(Layout(results, name)) for name in names]
     figures = compare_models(evaluated)
     print(comparison_text(figures))

@@ -184,7 +184,7 @@ class ConfusionRun(PatchLevelOptions, StageRun):
 
 class EvaluateRun(StageRun):
     stage = "evaluate"
-    step_version = 12
+    step_version = 13
     section = "evaluation"
     elsewhere: ClassVar = {
         "seed": "seed",

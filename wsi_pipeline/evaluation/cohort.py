@@ -21,6 +21,7 @@ def cohort_figures(sheet: Sheet, results: CohortResults, missing: Sequence[str],
         "missing": list(missing),
         "excluded": list(sheet.excluded),
         "test_slides": [s.row.slide for s in results.slides],
+        "test_patients": len({s.row.patient or ("slide", s.row.slide) for s in results.slides}),
         "unread_positions": {s.row.slide: n for s in results.slides if (n := s.scores.unread_positions)},
         "slides": {split: len(sheet.of_split(split)) for split in SPLITS},
     }

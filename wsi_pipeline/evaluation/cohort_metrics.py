@@ -12,7 +12,7 @@ from wsi_pipeline.config import EvaluateRun, IntervalOptions
 from wsi_pipeline.evaluation.confusion import RATIOS, Ratio, ratios_of, shares_of
 from wsi_pipeline.evaluation.consistency import common_label_rule, common_protocol
 from wsi_pipeline.evaluation.slide_classification import SlideScores
-from wsi_pipeline.evaluation.slide_results import CohortResults, hits_of
+from wsi_pipeline.evaluation.slide_results import CohortResults, hits_of, hits_of_slides
 from wsi_pipeline.evaluation.summary import Figures
 from wsi_pipeline.metrics.calibration import Bin, PooledCalibration
 from wsi_pipeline.metrics.curves import (
@@ -87,13 +87,13 @@ class Evaluation:
         }
 
     def _figure(
-        self, name: str, value: float | None, values: Callable[[Weights], Floats], *, total: int, counted: int
+        self, name: str, value: float | None, values: Callable[[Weights], Floats], pooled: PooledScores, *, counted: int
     ) -> Figures:
-        """A figure of `total` slides, of which `counted` have what it counts, with its interval.
+        """A figure of the slides of `pooled`, of which `counted` have what it counts, with its interval.
 
-        `values` maps weights, (rows, total), to the figure of each.
+        `values` maps weights, (rows, slides), to the figure of each.
         """
-        left_out = None if value is None or too_few_slides(counted) else values(leave_out_weights(total))
+        left_out = None if value is None or too_few_slides(counted) else values(pooled.leave_out())
         return figure_with_interval(name, value, left_out, counted, self._options.interval.level)
 
     def curves(self) -> Curves:
@@ -115,7 +115,9 @@ class Evaluation:
             return None
         rates, slides = np.linspace(0, 1, _BAND_POINTS), len(self.pooled)
         (rates_found,) = self.pooled.weighted_rocs(rates, np.ones((1, slides), np.int32))
-        left_out = self.pooled.weighted_rocs(rates, leave_out_weights(slides))
+        left_out = self.pooled.weighted_rocs(rates, self.pooled.leave_out())
+        if np.isnan(left_out).any():
+            return None
         low, high = jackknife_interval(rates_found, left_out, counted, level)
         # By definition; elsewhere a curve cannot fall, so a limit holds for all rates on one side of its own.
         low[-1] = 1.0
@@ -129,7 +131,7 @@ class Evaluation:
                 "average_precision",
                 precision,
                 lambda w: pooled.weighted(histogram_average_precisions, precision or 0.0, w),
-                total=len(pooled),
+                pooled,
                 counted=pooled.slides_by_class[1],
             ),
             "by_centre": {name: self._auc_of(own) for name, own in sorted(self._centres.items())},
@@ -148,11 +150,11 @@ class Evaluation:
                 "auc",
                 area,
                 lambda w: pooled.weighted(histogram_aucs, area or 0.0, w),
-                total=len(pooled),
+                pooled,
                 counted=min(pooled.slides_by_class),
             ),
             "reason": _reason(histogram.n_normal, histogram.n_tumor, "patches"),
-            "n_slides": len(pooled),
+            "n_slides": pooled.scored_slides,
             "n_normal": histogram.n_normal,
             "n_tumor": histogram.n_tumor,
         }
@@ -170,7 +172,7 @@ class Evaluation:
         slides = int(known.sum())
         mean = float(own[known].mean()) if slides else None
         return {
-            **self._figure("auc", mean, means, total=len(own), counted=slides),
+            **self._figure("auc", mean, means, self.pooled, counted=slides),
             "reason": None if slides else "no slide has patches of both classes",
             "n_slides": slides,
         }
@@ -181,7 +183,7 @@ class Evaluation:
             **self._calibration_of(self.calibration, n),
             "reason": None if n else "there are no patches",
             "bins": f"{RELIABILITY_BINS} of equal width",
-            "n_slides": len(self.slides),
+            "n_slides": self.pooled.scored_slides,
             "n_patches": n,
             "at_temperature": None
             if self.at_temperature is None
@@ -200,7 +202,7 @@ class Evaluation:
             ("brier_score", sums.brier_scores),
         ):
             value = float(values(np.ones((1, slides), np.int64))[0]) if n else None
-            figures |= self._figure(name, value, values, total=slides, counted=slides)
+            figures |= self._figure(name, value, values, self.pooled, counted=self.pooled.scored_slides)
         return figures
 
     def _slide(self) -> Figures:
@@ -219,7 +221,7 @@ class Evaluation:
 
     def hits(self) -> list[SlideHits]:
         """Hits of the slides whose lesions are all annotated."""
-        return [hits for s in self.slides if (hits := hits_of(s.detections)) is not None]
+        return hits_of_slides(self.slides)
 
     def _lesion(self) -> Figures:
         return {
@@ -234,7 +236,7 @@ class Evaluation:
         out: Figures = {
             "counts": asdict(self.counts),
             "share_of_total": shares_of(self.counts),
-            "n_slides": len(self.slides),
+            "n_slides": int(per_slide.any(axis=1).sum()) if self.slides else 0,
             **interval_method(self._options.interval),
         }
         known = ratios_of(self.counts)
@@ -244,7 +246,8 @@ class Evaluation:
                 return ratio((w @ per_slide).astype(np.float64).T)
 
             counted = int(np.isfinite(ratio(per_slide.astype(np.float64).T)).sum()) if self.slides else 0
-            out |= self._figure(name, known[name], values, total=len(self.slides), counted=counted)
+            out |= self._figure(name, known[name], values, self.pooled, counted=counted)
+            out[f"{name}_reason"] = "it divides by 0 patches" if known[name] is None else None
         return out
 
     def _matlab_parity(self) -> Figures:

@@ -16,13 +16,19 @@ from wsi_pipeline.cohort.sheet import SlideRow
 from wsi_pipeline.config import EvaluateRun, SlideLevelOptions
 from wsi_pipeline.errors import IncompleteError, StoreError
 from wsi_pipeline.evaluation.cohort import inputs_digest
-from wsi_pipeline.evaluation.slide_results import CohortResults, ResultFolders, SlideResult, hits_of, load_results
+from wsi_pipeline.evaluation.slide_results import (
+    CohortResults,
+    ResultFolders,
+    SlideResult,
+    hits_of_slides,
+    load_results,
+)
 from wsi_pipeline.evaluation.summary import SYNTHETIC, Figures, format_difference, format_figure, read_metrics
 from wsi_pipeline.evaluation.tables import read_table
 from wsi_pipeline.io.digests import digest_file
 from wsi_pipeline.io.layout import Layout
 from wsi_pipeline.metrics.delong import Labels, Scores, auc_contributions
-from wsi_pipeline.metrics.intervals import holm, leave_out_weights, paired_difference
+from wsi_pipeline.metrics.intervals import holm, is_constant, leave_out_weights, no_interval_reason, paired_difference
 from wsi_pipeline.metrics.lesions import PooledHits
 from wsi_pipeline.metrics.pooled import Floats, histogram_aucs
 
@@ -35,8 +41,6 @@ FIGURES = {
 }
 _NAMED_SLIDES = 10
 _EVALUATE_AGAIN = "Run the stage evaluate again for this model"
-# Of different models, and of models that do not differ.
-_WITHOUT_VARIANCE = ("the difference is the same without each slide", "no slide tells the models apart")
 _PROVENANCE = ("model_sha256", "options_sha256", "sheet_sha256", "inputs_sha256")
 
 
@@ -151,10 +155,10 @@ def _changes(
     if "slide_auc" in value:
         found["slide_auc"] = contributions
     if "patch_auc" in value:
-        weights = leave_out_weights(len(results.pooled))
+        weights = results.pooled.leave_out()
         found["patch_auc"] = results.pooled.weighted(histogram_aucs, value["patch_auc"], weights) - value["patch_auc"]
     if "froc" in value:
-        hits = [one for slide in results.slides if (one := hits_of(slide.detections)) is not None]
+        hits = hits_of_slides(results.slides)
         all_thresholds, camelyon16 = PooledHits(hits).weighted(leave_out_weights(len(hits)))[:, 0]
         found["froc"] = camelyon16 - value["froc"]
         found["froc_all_thresholds"] = all_thresholds - value["froc_all_thresholds"]
@@ -227,7 +231,7 @@ def compare_models(models: Sequence[EvaluatedModel]) -> Figures:
         "interval_level": level,
         "interval_method": "Student's t by the slides that the variance rests on; slide AUC: paired DeLong, other "
         "figures: jackknife of the difference over slides",
-        "p_adjustment": "Holm, over all pairs of models of a figure",
+        "p_adjustment": "Holm, over the pairs of models of a figure that have a p value",
         "provenance": {"wsi_pipeline": __version__},
     }
 
@@ -259,12 +263,18 @@ def _difference(first: EvaluatedModel, second: EvaluatedModel, name: str, level:
     changes, others = first.changes[name], second.changes[name]
     if changes is None or others is None:
         return {**difference, "difference": value}
+    extreme = [one for one, own in ((first, changes), (second, others)) if is_constant(own)]
+    if name != "slide_auc" and len(extreme) == 1:
+        # Its variance would be taken for 0, and the interval would be that of the other model's figure alone.
+        figure = f"{extreme[0].figures[name]['value']:g}"
+        reason = f"{extreme[0].name} has {figure} whichever slide is left out: its variance is not known"
+        return {**difference, "difference": value, "difference_interval_reason": reason}
     found = paired_difference(value, changes - others, level)
     return {
         **difference,
         "difference": value,
         "difference_interval": found.limits,
-        "difference_interval_reason": None if found.limits else _WITHOUT_VARIANCE[found.p_value is not None],
+        "difference_interval_reason": no_interval_reason(found),
         "standard_error": found.standard_error,
         "p_value": found.p_value,
     }

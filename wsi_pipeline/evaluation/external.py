@@ -34,6 +34,7 @@ SCHEMA_VERSION = 3
 _MASK_SUFFIXES = ("", "_mask", "_evaluation_mask")
 _MASK_FILES = (".tif", ".tiff", ".png")
 _SCORE_COLUMNS = ("slide", "score", "label")
+_MAX_COORDINATE = 2**31
 _HEADERS = (["confidence", "x", "y"], ["probability", "x", "y"])
 
 
@@ -53,9 +54,7 @@ def judge_detections(
     pixel at level 0; slides without one are free of tumour. Raises `PredictionError`.
     """
     _check_scale(options, mpp, level)
-    files = {path.stem: path for path in sorted(_folder(detections).iterdir()) if path.suffix.lower() == ".csv"}
-    if not files:
-        raise PredictionError(f"{detections}: no CSV files", remedy="Give the folder with a CSV for each slide")
+    files = _detection_files(detections)
     if unknown := set(exclude) - set(files):
         raise PredictionError(f"{detections}: no CSV of the excluded slide {min(unknown)}")
     of_slide = _masks_of(masks, files)
@@ -96,6 +95,18 @@ def judge_detections(
     }
 
 
+def _detection_files(folder: Path) -> dict[str, Path]:
+    """The CSV of each slide. Slides that differ in case only are refused: their masks could not be told apart."""
+    paths = [path for path in sorted(_folder(folder).iterdir()) if path.suffix.lower() == ".csv"]
+    if not paths:
+        raise PredictionError(f"{folder}: no CSV files", remedy="Give the folder with a CSV for each slide")
+    first = dict[str, Path]()
+    for path in paths:
+        if (other := first.setdefault(path.stem.lower(), path)) is not path:
+            raise PredictionError(f"{path}: a second CSV of {path.stem}, beside {other.name}", remedy="Rename one")
+    return {path.stem: path for path in paths}
+
+
 def read_detections(path: Path) -> list[Detection]:
     """Rows `confidence,x,y`, with or without a header. `PredictionError` names the row."""
     found = list[Detection]()
@@ -103,10 +114,10 @@ def read_detections(path: Path) -> list[Detection]:
         if number == 1 and [cell.lower() for cell in cells] in _HEADERS:
             continue
         try:
-            confidence, x, y = map(float, cells)
+            confidence, x, y = map(_number, cells)
         except ValueError:
             confidence = x = y = math.nan
-        if not all(map(math.isfinite, (confidence, x, y))):
+        if not math.isfinite(confidence) or not max(abs(x), abs(y)) < _MAX_COORDINATE:
             raise PredictionError(
                 f"{path}, row {number}: {','.join(cells)!r} is not confidence,x,y",
                 remedy="Write a number for each, in level-0 pixels",
@@ -126,7 +137,11 @@ def read_mask(path: Path, level: int) -> NDArray[np.bool_]:
         else:
             with tifffile.TiffFile(path) as tiff:
                 levels = tiff.series[0].levels
+                if 1 < len(levels) <= level:
+                    raise ValueError(f"{len(levels)} levels, and --level {level} is none of them")
                 pixels = np.asarray(levels[level if len(levels) > level else 0].asarray())
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise ValueError("values that are not finite")
         if pixels.ndim == 3 and len({pixels[..., k].tobytes() for k in range(pixels.shape[2])}) == 1:
             pixels = pixels[..., 0]
         if pixels.ndim != 2:
@@ -196,11 +211,16 @@ def judge_scores(path: Path, other: Path | None, *, interval: IntervalOptions, s
         raise PredictionError(f"{slide} has another label in {other} than in {path}")
     found = compare(scores, second, is_tumor, level=interval.level, permutations=permutations, seed=seed)
     compared = dict.fromkeys(field.name for field in fields(Comparison)) if found is None else asdict(found)
+    against = slide_figures(second, labels, interval)
+    if found is None and figures["auc"] is not None:
+        compared |= {
+            "difference": figures["auc"] - against["auc"],
+            "difference_interval_reason": figures["auc_interval_reason"],
+        }
     figures["against"] = {
-        **slide_figures(second, labels, interval),
+        **against,
         "inputs_sha256": digest_file(other),
         **compared,
-        "difference_interval_reason": figures["auc_interval_reason"],
         "permutations": permutations,
         "seed": seed,
     }
@@ -225,7 +245,7 @@ def _scores(path: Path) -> tuple[Scores, Labels, dict[str, int]]:
         slide, score, label = (cells[k] for k in place)
         kind = kinds.get(label)
         try:
-            value = float(score)
+            value = _number(score)
         except ValueError:
             value = math.nan
         if kind is None or not math.isfinite(value):
@@ -238,6 +258,11 @@ def _scores(path: Path) -> tuple[Scores, Labels, dict[str, int]]:
     if not slides:
         raise PredictionError(f"{path}: no slides")
     return np.array(values, np.float64), np.array(labels, bool), slides
+
+
+def _number(cell: str) -> float:
+    """A number as programs write it; Python's own underscores are a mistake."""
+    return math.nan if "_" in cell else float(cell)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -290,8 +315,8 @@ def roc_text(figures: Figures) -> str:
         other = figures["against"]
         lines.append(f"against {line(other)}")
         if other["difference"] is not None:
-            p = "not computed" if other["p_delong"] is None else f"{other['p_delong']:.4g}"
-            lines.append(
-                f"difference {format_difference(other)}; p {p} (DeLong), {other['p_permutation']:.4g} (permutation)"
+            delong, permutation = (
+                "not computed" if other[p] is None else f"{other[p]:.4g}" for p in ("p_delong", "p_permutation")
             )
+            lines.append(f"difference {format_difference(other)}; p {delong} (DeLong), {permutation} (permutation)")
     return "\n".join(lines)

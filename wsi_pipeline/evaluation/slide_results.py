@@ -77,6 +77,16 @@ def hits_of(detections: DetectReceipt) -> SlideHits | None:
     return SlideHits(detections.lesions, detections.false_positives, detections.isolated or 0)
 
 
+def hits_of_slides(slides: Sequence[SlideResult]) -> list[SlideHits]:
+    """Hits of the slides whose lesions can be scored.
+
+    Their order depends on the slides alone, and those with lesions are together: so groups that are left out are too,
+    and share them out.
+    """
+    found = [(s.row.slide, hits) for s in slides if (hits := hits_of(s.detections)) is not None]
+    return [hits for _, hits in sorted(found, key=lambda one: (bool(one[1].lesions), one[0]))]
+
+
 @dataclass(slots=True)
 class CohortResults:
     """The results of all slides, read slide by slide; of score histograms only sums are kept.
@@ -123,10 +133,10 @@ def load_results(
         row = result.row
         counted = ScoreHistogram.read(folders.histogram(row.slide), result.scores)
         sketch = ScoreSummary.of(counted.steps, counted.normal, counted.tumor, edges)
-        results.pooled.add(counted.steps, counted.normal, counted.tumor, sketch)
+        results.pooled.add(row.slide, counted.steps, counted.normal, counted.tumor, sketch)
         if row.centre:
             own = results.centres.setdefault(row.centre, PooledScores())
-            own.add(counted.steps, counted.normal, counted.tumor, sketch)
+            own.add(row.slide, counted.steps, counted.normal, counted.tumor, sketch)
         if scaled is not None:
             sums = CalibrationSums.of(scaled[counted.steps], counted.normal, counted.tumor)
             results.at_temperature.append(sums)

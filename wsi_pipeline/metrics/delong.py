@@ -16,7 +16,7 @@ from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import ndtri, owens_t
 
-from wsi_pipeline.metrics.intervals import paired_difference, too_few_slides
+from wsi_pipeline.metrics.intervals import no_interval_reason, paired_difference, too_few_slides
 from wsi_pipeline.seeds import generator
 
 Scores = NDArray[np.float64]
@@ -36,6 +36,7 @@ class Comparison:
 
     difference: float
     difference_interval: tuple[float, float] | None
+    difference_interval_reason: str | None
     standard_error: float
     p_delong: float | None
     p_permutation: float
@@ -140,12 +141,13 @@ def compare(
         swaps = np.unpackbits(np.frombuffer(rng.bytes(-(-permutations * len(part) // 8)), np.uint8))
         drawn += part.sum() - 2 * (swaps[: permutations * len(part)].reshape(permutations, -1) @ part)
     at_least_as_extreme = np.count_nonzero(np.abs(drawn) >= abs(contributions.sum()))
-    enough = too_few_slides(int(min(np.count_nonzero(is_tumor), np.count_nonzero(~is_tumor)))) is None
+    too_few = too_few_slides(int(min(np.count_nonzero(is_tumor), np.count_nonzero(~is_tumor))))
     return Comparison(
         found.difference,
-        found.limits if enough else None,
+        None if too_few else found.limits,
+        too_few or no_interval_reason(found),
         found.standard_error,
-        p_delong=found.p_value if enough else None,
+        p_delong=None if too_few else found.p_value,
         p_permutation=(1 + at_least_as_extreme) / (1 + permutations),
     )
 

@@ -52,10 +52,14 @@ class PairedDifference:
     p_value: float | None
 
 
-def leave_out_weights(slides: int) -> Weights:
-    """Weights 0 and 1, (parts, slides): each row leaves out one slide, or one of 1,000 groups of slides."""
+def leave_out_weights(slides: int, ranks: NDArray[np.int64] | None = None) -> Weights:
+    """Weights 0 and 1, (parts, slides): each row leaves out one slide, or one of 1,000 groups of slides.
+
+    `ranks` (slides,) are the places of the slides in an order in which the groups take turns; by default their own.
+    """
     parts = min(slides, _MAX_PARTS)
-    kept: NDArray[np.bool_] = np.arange(slides) % parts != np.arange(parts)[:, None]
+    places = np.arange(slides) if ranks is None else ranks
+    kept: NDArray[np.bool_] = places % parts != np.arange(parts)[:, None]
     return kept.astype(np.int32)
 
 
@@ -100,6 +104,20 @@ def _variance_and_freedom(changes: Floats) -> tuple[Floats, Floats]:
     variance = squares.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return variance, variance**2 / (squares**2).sum(axis=0)
+
+
+def is_constant(changes: Floats) -> bool:
+    """Whether a figure is the same without each slide, given its changes (parts,)."""
+    return bool((np.abs(changes) < _SMALLEST_CHANGE).all())
+
+
+def no_interval_reason(found: PairedDifference) -> str | None:
+    """Why a difference has no limits; None where it has."""
+    if found.limits is not None:
+        return None
+    if found.p_value is None:
+        return "the difference is the same without each slide"
+    return "no slide tells the models apart"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.metrics.calibration import CalibrationSums, PooledCalibration
 from wsi_pipeline.metrics.curves import Histogram, auc
-from wsi_pipeline.metrics.intervals import Weights
+from wsi_pipeline.metrics.intervals import Weights, leave_out_weights
 from wsi_pipeline.metrics.steps import STEPS, bin_sums, dequantize, quantize
 
 # Bins wherever scores may lie, and bins with equal shares of a class.
@@ -88,10 +88,12 @@ class PooledScores:
 
     def __init__(self) -> None:
         self._normal, self._tumor = np.zeros((2, STEPS + 1), np.int64)
+        self._names = list[str]()
         self._summaries = list[ScoreSummary]()
 
-    def add(self, steps: Counts, normal: Counts, tumor: Counts, summary: ScoreSummary) -> None:
+    def add(self, slide: str, steps: Counts, normal: Counts, tumor: Counts, summary: ScoreSummary) -> None:
         """Add a slide: distinct scores in steps, counts by truth, and its summary, which several pools may share."""
+        self._names.append(slide)
         self._normal[steps] += normal
         self._tumor[steps] += tumor
         self._summaries.append(summary)
@@ -109,6 +111,18 @@ class PooledScores:
     def slides_by_class(self) -> tuple[int, int]:
         """Number of slides with normal and with tumour positions."""
         return sum(bool(s.normal.any()) for s in self._summaries), sum(bool(s.tumor.any()) for s in self._summaries)
+
+    @property
+    def scored_slides(self) -> int:
+        """Number of slides with positions."""
+        return sum(bool(s.normal.any() or s.tumor.any()) for s in self._summaries)
+
+    def leave_out(self) -> Weights:
+        """`leave_out_weights` of the slides; groups do not depend on their order, and share out those with tumour."""
+        keys = [(bool(s.tumor.any()), name) for s, name in zip(self._summaries, self._names, strict=True)]
+        ranks = np.empty(len(keys), np.int64)
+        ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+        return leave_out_weights(len(keys), ranks)
 
     @property
     def aucs(self) -> Floats:
