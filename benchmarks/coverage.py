@@ -2,7 +2,8 @@
 
     python benchmarks/coverage.py [--differences] [--repeats 2000] [--slides 129 50 30 15 8 5] [--processes 1]
 
-Slide AUC: normal distributions of the scores, with equal variances or with twice the standard deviation in tumour.
+Slide AUC: normal distributions of the scores, with equal variances or with twice the standard deviation in tumour, or
+a part of the tumour slides that score as normal ones do ("missed"), as slides with small metastases may.
 Patches: scores with a random shift for each slide, a log-normal number of tumour patches, and higher scores in larger
 lesions. FROC: random shifts for each slide, and most lesions and false positives on few slides. True values are a
 formula (slide AUC) or those of a very large cohort. With --differences, intervals of the difference of two models whose
@@ -35,6 +36,8 @@ LEVEL = 0.95
 SCENARIOS = {"usual": (1.5, 0.5, 0.8), "heavy tails": (2.2, 1.0, 2.0)}
 TRUE_AUCS = (0.80, 0.97, 0.994)
 SPREADS = (1.0, 2.0)
+# Distance of the tumour slides that are found from the normal ones, in standard deviations.
+FOUND_SHIFT = 8.0
 # The slide set of Camelyon16: the ratio of the classes in all cohorts.
 ALL_SLIDES, TUMOR_SLIDES = 129, 49
 REPEATS_A_JOB = 50
@@ -73,6 +76,13 @@ def slide_scores(rng: np.random.Generator, slides: int, area: float, spread: flo
     normal, tumor = classes(slides)
     shift = ndtri(area) * np.hypot(1, spread)
     scores = np.concatenate((rng.normal(0, 1, normal), rng.normal(shift, spread, tumor)))
+    return scores, np.arange(slides) >= normal
+
+
+def slide_scores_with_missed(rng: np.random.Generator, slides: int, area: float) -> tuple[Floats, NDArray[np.bool_]]:
+    normal, tumor = classes(slides)
+    found = rng.random(tumor) < (area - 0.5) / (ndtr(FOUND_SHIFT / math.sqrt(2)) - 0.5)
+    scores = rng.normal(np.concatenate((np.zeros(normal), FOUND_SHIFT * found)), 1)
     return scores, np.arange(slides) >= normal
 
 
@@ -157,6 +167,7 @@ def drawn_histograms(rng: np.random.Generator, scenario: str, slides: int) -> li
 def simulate(job: Job) -> Results:
     """Results of one job."""
     rng = generator(job.seed, "coverage", job.slides, job.number)
+    of_missed = generator(job.seed, "missed", job.slides, job.number)
     weights, all_slides = leave_out_weights(job.slides), np.ones((1, job.slides), np.int32)
     results: Results = {}
 
@@ -168,6 +179,9 @@ def simulate(job: Job) -> Results:
             for area in TRUE_AUCS:
                 limits = auc_interval(*slide_scores(rng, job.slides, area, spread), LEVEL)
                 add(SLIDE_AUC, f"{area:g}, {spread:g}", area, *limits)
+        for area in TRUE_AUCS:
+            limits = auc_interval(*slide_scores_with_missed(of_missed, job.slides, area), LEVEL)
+            add(SLIDE_AUC, f"{area:g}, missed", area, *limits)
         figures: dict[str, tuple[dict[str, Floats], ...]] = {}
         for scenario in SCENARIOS:
             counts = drawn_histograms(rng, scenario, job.slides)
@@ -307,7 +321,7 @@ def main() -> None:
         for job, results in zip(jobs, pool.imap(function, jobs), strict=True):
             for name, values in results.items():
                 found[job.slides].setdefault(name, []).extend(values)
-    columns = [f"{area:g}, {spread:g}" for spread in SPREADS for area in TRUE_AUCS]
+    columns = [f"{area:g}, {kind}" for kind in (*(f"{spread:g}" for spread in SPREADS), "missed") for area in TRUE_AUCS]
     if arguments.differences:
         columns = [f"{one:g} and {other:g}" for one, other in PAIRS_OF_AUCS]
     print(
