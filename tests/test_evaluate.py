@@ -52,6 +52,33 @@ def test_slide_scores_are_the_maxima(scored: Path, tmp_path: Path) -> None:
     assert rows["t1"]["lesions"] == "1"
 
 
+@pytest.mark.parametrize("patients", [6, 5])
+def test_several_slides_of_a_patient_are_reported(
+    scored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, patients: int
+) -> None:
+    own = {slide: f"p{k % patients}" for k, slide in enumerate(SLIDES)}
+    metrics = run(scored, tmp_path, Sheet({s: replace(row, patient=own[s]) for s, row in SHEET.items()}))
+    assert metrics["cohort"]["test_patients"] == patients
+    assert ("6 test slides of 5 patients: intervals take slides as independent" in caplog.text) == (patients == 5)
+
+
+def test_figures_of_patches_count_the_slides_with_patches(tissue_slide: Path, tmp_path: Path) -> None:
+    for slide in SLIDES:
+        heat, truth = maps(slide)
+        write_slide(
+            tmp_path,
+            tissue_slide / "pyramid.ome.zarr",
+            slide,
+            heat,
+            np.full_like(truth, IGNORE) if slide == "n2" else truth,
+        )
+    metrics = run(tmp_path, tmp_path / "out", Sheet({s: replace(row, label=None) for s, row in SHEET.items()}))
+    assert [metrics[level]["n_slides"] for level in ("patch", "calibration", "confusion")] == [5, 5, 5]
+    empty = run(tmp_path, tmp_path / "none", Sheet({"n2": replace(SHEET["n2"], label=None)}))
+    assert (empty["confusion"]["f1"], empty["confusion"]["f1_reason"]) == (None, "it divides by 0 patches")
+    assert metrics["confusion"]["f1_reason"] is None
+
+
 def test_slide_scores_may_be_the_mean_of_the_top_share(scored: Path, tmp_path: Path) -> None:
     metrics = run(scored, tmp_path, slide_level=SlideLevelOptions(score="top_share", top_share=0.2))
     wanted = {}

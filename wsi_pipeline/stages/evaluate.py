@@ -133,17 +133,20 @@ def run(
     main_figures = (("patch", "auc"), ("slide", "auc"), ("lesion", "froc"))
     shown = (format_figure(metrics[level], name) for level, name in main_figures)
     log.info("%d test slides: patch AUC %s, slide AUC %s, FROC %s", len(rows), *shown)
-    patients = metrics["cohort"]["test_patients"]
-    if patients < len(rows):
-        log.warning(
-            "%d test slides of %d patients: intervals take slides as independent, and are too narrow where the slides "
-            "of a patient are alike",
-            len(rows),
-            patients,
-        )
+    _warn_of_patients(len(rows), metrics["cohort"]["test_patients"])
     if missing and not allow_missing:
         raise IncompleteError(
             f"{len(missing)} of {len(wanted)} test slides have no results: {', '.join(missing[:20])}",
             remedy="The figures are marked incomplete. Run their stages, take them out by name with cohort.exclude, "
             "or add --allow-missing",
+        )
+
+
+def _warn_of_patients(slides: int, patients: int) -> None:
+    if patients < slides:
+        log.warning(
+            "%d test slides of %d patients: intervals take slides as independent, and are too narrow where the slides "
+            "of a patient are alike",
+            slides,
+            patients,
         )
