@@ -62,7 +62,7 @@ def edit_at_random(folder: Path, config: dict[str, Any], rng: random.Random) -> 
         {"heatmap": {"stride_um": rng.choice([20, 40])}},
         {"heatmap": {"smoothing_um": rng.choice([0, 50])}},
         {"heatmap": {"slides_per_job": rng.choice([1, 2])}},
-        {"tissue": {"method": rng.choice(["otsu_gray", "otsu_saturation"])}},
+        {"tissue": {"method": rng.choice(["glass_saturation", "otsu_saturation"])}},
         {"truth": {"ignore_margin_um": rng.choice([0, 25])}},
         {"training": {"learning_rate": rng.choice([1e-4, 2e-4])}},
         {"evaluation": {"operating_point": {"threshold": rng.choice([0.5, 0.7])}}},
