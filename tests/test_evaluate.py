@@ -62,23 +62,6 @@ def test_several_slides_of_a_patient_are_reported(
     assert ("6 test slides of 5 patients: intervals take slides as independent" in caplog.text) == (patients == 5)
 
 
-def test_figures_of_patches_count_the_slides_with_patches(tissue_slide: Path, tmp_path: Path) -> None:
-    for slide in SLIDES:
-        heat, truth = maps(slide)
-        write_slide(
-            tmp_path,
-            tissue_slide / "pyramid.ome.zarr",
-            slide,
-            heat,
-            np.full_like(truth, IGNORE) if slide == "n2" else truth,
-        )
-    metrics = run(tmp_path, tmp_path / "out", Sheet({s: replace(row, label=None) for s, row in SHEET.items()}))
-    assert [metrics[level]["n_slides"] for level in ("patch", "calibration", "confusion")] == [5, 5, 5]
-    empty = run(tmp_path, tmp_path / "none", Sheet({"n2": replace(SHEET["n2"], label=None)}))
-    assert (empty["confusion"]["f1"], empty["confusion"]["f1_reason"]) == (None, "it divides by 0 patches")
-    assert metrics["confusion"]["f1_reason"] is None
-
-
 def test_slide_scores_may_be_the_mean_of_the_top_share(scored: Path, tmp_path: Path) -> None:
     metrics = run(scored, tmp_path, slide_level=SlideLevelOptions(score="top_share", top_share=0.2))
     wanted = {}
@@ -217,6 +200,10 @@ def test_a_slide_without_scored_positions_is_left_out_of_the_figures_of_patches(
     metrics = run(tmp_path, tmp_path / "out", sheet)
     for level in ("patch", "calibration", "confusion"):
         assert (metrics[level]["left_out"], metrics[level]["slide_set"]) == (["n2"], "annotated"), level
+        assert metrics[level]["n_slides"] == 5, level
+    assert metrics["confusion"]["f1_reason"] is None
+    empty = run(tmp_path, tmp_path / "none", Sheet({"n2": sheet["n2"]}))
+    assert (empty["confusion"]["f1"], empty["confusion"]["f1_reason"]) == (None, "it divides by 0 patches")
 
 
 @pytest.mark.slow

@@ -101,20 +101,20 @@ def test_leave_outs_are_close_to_the_exact_ones_for_scores_of_any_scale(middle: 
 
 
 def test_groups_of_many_slides_share_out_those_with_tumour_in_any_order() -> None:
-    """Three slides with tumour among 2,500, which leave each group of 1,000 with tumour to compare with."""
+    """In two orders, in one of which the only slides with tumour are 1,000 rows apart."""
     steps, one = np.array([30_000, 30_001]), np.array([1, 1])
-    names = [f"s{k:04}" for k in range(2500)]
+    edges = bin_edges(steps, one, one)
+    names = [f"s{k:04}" for k in range(1010)]
     found = []
-    for order in (names, names[::-1], sorted(names, key=lambda name: name[::-1])):
+    for order in (names, names[::-1]):
         pooled = PooledScores()
         for name in order:
-            tumor = one if name in ("s0005", "s1005", "s2005") else np.zeros(2, np.int64)
-            pooled.add(name, steps, one, tumor, ScoreSummary.of(steps, one, tumor, bin_edges(steps, one, one)))
+            tumor = one if name in ("s0005", "s1005") else np.zeros(2, np.int64)
+            pooled.add(name, steps, one, tumor, ScoreSummary.of(steps, one, tumor, edges))
         left_out = pooled.leave_out()
         assert np.isfinite(pooled.weighted(histogram_aucs, 0.5, left_out)).all()
-        assert np.isfinite(pooled.weighted_rocs(np.linspace(0, 1, 5), left_out)).all()
         found.append({frozenset(np.array(order)[row == 0].tolist()) for row in left_out})
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_counts_beyond_32_bits_are_kept() -> None:

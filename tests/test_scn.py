@@ -19,9 +19,9 @@ from wsi_pipeline.pyramid.ome_zarr import read_image
 from wsi_pipeline.pyramid.pyramid import Pyramid
 from wsi_pipeline.stages import convert, tissue, truth
 
-CANVAS = (6000, 8000)
+CANVAS = (3600, 4400)
 # The upper left section begins at the corner of the bounds.
-CORNER, SECOND = (1000, 2000), (3400, 5200)
+CORNER, SECOND = (400, 600), (2200, 3000)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def test_the_store_has_openslides_pixels_over_white(slide: Path, tmp_path: Path)
 def test_the_canvas_between_sections_is_neither_tissue_nor_glass(tmp_path: Path, method: str, glass: int) -> None:
     picture = tissue_picture()
     picture[(picture == 244).all(axis=2)] = glass
-    path = write_scn(tmp_path / "s.scn", [(*CORNER, picture), (*SECOND, picture)], CANVAS)
+    path = write_scn(tmp_path / "s.scn", [(*CORNER, picture), (SECOND[0] - 240, SECOND[1], picture)], CANVAS)
     outputs = tissue.Outputs(tmp_path / "t.ome.zarr", tmp_path / "t.json", tmp_path / "t.png")
     inputs = tissue.Inputs(converted(tmp_path, path) / "pyramid.ome.zarr")
     tissue.run("s1", inputs, outputs, TissueRun(mpp=2, method=method))
     mask = read_image(outputs.store, 0.5).data.astype(bool)
     wanted = np.zeros_like(mask)
-    for x, y in (CORNER, SECOND):
+    for x, y in (CORNER, (SECOND[0] - 240, SECOND[1])):
         wanted[(y + 200) // 4 : (y + 1000) // 4, (x + 200) // 4 : (x + 1400) // 4] = True
     assert (mask ^ wanted).mean() < 0.002
     assert json.loads(outputs.receipt.read_text())["glass_gray"] == (glass if glass < 255 else None)

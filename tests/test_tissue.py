@@ -156,7 +156,7 @@ def test_cleaning_closes_gaps_fills_holes_and_drops_specks() -> None:
     st.sampled_from((0.05, 0.4, 0.6, 0.95)),
     st.sampled_from((1, 2, 3, 16, 512)),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_cleaning_matches_distance_transforms_and_labels(
     seed: int, radius: int, least: int, share: float, band_px: int
 ) -> None:
