@@ -181,7 +181,7 @@ def test_the_requested_level_of_a_mask_pyramid_is_read(tmp_path: Path) -> None:
     assert mask.shape == (8, 12)
     assert np.argwhere(mask).tolist() == [[2, 3]]
     # Any other level would be measured at a wrong scale.
-    with pytest.raises(PredictionError, match="4 levels, and --level 5 is none of them"):
+    with pytest.raises(PredictionError, match="it has 4 levels, and --level 5 is none of them"):
         read_mask(tmp_path / "m.tif", 5)
 
 

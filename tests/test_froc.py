@@ -15,7 +15,7 @@ from wsi_pipeline.config import IntervalOptions, LesionLevelOptions
 from wsi_pipeline.errors import PredictionError
 from wsi_pipeline.evaluation.cohort_metrics import lesion_figures
 from wsi_pipeline.evaluation.detections import match_lesions
-from wsi_pipeline.evaluation.external import judge_detections
+from wsi_pipeline.evaluation.external import external_froc
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.metrics.lesions import Detection, FrocCurves, Lesions, PooledHits, SlideHits, match_detections
 from wsi_pipeline.morphology import Runs
@@ -113,7 +113,7 @@ def test_the_official_score_from_masks_of_level_5(tmp_path: Path) -> None:
             if slide:
                 tifffile.imwrite(folders[1] / f"s{slide}_mask.tif", mask * np.uint8(255))
         wanted = official_score(cases, pixel=32)
-        judged = judge_detections(*folders, mpp=0.243, level=5, exclude=(), options=options, interval=INTERVAL)
+        judged = external_froc(*folders, mpp=0.243, level=5, exclude=(), options=options, interval=INTERVAL)
         assert (judged["froc"], judged["protocol"]) == (wanted, "camelyon16")
         assert lesion_figures(by_stage, INTERVAL)["froc"] == wanted
     assert isolated > 10
@@ -168,7 +168,7 @@ def test_a_hit_and_a_false_positive_with_the_same_decimal_tie(tmp_path: Path, de
     mask[:50] = 255
     tifffile.imwrite(tmp_path / "masks" / "a.tif", mask)
     (tmp_path / "detections" / "a.csv").write_text(f"{decimal},100,100\n{decimal},100,3000\n0.5,100,3000\n")
-    judged = judge_detections(
+    judged = external_froc(
         tmp_path / "detections",
         tmp_path / "masks",
         mpp=0.243,
@@ -185,7 +185,7 @@ def test_the_protocol_has_its_own_lengths_and_scale(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the protocol camelyon16 has merge_um 75 and itc_um 275"):
         LesionLevelOptions(protocol="camelyon16", itc_um=200)
     with pytest.raises(PredictionError, match=r"has 0\.243 um per pixel and masks of level 5, not 0\.25 and 5"):
-        judge_detections(
+        external_froc(
             tmp_path,
             tmp_path,
             mpp=0.25,

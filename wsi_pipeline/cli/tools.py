@@ -120,9 +120,9 @@ def froc(
 ) -> None:
     """Evaluate detections of any system by the FROC of Camelyon16."""
     from wsi_pipeline.config import IntervalOptions, LesionLevelOptions
-    from wsi_pipeline.evaluation.external import froc_text, judge_detections
+    from wsi_pipeline.evaluation.external import external_froc, froc_text
 
-    figures = judge_detections(
+    figures = external_froc(
         detections,
         masks,
         mpp=mpp,
@@ -144,9 +144,9 @@ def roc(
 ) -> None:
     """Evaluate slide scores of any system by ROC AUC, and compare two models."""
     from wsi_pipeline.config import IntervalOptions
-    from wsi_pipeline.evaluation.external import judge_scores, roc_text
+    from wsi_pipeline.evaluation.external import external_roc, roc_text
 
-    figures = judge_scores(scores, against, interval=IntervalOptions(), seed=seed, permutations=permutations)
+    figures = external_roc(scores, against, interval=IntervalOptions(), seed=seed, permutations=permutations)
     _print_and_write(roc_text(figures), figures, output)
 
 

@@ -38,7 +38,7 @@ _MAX_COORDINATE = 2**31
 _HEADERS = (["confidence", "x", "y"], ["probability", "x", "y"])
 
 
-def judge_detections(
+def external_froc(
     detections: Path,
     masks: Path,
     *,
@@ -138,7 +138,7 @@ def read_mask(path: Path, level: int) -> NDArray[np.bool_]:
             with tifffile.TiffFile(path) as tiff:
                 levels = tiff.series[0].levels
                 if 1 < len(levels) <= level:
-                    raise ValueError(f"{len(levels)} levels, and --level {level} is none of them")
+                    raise ValueError(f"it has {len(levels)} levels, and --level {level} is none of them")
                 pixels = np.asarray(levels[level if len(levels) > level else 0].asarray())
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise ValueError("values that are not finite")
@@ -192,7 +192,7 @@ def _check_inside(path: Path, found: Sequence[Detection], shape: tuple[int, ...]
             )
 
 
-def judge_scores(path: Path, other: Path | None, *, interval: IntervalOptions, seed: int, permutations: int) -> Figures:
+def external_roc(path: Path, other: Path | None, *, interval: IntervalOptions, seed: int, permutations: int) -> Figures:
     """ROC AUC of a table `slide,score,label`, and its comparison with another on the same slides."""
     scores, is_tumor, slides = _scores(path)
     figures = {"schema_version": SCHEMA_VERSION, **slide_figures(scores, is_tumor, interval)}
