@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from scipy import stats
 from sklearn import metrics as sk
 from typer.testing import CliRunner
 
+from helpers.compared import MODELS, PARTS, change_receipts, evaluate_again, evaluated, heat_of
 from helpers.evaluated import SHEET, SLIDES, counted, maps, write_slide
 from wsi_pipeline.cli import app as cli
 from wsi_pipeline.cohort.sheet import Sheet
@@ -29,20 +29,10 @@ from wsi_pipeline.io.layout import Layout
 from wsi_pipeline.masks.label_images import TUMOR
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import DetectReceipt
-from wsi_pipeline.stages import evaluate
 
 pytestmark = pytest.mark.slow
 
-MODELS = ("a", "b", "c")
 FIGURES = ("slide_auc", "patch_auc", "froc", "froc_all_thresholds")
-PARTS = ("scores", "confusion", "detections")
-
-
-def heat_of(model: str, slide: str) -> np.ndarray:
-    """The heatmap of a slide: that of `maps` for the model a, and with more errors for the others."""
-    heat, noise_share = maps(slide)[0], {"a": 0.0, "b": 0.5, "c": 0.8}[model]
-    noise = np.random.default_rng([*model.encode(), *slide.encode()]).uniform(0, 1, heat.shape)
-    return (1 - noise_share) * heat + noise_share * noise
 
 
 @pytest.fixture(scope="module")
@@ -55,35 +45,6 @@ def predicted(scored: Path, tissue_slide: Path, tmp_path_factory: pytest.TempPat
             heat, truth = heat_of(model, slide), maps(slide)[1]
             write_slide(root / model, tissue_slide / "pyramid.ome.zarr", slide, heat, truth, model=64 * model)
     return root
-
-
-def evaluated(predicted: Path, results: Path, sheets: dict[str, Sheet] | None = None, **more: Any) -> Path:
-    """A results folder with an evaluation of each model, on the slides of a sheet."""
-    for model, sheet in (sheets or dict.fromkeys(MODELS, SHEET)).items():
-        for part in PARTS:
-            shutil.copytree(predicted / model / part, results / part / model, dirs_exist_ok=True)
-        (results / "calibration").mkdir(exist_ok=True)
-        shutil.copy(predicted / model / "calibration.json", results / "calibration" / f"{model}.json")
-        evaluate_again(results, model, sheet, **more)
-    return results
-
-
-def evaluate_again(results: Path, model: str, sheet: Sheet = SHEET, **more: Any) -> None:
-    folders = {part: results / part / model for part in PARTS}
-    inputs = evaluate.Inputs(**folders, calibration=results / "calibration" / f"{model}.json")
-    evaluate.run(sheet, inputs, evaluate.Outputs(results / "evaluation" / model), EvaluateRun(**more))
-
-
-def change_receipts(
-    results: Path, model: str, part: str, slides: str, change: Callable[[dict[str, Any]], None]
-) -> None:
-    """Change receipts of a model, and evaluate it again."""
-    for slide in slides.split():
-        path = results / part / model / f"{slide}.json"
-        facts = json.loads(path.read_text())
-        change(facts)
-        path.write_text(json.dumps(facts))
-    evaluate_again(results, model)
 
 
 @pytest.fixture(scope="module")
