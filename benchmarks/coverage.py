@@ -26,7 +26,13 @@ from scipy.special import expit, ndtr, ndtri
 from wsi_pipeline.evaluation.confusion import RATIOS
 from wsi_pipeline.metrics.curves import Histogram, auc
 from wsi_pipeline.metrics.delong import auc_contributions, auc_interval
-from wsi_pipeline.metrics.intervals import Weights, jackknife_interval, leave_out_weights, paired_difference
+from wsi_pipeline.metrics.intervals import (
+    Weights,
+    is_constant,
+    jackknife_interval,
+    leave_out_weights,
+    paired_difference,
+)
 from wsi_pipeline.metrics.lesions import PooledHits, SlideHits
 from wsi_pipeline.metrics.pooled import histogram_aucs, histogram_average_precisions
 from wsi_pipeline.seeds import generator
@@ -256,7 +262,11 @@ def true_differences(seed: int) -> dict[str, dict[str, float]]:
 
 
 def simulate_differences(job: Job) -> Results:
-    """Results of one job for the differences of two models; cohorts without variance have no interval."""
+    """Results of one job for the differences of two models.
+
+    As in the command compare, there is no interval without variance, and none where a figure other than the slide AUC
+    is the same for one model whichever slide is left out.
+    """
     rng = generator(job.seed, "coverage", "differences", job.slides, job.number)
     normal, tumor = classes(job.slides)
     is_tumor = np.arange(job.slides) >= normal
@@ -283,9 +293,10 @@ def simulate_differences(job: Job) -> Results:
                 ("patch AUC", patch_aucs(counts, all_slides), patch_aucs(counts, weights)),
                 ("FROC", froc_scores(hits, all_slides), froc_scores(hits, weights)),
             ):
-                difference = float((of_all[0] - of_all[1])[0])
-                true = job.truth[part][f"{deficit:g}"]
-                add(part, f"{deficit:g}", true, difference, left_out[0] - left_out[1] - difference)
+                one, other = (left - own[0] for left, own in zip(left_out, of_all, strict=True))
+                if is_constant(one) == is_constant(other):
+                    true = job.truth[part][f"{deficit:g}"]
+                    add(part, f"{deficit:g}", true, float((of_all[0] - of_all[1])[0]), one - other)
     return results
 
 

@@ -13,12 +13,13 @@ from sklearn import metrics as sk
 
 from helpers.evaluated import KINDS, SHEET, SLIDES, counted, log_odds, maps, pooled, run, write_slide
 from wsi_pipeline.cohort.sheet import Sheet, SlideRow
-from wsi_pipeline.config import (
-    SlideLevelOptions,
-)
+from wsi_pipeline.config import SlideLevelOptions
 from wsi_pipeline.errors import ConfigError, IncompleteError, StoreError
+from wsi_pipeline.evaluation import slide_results
+from wsi_pipeline.evaluation.score_histogram import ScoreHistogram
 from wsi_pipeline.evaluation.summary import format_figure
 from wsi_pipeline.masks.label_images import IGNORE, TUMOR
+from wsi_pipeline.receipts.evaluation import ScoresReceipt
 
 
 def test_patch_metrics_match_scikit_learn_on_pooled_patches(scored: Path, tmp_path: Path) -> None:
@@ -60,6 +61,23 @@ def test_several_slides_of_a_patient_are_reported(
     metrics = run(scored, tmp_path, Sheet({s: replace(row, patient=own[s]) for s, row in SHEET.items()}))
     assert metrics["cohort"]["test_patients"] == patients
     assert ("6 test slides of 5 patients: intervals take slides as independent" in caplog.text) == (patients == 5)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_bins_follow_slides_of_both_kinds_in_any_order(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: int
+) -> None:
+    read: list[str] = []
+    original = ScoreHistogram.read
+
+    def recorded(path: Path, receipt: ScoresReceipt) -> ScoreHistogram:
+        read.append(path.stem)
+        return original(path, receipt)
+
+    monkeypatch.setattr(slide_results, "_SAMPLE_SLIDES", 2)
+    monkeypatch.setattr(ScoreHistogram, "read", recorded)
+    run(scored, tmp_path, Sheet({slide: SHEET[slide] for slide in [*SHEET][::order]}))
+    assert read == ["n1", "n3", "t1", "t3", *sorted(SHEET)]
 
 
 def test_slide_scores_may_be_the_mean_of_the_top_share(scored: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from wsi_pipeline.metrics.steps import STEPS
 from wsi_pipeline.receipts.base import read_receipt
 from wsi_pipeline.receipts.evaluation import CalibrateReceipt, ConfusionReceipt, DetectReceipt, ScoresReceipt
 
-# Slides whose scores decide on the bins for all: reading a histogram takes milliseconds.
-_SAMPLE_SLIDES = 200
+# Slides without and with tumour whose scores decide on the bins for all: reading a histogram takes milliseconds.
+_SAMPLE_SLIDES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ def hits_of(detections: DetectReceipt) -> SlideHits | None:
 def hits_of_slides(slides: Sequence[SlideResult]) -> list[SlideHits]:
     """Hits of the slides whose lesions can be scored.
 
-    Their order depends on the slides alone, and those with lesions are together: so groups that are left out are too,
-    and share them out.
+    Sorted, those with lesions last: the groups of slides that intervals leave out then depend on no order, and each has
+    as many slides with lesions as any other, or one more.
     """
     found = [(s.row.slide, hits) for s in slides if (hits := hits_of(s.detections)) is not None]
     return [hits for _, hits in sorted(found, key=lambda one: (bool(one[1].lesions), one[0]))]
@@ -149,7 +149,10 @@ def load_results(
 def _bin_edges(slides: Sequence[SlideResult], folders: ResultFolders) -> NDArray[np.int64]:
     """Edges of bins for the scores of all slides, from a sample of them that does not depend on their order."""
     ordered = sorted(slides, key=lambda result: result.row.slide)
-    sample = [ordered[k] for k in np.linspace(0, len(ordered) - 1, min(len(ordered), _SAMPLE_SLIDES)).astype(int)]
+    sample = list[SlideResult]()
+    for has_tumor in (False, True):
+        own = [one for one in ordered if (one.scores.positions.tumor > 0) == has_tumor]
+        sample += [own[k] for k in np.linspace(0, len(own) - 1, min(len(own), _SAMPLE_SLIDES)).astype(int)]
     counted = ScoreHistogram.sum_of(ScoreHistogram.read(folders.histogram(one.row.slide), one.scores) for one in sample)
     return bin_edges(counted.steps, counted.normal, counted.tumor)
 

@@ -26,7 +26,7 @@ from wsi_pipeline.geometry import Box, Size
 from wsi_pipeline.masks.annotations import Annotation
 from wsi_pipeline.masks.outlines import Canvas
 from wsi_pipeline.masks.rasterize import PolygonRasterizer
-from wsi_pipeline.masks.tissue_detection import find_threshold, is_tissue, tissue_features
+from wsi_pipeline.masks.tissue_detection import apply_threshold, find_threshold, tissue_features
 from wsi_pipeline.slides.openslide_reader import SourceSlide
 
 OVERVIEW_PX = 1024
@@ -133,7 +133,7 @@ def position_tissue(method: TissueMethod | None = None, threshold: float | None 
 def _tissue(picture: NDArray[np.uint8], options: TissueOptions, *, has_canvas: bool) -> NDArray[np.bool_]:
     features = tissue_features(picture, options)
     threshold = find_threshold(features.histogram(), options, has_canvas=has_canvas)
-    known = is_tissue(features.value(options), threshold.value, options)
+    known = apply_threshold(features.value(options), threshold.value, options)
     # Widened, as borders are drawn generously.
     widened: NDArray[np.bool_] = ndimage.binary_dilation(known, iterations=2)
     return widened

@@ -79,7 +79,7 @@ def tissue_features(rgb: NDArray[np.uint8], options: TissueOptions) -> Features:
     return Features(gray, saturation, ink)
 
 
-def is_tissue(value: NDArray[np.uint8], threshold: float, options: TissueOptions) -> Mask:
+def apply_threshold(value: NDArray[np.uint8], threshold: float, options: TissueOptions) -> Mask:
     """Tissue before cleaning, (h, w) bool: more saturated, or darker, than the threshold."""
     return value > threshold if options.method in SATURATION_METHODS else value < threshold
 
@@ -101,7 +101,7 @@ def tissue_bands(value: Rows, ink: Rows, threshold: float, options: TissueOption
     height = value.shape[0]
     found = PackedMask(
         value.shape,
-        (is_tissue(value[band], threshold, options) & (ink[band] == NO_INK) for band in bands(height)),
+        (apply_threshold(value[band], threshold, options) & (ink[band] == NO_INK) for band in bands(height)),
     )
     large_ink = without_small(MappedRows(ink, lambda codes: codes != NO_INK), options.min_hole_um2 / options.mpp**2)
     for band, part, inked in zip(bands(height), clean_mask(found, options), large_ink, strict=True):

@@ -118,7 +118,7 @@ class PooledScores:
         return sum(bool(s.normal.any() or s.tumor.any()) for s in self._summaries)
 
     def leave_out(self) -> Weights:
-        """`leave_out_weights` of the slides; groups do not depend on their order, and share out those with tumour."""
+        """`leave_out_weights` of the slides; groups depend on no order, and each has its share of those with tumour."""
         keys = [(bool(s.tumor.any()), name) for s, name in zip(self._summaries, self._names, strict=True)]
         ranks = np.empty(len(keys), np.int64)
         ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
